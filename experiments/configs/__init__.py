@@ -1,0 +1,1 @@
+"""One config file per algorithm; each lists only what differs."""

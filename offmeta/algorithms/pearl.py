@@ -1,0 +1,301 @@
+"""PEARL: off-policy meta-RL with a probabilistic context encoder.
+
+Rakelly, Zhou, Quillen, Finn, Levine: "Efficient Off-Policy Meta-Reinforcement
+Learning via Probabilistic Context Variables", ICML 2019, arXiv 1903.08254.
+Soft actor-critic with a value network (its first form), online, with true
+rewards. Two published settings differ and are switches:
+
+* the behaviour policy of SMAC (spec smac 3.3; the defaults here): the encoder
+  also trains on the reward error of a decoder, the latent is drawn anew at
+  every step, hidden biases start at 0, value learning rate 1e-3;
+* the first release (spec baselines A1): `train_decoder=False`,
+  `latent_resample_period=0`, `hidden_bias=0.1`, `value_lr=3e-4`.
+
+In both the KL is a *sum* over tasks, so the meta-batch size scales it.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from offmeta import optim, parallel
+from offmeta.algorithms import latent
+from offmeta.losses import latent as latent_losses
+from offmeta.losses import policy as policy_losses
+from offmeta.losses import td
+from offmeta.networks import actors, context, critics
+from offmeta.networks.distributions import task_noise
+from offmeta.types import (
+    Algorithm,
+    Array,
+    BatchSpec,
+    EnvSpec,
+    LearnerState,
+    MetaBatch,
+    Network,
+    Params,
+    Stage,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineConfig:
+  """Updates of one online iteration."""
+
+  num_updates: int = 16_000  # gradient steps per iteration (4000 x 4)
+  num_tasks: int = 4  # meta-batch
+  query_size: int = 256  # RL transitions per task
+  context_size: int = 64  # encoder transitions per task
+  task_repeat: int = 4  # consecutive updates on the same tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Hyper-parameters (specs smac 3.3 and baselines A1.5)."""
+
+  latent_size: int = 5  # dimensions of z
+  encoder_hidden: tuple[int, ...] = (200, 200, 200)
+  decoder_hidden: tuple[int, ...] = (64, 64)
+  critic_hidden: tuple[int, ...] = (300, 300, 300)
+  value_hidden: tuple[int, ...] = (300, 300, 300)
+  actor_hidden: tuple[int, ...] = (300, 300, 300)
+  hidden_bias: float = 0.0  # initial hidden biases; 0.1 in the first release
+  context_lr: float = 3e-4  # encoder and decoder
+  critic_lr: float = 3e-4
+  value_lr: float = 1e-3  # 3e-4 in the first release
+  actor_lr: float = 3e-4
+  discount: float = 0.99
+  target_rate: float = 0.005  # polyak step of the target value, every update
+  reward_scale: float = 5.0  # sets the temperature: entropy weight is 1
+  kl_weight: float = 0.1  # on the KL summed over tasks and dimensions
+  train_decoder: bool = True  # reward error as a further encoder loss
+  backprop_q_into_encoder: bool = True  # TD gradient into z
+  mean_weight: float = 1e-3  # on the squared policy means before the tanh
+  log_std_weight: float = 1e-3  # on the squared policy log-std
+  use_next_observation: bool = False  # in the context (dynamics families)
+  latent_resample_period: int = 1  # steps per z while acting; 0: episode
+  online: OnlineConfig = OnlineConfig()
+
+
+class Networks(NamedTuple):
+  """The five networks."""
+
+  encoder: Network  # (context, mask) -> Gaussian [Z]
+  decoder: Network  # (s, a, z) -> reward
+  critic: Network  # (s, a, z) -> [2, ...]
+  value: Network  # (s, z) -> [...]
+  actor: Network  # (s, z) -> TanhNormal
+
+
+def make_networks(spec: EnvSpec, config: Config) -> Networks:
+  """Networks of spec baselines A1.1."""
+  o, a, z = spec.observation_size, spec.action_size, config.latent_size
+  bias = config.hidden_bias
+  return Networks(
+      encoder=context.set_encoder(
+          o, a, z, config.encoder_hidden, config.use_next_observation, bias),
+      decoder=critics.scalar((o, a, z), config.decoder_hidden, bias),
+      critic=critics.q_ensemble((o, a, z), config.critic_hidden, 2, bias),
+      value=critics.scalar((o, z), config.value_hidden, bias),
+      actor=actors.tanh_gaussian_actor(
+          (o, z), a, config.actor_hidden, bias),
+  )
+
+
+def _repeat(z: Array, batch_size: int) -> Array:
+  """One latent per task [M, Z] for each of its transitions [M, B, Z]."""
+  return jnp.broadcast_to(
+      z[:, None], (z.shape[0], batch_size, z.shape[1]))
+
+
+def critic_losses(
+    params: dict[str, Params],
+    target_value: Params,
+    batch: MetaBatch,
+    noise: Array,
+    networks: Networks,
+    config: Config,
+    axis_name: str | None,
+) -> tuple[dict[str, Array], Array]:
+  """Terms that train critics, encoder and decoder (A1.3 steps 2 to 4).
+
+  Args:
+    params: groups 'context', 'critic'.
+    target_value: parameters of the target value network.
+    batch: leaves [M, N, ...] and [M, B, ...].
+    noise: [M, Z], standard normal.
+    networks: see `make_networks`.
+    config: hyper-parameters.
+    axis_name: device axis over which tasks are sharded.
+
+  Returns:
+    Scalar terms {'critic', 'kl', 'reward'} and z [M, B, Z], detached.
+  """
+  stop = jax.lax.stop_gradient
+  query = batch.query
+  posterior = networks.encoder.apply(
+      params['context']['encoder'], batch.context, batch.context_mask)
+  z = _repeat(posterior.sample(noise), query.reward.shape[1])
+  target = td.td_target(
+      query.reward, query.discount,
+      networks.value.apply(target_value, query.next_observation, stop(z)),
+      config.discount, config.reward_scale)
+  q = networks.critic.apply(
+      params['critic'], query.observation, query.action,
+      z if config.backprop_q_into_encoder else stop(z))
+  kl = latent_losses.kl_to_standard_normal(
+      posterior.mean, posterior.variance)
+  # A sum over all tasks: gradients are averaged over devices afterwards.
+  kl_loss = jnp.sum(kl) * parallel.axis_size(axis_name)
+  terms = {
+      'critic': jnp.mean(td.ensemble_squared_error(q, target)),
+      'kl': config.kl_weight * kl_loss,
+  }
+  if config.train_decoder:
+    decoded = networks.decoder.apply(
+        params['context']['decoder'], query.observation, query.action, z)
+    terms['reward'] = jnp.mean(td.squared_error(decoded, query.reward))
+  return terms, stop(z)
+
+
+def actor_losses(
+    params: dict[str, Params],
+    critic: Params,
+    batch: MetaBatch,
+    z: Array,
+    noise: Array,
+    networks: Networks,
+    config: Config,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+  """Terms that train value and actor (A1.3 steps 5 to 7).
+
+  Args:
+    params: groups 'value', 'actor'.
+    critic: the critics after their update; held fixed.
+    batch: leaves [M, B, ...] in `query`.
+    z: [M, B, Z], detached.
+    noise: [M, B, A], standard normal.
+    networks: see `make_networks`.
+    config: hyper-parameters.
+
+  Returns:
+    Scalar terms {'value', 'actor', 'regulariser'} and scalars to log.
+  """
+  observation = batch.query.observation
+  distribution = networks.actor.apply(params['actor'], observation, z)
+  action, log_prob = distribution.sample(noise)
+  q = jnp.min(
+      networks.critic.apply(critic, observation, action, z), axis=0)
+  value = networks.value.apply(params['value'], observation, z)
+  regulariser = (
+      config.mean_weight * jnp.mean(jnp.square(distribution.mean))
+      + config.log_std_weight * jnp.mean(jnp.square(distribution.log_std)))
+  terms = {
+      'value': jnp.mean(td.squared_error(
+          value, policy_losses.soft_value_target(log_prob, q))),
+      'actor': jnp.mean(policy_losses.soft_policy(log_prob, q)),
+      'regulariser': regulariser,
+  }
+  logs = {
+      'value/loss': terms['value'],
+      'actor/loss': terms['actor'],
+      'actor/entropy': -jnp.mean(log_prob),
+      'critic/q': jnp.mean(q),
+  }
+  return terms, logs
+
+
+def make(
+    spec: EnvSpec, config: Config, axis_name: str | None = None
+) -> Algorithm:
+  """PEARL for one family; it has no offline stage.
+
+  Args:
+    spec: sizes of the family.
+    config: hyper-parameters.
+    axis_name: device axis when the meta-batch is sharded.
+  """
+  networks = make_networks(spec, config)
+  optimizers = {
+      'context': optax.adam(config.context_lr),
+      'critic': optax.adam(config.critic_lr),
+      'value': optax.adam(config.value_lr),
+      'actor': optax.adam(config.actor_lr),
+  }
+
+  def init(key):
+    p = {
+        name: network.init(jax.random.fold_in(key, i))
+        for i, (name, network) in enumerate(networks._asdict().items())
+    }
+    params = {
+        'context': {'encoder': p['encoder'], 'decoder': p['decoder']},
+        'critic': p['critic'],
+        'value': p['value'],
+        'actor': p['actor'],
+    }
+    return LearnerState(
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.fold_in(key, len(networks)),
+        params=params,
+        target_params=jax.tree.map(jnp.copy, params['value']),
+        opt_state=optim.init_groups(optimizers, params),
+        extras={},
+    )
+
+  def update(state, batch):
+    keys = [
+        latent.slot_keys(state.key, state.step, batch.slot, i)
+        for i in range(2)
+    ]
+    latent_noise = task_noise(keys[0], (config.latent_size,))
+    action_noise = task_noise(keys[1], batch.query.action.shape[1:])
+
+    def first(params):
+      terms, z = critic_losses(
+          params, state.target_params, batch, latent_noise, networks, config,
+          axis_name)
+      return sum(terms.values()), (terms, z)
+
+    group = {k: state.params[k] for k in ('context', 'critic')}
+    gradients, (terms, z) = jax.grad(first, has_aux=True)(group)
+    params, opt_state = optim.step_groups(
+        optimizers, parallel.pmean(gradients, axis_name), state.opt_state,
+        state.params, frozen=('value', 'actor'))
+
+    def second(group):
+      terms, logs = actor_losses(
+          group, params['critic'], batch, z, action_noise, networks, config)
+      return sum(terms.values()), logs
+
+    group = {k: state.params[k] for k in ('value', 'actor')}
+    gradients, logs = jax.grad(second, has_aux=True)(group)
+    params, opt_state = optim.step_groups(
+        optimizers, parallel.pmean(gradients, axis_name), opt_state, params,
+        frozen=('context', 'critic'))
+    logs.update({'critic/loss': terms['critic'], 'encoder/kl_loss': terms['kl']})
+    if config.train_decoder:
+      logs['decoder/loss'] = terms['reward']
+    targets = optim.polyak(
+        state.target_params, params['value'], config.target_rate)
+    return state.replace(
+        step=state.step + 1, params=params, target_params=targets,
+        opt_state=opt_state), parallel.pmean(logs, axis_name)
+
+  online = config.online
+  batch = BatchSpec(
+      num_tasks=online.num_tasks, context_size=online.context_size,
+      query_size=online.query_size, task_repeat=online.task_repeat)
+  return Algorithm(
+      init=init,
+      offline=(),
+      online=(Stage('online', online.num_updates, batch, update),),
+      begin_online=lambda state: state,
+      relabel=None,
+      **latent.context_acting(
+          networks.encoder, networks.actor, config.latent_size,
+          config.latent_resample_period),
+  )

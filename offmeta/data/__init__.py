@@ -1,0 +1,1 @@
+"""Datasets on disk, replay on the device, sampling inside jit."""

@@ -1,0 +1,142 @@
+"""Per-task replay on the device, in insertion order.
+
+Nothing is evicted: capacities are computed from the schedule before a run
+(`training/schedule.py`), so "the first 1200 transitions" and "what was there
+at the phase switch" are prefixes.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from offmeta.types import Array, Transition
+
+
+class Buffer(NamedTuple):
+  """Transitions of M tasks.
+
+  Attributes:
+    data: leaves [M, C, ...].
+    size: [M] int32, valid leading entries.
+    offline_size: [M] int32, entries that were there when the buffer was made
+      from a dataset: the frozen offline data are this prefix.
+    sequence_start: [M, Q] int32, where each exploration sequence begins.
+    sequence_length: [M, Q] int32, its length in steps.
+    num_sequences: [M] int32.
+  """
+
+  data: Transition
+  size: Array
+  offline_size: Array
+  sequence_start: Array
+  sequence_length: Array
+  num_sequences: Array
+
+
+class Replay(NamedTuple):
+  """The two roles of data (spec smac 2.10).
+
+  Attributes:
+    rl: what the losses are taken on.
+    encoder: what contexts are drawn from; None when one buffer serves both.
+  """
+
+  rl: Buffer
+  encoder: Buffer | None
+
+  def contexts(self) -> Buffer:
+    """The buffer that contexts are drawn from."""
+    return self.rl if self.encoder is None else self.encoder
+
+
+def make(
+    data: Transition, size: Array, capacity: int, max_sequences: int = 0
+) -> Buffer:
+  """A buffer that starts with the given data.
+
+  Args:
+    data: leaves [M, C0, ...].
+    size: [M], valid leading entries.
+    capacity: C >= C0.
+    max_sequences: Q; 0 keeps no table.
+
+  Raises:
+    ValueError: capacity below C0.
+  """
+  num_tasks, old = data.reward.shape
+  if capacity < old:
+    raise ValueError(f'buffer capacity {capacity} below the {old} rows given')
+
+  def pad(x):
+    widths = [(0, 0), (0, capacity - old)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, widths)
+
+  size = jnp.asarray(size, jnp.int32)
+  table = jnp.zeros((num_tasks, max_sequences), jnp.int32)
+  return Buffer(
+      data=jax.tree.map(pad, data),
+      size=size,
+      offline_size=size,
+      sequence_start=table,
+      sequence_length=table,
+      num_sequences=jnp.zeros((num_tasks,), jnp.int32),
+  )
+
+
+def empty(
+    example: Transition, num_tasks: int, capacity: int, max_sequences: int = 0
+) -> Buffer:
+  """A buffer without data, for transitions like `example` (leaves [...])."""
+  data = jax.tree.map(
+      lambda x: jnp.zeros((num_tasks, 0) + x.shape, x.dtype), example)
+  return make(
+      data, jnp.zeros((num_tasks,), jnp.int32), capacity, max_sequences)
+
+
+def append(
+    buffer: Buffer, task_id: Array, data: Transition, count: Array
+) -> Buffer:
+  """Appends the first `count` rows of `data` [T, ...] to one task.
+
+  All T rows are written; those past `count` lie beyond `size` and the next
+  append overwrites them. So the capacity must hold T rows more than the data:
+  the caller guarantees it (`training/schedule.py`).
+  """
+  start = buffer.size[task_id]
+
+  def write(old, new):
+    index = (task_id, start) + (0,) * (old.ndim - 2)
+    return jax.lax.dynamic_update_slice(
+        old, new[None].astype(old.dtype), index)
+
+  return buffer._replace(
+      data=jax.tree.map(write, buffer.data, data),
+      size=buffer.size.at[task_id].add(count.astype(jnp.int32)),
+  )
+
+
+def clear(buffer: Buffer, task_id: Array) -> Buffer:
+  """Forgets one task's data (PEARL's encoder buffer, A1.4)."""
+  return buffer._replace(
+      size=buffer.size.at[task_id].set(0),
+      offline_size=buffer.offline_size.at[task_id].set(0),
+      num_sequences=buffer.num_sequences.at[task_id].set(0),
+  )
+
+
+def record_sequence(
+    buffer: Buffer, task_id: Array, start: Array, length: Array
+) -> Buffer:
+  """Notes that rows [start, start + length) are one exploration sequence."""
+  slot = buffer.num_sequences[task_id]
+  return buffer._replace(
+      sequence_start=buffer.sequence_start.at[task_id, slot].set(start),
+      sequence_length=buffer.sequence_length.at[task_id, slot].set(length),
+      num_sequences=buffer.num_sequences.at[task_id].add(1),
+  )
+
+
+def take(buffer: Buffer, task_id: Array, index: Array) -> Transition:
+  """Rows of one task: index [N] -> leaves [N, ...]."""
+  return jax.tree.map(lambda x: x[task_id, index], buffer.data)

@@ -1,0 +1,646 @@
+"""Offline datasets: what they hold, and their form on disk.
+
+On disk a dataset is a directory: `manifest.json` and one `.npy` file per array.
+The manifest says what the data are (family, options, tasks, behaviour returns),
+how they were made, and what every file must be (shape, dtype, size, SHA-256).
+Everything is validated when saved and again when loaded; nothing is unpickled.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from typing import Any, NamedTuple
+import warnings
+
+import numpy as np
+
+from offmeta.types import Array, EnvSpec, Transition
+
+_SCHEMA_VERSION = 1
+_MANIFEST = 'manifest.json'
+_ACTION_TOLERANCE = 1e-6
+_NAME = re.compile(r'[A-Za-z0-9_]+')
+_DTYPES = ('float32', 'int32', 'bool')  # of extras and task parameters
+# Differences in these can be forced; see `load`.
+_SOFT_FACTS = ('episode_length', 'terminates')
+_HARD_FACTS = ('name', 'observation_size', 'action_size', 'feature_size')
+_MANIFEST_FIELDS: dict[str, type] = {
+  'spec': dict,
+  'task_parameters': list,
+  'num_tasks': int,
+  'capacity': int,
+  'size': list,
+  'episode_return': list,
+  'source': dict,
+  'leaves': dict,
+}
+
+
+class DatasetError(ValueError):
+  """A dataset is missing, damaged, of something else, or not valid."""
+
+
+class MetaDataset(NamedTuple):
+  """A fixed set of logged data for M training tasks.
+
+  Attributes:
+    transitions: leaves [M, C, ...], in insertion order; extras hold 'features'
+      [M, C, F].
+    size: [M] int32, how many leading entries of C are valid.
+    context: what the encoder is fed, leaves [M, Cc, ...]; None means the same
+      as `transitions`.
+    context_size: [M] int32, None together with `context`.
+    tasks: parameters of the training tasks, leaves [M, ...].
+    episode_return: [M], mean return of the logged whole episodes, that is the
+      behaviour return of each task, in raw reward units.
+  """
+
+  transitions: Transition
+  size: Array
+  context: Transition | None
+  context_size: Array | None
+  tasks: Mapping[str, Array]
+  episode_return: Array
+
+
+def save(
+  path: str | os.PathLike[str],
+  dataset: MetaDataset,
+  spec: EnvSpec,
+  source: Mapping[str, Any],
+  *,
+  overwrite: bool = False,
+) -> None:
+  """Validates a dataset and writes it, all or nothing.
+
+  Args:
+    path: directory to create.
+    dataset: what to write; jax or numpy arrays.
+    spec: of the family that the data come from.
+    source: how the data were made (command, seed, ...), anything that JSON can
+      hold; kept in the manifest.
+    overwrite: replace a dataset that is there already.
+
+  Raises:
+    DatasetError: if the dataset is not valid, something is at `path` already,
+      or it cannot be written; what was there before is then untouched.
+  """
+  path = pathlib.Path(path).absolute()
+  _finish_interrupted(path)
+  if path.exists() and not overwrite:
+    raise DatasetError(
+      f'{path}: exists already; choose another directory or pass overwrite=True'
+    )
+  if path.exists() and not (path / _MANIFEST).exists():
+    raise DatasetError(
+      f'{path}: exists and is not a dataset, so it is not overwritten;'
+      ' choose another directory'
+    )
+  validate(dataset, spec, where=str(path))
+  leaves = {name: np.asarray(leaf) for name, leaf in _leaves(dataset)}
+  temporary, replaced = _temporary(path), _replaced(path)
+  try:
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    files = {}
+    for name, leaf in leaves.items():
+      files[name] = _write_leaf(temporary / _file_name(name), leaf)
+    manifest = _manifest(dataset, spec, source, files, str(path))
+    _write_text(temporary / _MANIFEST, json.dumps(manifest, indent=1) + '\n')
+    if path.exists():
+      path.rename(replaced)
+    temporary.rename(path)
+    _sync_directory(path.parent)
+  except OSError as error:
+    if replaced.exists() and not path.exists():
+      replaced.rename(path)
+    raise DatasetError(
+      f'{path}: could not be written: {error.strerror or error}. Nothing was'
+      ' left behind; make room or choose another directory'
+    ) from error
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+  shutil.rmtree(replaced, ignore_errors=True)
+
+
+def load(
+  path: str | os.PathLike[str],
+  expected_spec: EnvSpec | None = None,
+  *,
+  force: bool = False,
+) -> MetaDataset:
+  """Reads a dataset and checks that it is whole, valid and the right one.
+
+  Args:
+    path: directory written by `save`.
+    expected_spec: of the family in use; None accepts any family.
+    force: warn, rather than fail, where the data were made with other options
+      (simulator backend, versions, episode length). Another family or other
+      sizes always fail.
+
+  Returns:
+    The dataset, as numpy arrays.
+
+  Raises:
+    DatasetError: says which file or array, where in it, and what to do.
+  """
+  path = pathlib.Path(path).absolute()
+  manifest = load_manifest(path)
+  spec = EnvSpec(**manifest['spec'])
+  if expected_spec is not None:
+    _check_spec(path, spec, expected_spec, force)
+  leaves = {}
+  for name, facts in manifest['leaves'].items():
+    leaves[name] = _read_leaf(path / _file_name(name), facts)
+  dataset = _assemble(path, leaves)
+  validate(dataset, spec, where=str(path))
+  return dataset
+
+
+def load_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """The manifest of a dataset: what it is and how it was made.
+
+  Args:
+    path: directory written by `save`.
+
+  Returns:
+    The manifest; 'spec', 'size', 'episode_return', 'source' and so on.
+
+  Raises:
+    DatasetError: if there is none, or it is not one of this version.
+  """
+  path = pathlib.Path(path).absolute()
+  file = path / _MANIFEST
+  again = 'collect the data again, or restore the directory from a copy'
+  try:
+    _finish_interrupted(path)
+    manifest = json.loads(file.read_text(encoding='utf-8'))
+  except FileNotFoundError as error:
+    raise DatasetError(
+      f'{file}: no such file, so {path} is not a dataset; check the path, or'
+      ' collect the data first'
+    ) from error
+  except OSError as error:
+    raise DatasetError(f'{file}: {error.strerror}; check the path') from error
+  except ValueError as error:
+    raise DatasetError(f'{file}: not valid JSON ({error}); {again}') from error
+  if not isinstance(manifest, dict) or 'schema_version' not in manifest:
+    raise DatasetError(f'{file}: not the manifest of a dataset; {again}')
+  if manifest['schema_version'] != _SCHEMA_VERSION:
+    raise DatasetError(
+      f'{file}: schema version {manifest["schema_version"]!r}, this version'
+      f' of offmeta reads {_SCHEMA_VERSION}; collect the data again, or use'
+      ' the version of offmeta that wrote them'
+    )
+  for field, kind in _MANIFEST_FIELDS.items():
+    if not isinstance(manifest.get(field), kind):
+      raise DatasetError(
+        f'{file}: field {field!r} is missing or not a {kind.__name__}; {again}'
+      )
+  if manifest['spec'].keys() != set(EnvSpec._fields):
+    raise DatasetError(
+      f"{file}: field 'spec' must hold {', '.join(EnvSpec._fields)}; {again}"
+    )
+  for name, facts in manifest['leaves'].items():
+    named = all(_NAME.fullmatch(part) for part in name.split('.'))
+    fields = {'shape', 'dtype', 'bytes', 'sha256'}
+    if not named or not isinstance(facts, dict) or not fields <= facts.keys():
+      raise DatasetError(
+        f'{file}: the entry of leaf {name!r} is broken; {again}'
+      )
+  return manifest
+
+
+def validate(
+  dataset: MetaDataset, spec: EnvSpec, *, where: str = 'dataset'
+) -> None:
+  """Checks shapes, dtypes, sizes and values of a dataset.
+
+  Entries beyond `size` (unwritten capacity) are not looked at.
+
+  Args:
+    dataset: what to check.
+    spec: of the family that the data come from.
+    where: named at the start of an error message, e.g. a path.
+
+  Raises:
+    DatasetError: names the leaf, the first bad index and what is wrong there.
+  """
+  size = _check_array(f'{where}: size', dataset.size, (None,), ('int32',))
+  num_tasks = size.shape[0]
+  if num_tasks == 0:
+    raise DatasetError(f'{where}: size: the dataset has no tasks')
+  _check_part(f'{where}: transitions', dataset.transitions, size, spec)
+  if (dataset.context is None) != (dataset.context_size is None):
+    raise DatasetError(
+      f'{where}: context and context_size go together; give both or neither'
+    )
+  if dataset.context is not None:
+    context_size = _check_array(
+      f'{where}: context_size', dataset.context_size, (num_tasks,), ('int32',)
+    )
+    _check_part(f'{where}: context', dataset.context, context_size, spec)
+  for name, leaf in dataset.tasks.items():
+    _check_name(f'{where}: tasks', name)
+    array = _check_array(
+      f'{where}: tasks.{name}', leaf, (num_tasks, ...), _DTYPES
+    )
+    _check_values(
+      f'{where}: tasks.{name}', array, ~np.isfinite(array), 'finite'
+    )
+  returns = _check_array(
+    f'{where}: episode_return',
+    dataset.episode_return,
+    (num_tasks,),
+    ('float32',),
+  )
+  _check_values(
+    f'{where}: episode_return', returns, ~np.isfinite(returns), 'finite'
+  )
+
+
+def slice_transitions(
+  dataset: MetaDataset, start: int | None, stop: int | None
+) -> MetaDataset:
+  """Part of every task's transitions, by insertion order.
+
+  Works like `x[start:stop]` on the valid entries of each task, except that
+  asking for more than there is raises: (0, 1200) is the first 1200, (-1200,
+  None) the last 1200. Separate encoder data and `episode_return` stay those of
+  the whole log.
+
+  Args:
+    dataset: what to slice.
+    start: first entry; negative counts from the task's end; None is 0.
+    stop: one past the last entry; negative as above; None is the task's end.
+
+  Returns:
+    A dataset whose capacity is the longest slice; numpy arrays.
+
+  Raises:
+    DatasetError: if a task has fewer transitions than asked for, or the slice
+      is empty.
+  """
+  size = np.asarray(dataset.size)
+  low = _boundary(start, size, 0)
+  high = _boundary(stop, size, size)
+  for task in range(size.shape[0]):
+    if low[task] < 0 or high[task] > size[task] or high[task] <= low[task]:
+      raise DatasetError(
+        f'slice [{start}:{stop}] of task {task} is empty or reaches beyond'
+        f' its {size[task]} transitions; ask for less, or collect more data'
+      )
+  length = high - low
+  entry = np.arange(length.max())
+  index = np.where(entry < length[:, None], low[:, None] + entry, 0)
+
+  def take(leaf: Array) -> np.ndarray:
+    array = np.asarray(leaf)
+    part = array[np.arange(array.shape[0])[:, None], index]
+    part[entry >= length[:, None]] = 0
+    return part
+
+  return dataset._replace(
+    transitions=_map_transition(take, dataset.transitions),
+    size=length.astype(np.int32),
+  )
+
+
+def _boundary(
+  position: int | None, size: np.ndarray, default: int | np.ndarray
+) -> np.ndarray:
+  """A slice boundary for each task, [M], not clipped."""
+  if position is None:
+    return np.broadcast_to(default, size.shape)
+  return size + position if position < 0 else np.full_like(size, position)
+
+
+def _map_transition(
+  function: Callable[[Array], Any], transition: Transition
+) -> Transition:
+  extras = {name: function(x) for name, x in transition.extras.items()}
+  return Transition(*(function(x) for x in transition[:-1]), extras=extras)
+
+
+def _check_part(
+  where: str, part: Transition, size: np.ndarray, spec: EnvSpec
+) -> None:
+  """Checks the transitions of one buffer, leaves [M, C, ...]."""
+  rewards = _check_array(
+    f'{where}.reward', part.reward, (size.shape[0], None), ('float32',)
+  )
+  num_tasks, capacity = rewards.shape
+  for task in range(num_tasks):
+    if not 1 <= size[task] <= capacity:
+      raise DatasetError(
+        f'{where}: task {task} has size {size[task]}, it must be at least 1'
+        f' and at most the capacity {capacity}'
+      )
+  valid = np.arange(capacity) < size[:, None]
+  lead = (num_tasks, capacity)
+  shapes: dict[str, tuple[Any, ...]] = {
+    'observation': (*lead, spec.observation_size),
+    'action': (*lead, spec.action_size),
+    'reward': lead,
+    'discount': lead,
+    'next_observation': (*lead, spec.observation_size),
+  }
+  arrays = {}
+  for name, shape in shapes.items():
+    leaf = getattr(part, name)
+    arrays[name] = _check_array(f'{where}.{name}', leaf, shape, ('float32',))
+  if 'features' not in part.extras:
+    raise DatasetError(
+      f"{where}.extras: no 'features'; without the reward features the data"
+      ' cannot be relabelled, so collect them too'
+    )
+  for name, leaf in part.extras.items():
+    _check_name(f'{where}.extras', name)
+    shape, dtypes = (*lead, ...), _DTYPES
+    if name == 'features':
+      shape, dtypes = (*lead, spec.feature_size), ('float32',)
+    arrays[f'extras.{name}'] = _check_array(
+      f'{where}.extras.{name}', leaf, shape, dtypes
+    )
+  for name, array in arrays.items():
+    bad = ~np.isfinite(array) & _expand(valid, array)
+    _check_values(f'{where}.{name}', array, bad, 'finite')
+  action, discount = arrays['action'], arrays['discount']
+  bad = (np.abs(action) > 1 + _ACTION_TOLERANCE) & _expand(valid, action)
+  _check_values(f'{where}.action', action, bad, 'within [-1, 1]')
+  allowed, text = (discount == 0) | (discount == 1), '0 or 1'
+  if not spec.terminates:
+    allowed, text = discount == 1, f'1, since {spec.name} never terminates'
+  _check_values(f'{where}.discount', discount, ~allowed & valid, text)
+
+
+def _expand(valid: np.ndarray, array: np.ndarray) -> np.ndarray:
+  """[M, C] -> [M, C, 1, ...] to go with the array."""
+  return valid.reshape(valid.shape + (1,) * (array.ndim - valid.ndim))
+
+
+def _check_name(where: str, name: str) -> None:
+  if not isinstance(name, str) or not _NAME.fullmatch(name):
+    raise DatasetError(
+      f'{where}: {name!r} is not a name of letters, digits and underscores;'
+      ' rename it'
+    )
+
+
+def _check_array(
+  where: str, leaf: Any, shape: tuple[Any, ...], dtypes: tuple[str, ...]
+) -> np.ndarray:
+  """The leaf as numpy, if shape (None: any, ...: the rest) and dtype fit."""
+  array = np.asarray(leaf)
+  exact = shape[:-1] if shape[-1] is ... else shape
+  head = array.shape[: len(exact)] if shape[-1] is ... else array.shape
+  fits = len(head) == len(exact) and all(
+    want in (None, have) for want, have in zip(exact, head)
+  )
+  if not fits:
+    letters = ', '.join(
+      '...' if x is ... else '*' if x is None else str(x) for x in shape
+    )
+    raise DatasetError(
+      f'{where}: has shape {list(array.shape)}, expected [{letters}]'
+    )
+  if str(array.dtype) not in dtypes:
+    raise DatasetError(
+      f'{where}: has dtype {array.dtype}, expected {" or ".join(dtypes)};'
+      ' convert it before saving'
+    )
+  return array
+
+
+def _check_values(
+  where: str, array: np.ndarray, bad: np.ndarray, rule: str
+) -> None:
+  if bad.any():
+    index = tuple(int(i) for i in np.argwhere(bad)[0])
+    raise DatasetError(
+      f'{where}: {int(bad.sum())} of {array.size} values are not {rule}; the'
+      f' first is {array[index]} at index {list(index)} (task first). Remove'
+      ' the transitions or collect the data again'
+    )
+
+
+def _leaves(dataset: MetaDataset) -> Iterator[tuple[str, Array]]:
+  """Every array with its dotted name, which is also its file's stem."""
+  for part in ('transitions', 'context'):
+    transition = getattr(dataset, part)
+    if transition is None:
+      continue
+    for field in Transition._fields[:-1]:
+      yield f'{part}.{field}', getattr(transition, field)
+    for name, leaf in transition.extras.items():
+      yield f'{part}.extras.{name}', leaf
+  yield 'size', dataset.size
+  if dataset.context_size is not None:
+    yield 'context_size', dataset.context_size
+  for name, leaf in dataset.tasks.items():
+    yield f'tasks.{name}', leaf
+  yield 'episode_return', dataset.episode_return
+
+
+def _assemble(
+  path: pathlib.Path, leaves: Mapping[str, np.ndarray]
+) -> MetaDataset:
+  """The inverse of `_leaves`."""
+
+  def get(name: str) -> np.ndarray:
+    if name not in leaves:
+      raise DatasetError(
+        f'{path / _MANIFEST}: does not list leaf {name!r}; collect the data'
+        ' again, or restore the directory from a copy'
+      )
+    return leaves[name]
+
+  def group(prefix: str) -> dict[str, np.ndarray]:
+    return {
+      name.removeprefix(prefix): leaf
+      for name, leaf in leaves.items()
+      if name.startswith(prefix)
+    }
+
+  def part(name: str) -> Transition:
+    fields = [get(f'{name}.{field}') for field in Transition._fields[:-1]]
+    return Transition(*fields, extras=group(f'{name}.extras.'))
+
+  has_context = any(name.startswith('context.') for name in leaves)
+  return MetaDataset(
+    transitions=part('transitions'),
+    size=get('size'),
+    context=part('context') if has_context else None,
+    context_size=get('context_size') if has_context else None,
+    tasks=group('tasks.'),
+    episode_return=get('episode_return'),
+  )
+
+
+def _manifest(
+  dataset: MetaDataset,
+  spec: EnvSpec,
+  source: Mapping[str, Any],
+  files: Mapping[str, Any],
+  where: str,
+) -> dict[str, Any]:
+  try:
+    return {
+      'schema_version': _SCHEMA_VERSION,
+      'spec': _plain(spec._asdict()),
+      'task_parameters': sorted(dataset.tasks),
+      'num_tasks': len(dataset.size),
+      'capacity': dataset.transitions.reward.shape[1],
+      'size': _plain(dataset.size),
+      'context_size': _plain(dataset.context_size),
+      'episode_return': _plain(dataset.episode_return),
+      'source': _plain(source),
+      'leaves': dict(files),
+    }
+  except TypeError as error:
+    raise DatasetError(
+      f'{where}: spec.options and source must be plain values: {error}'
+    ) from error
+
+
+def _plain(value: Any) -> Any:
+  """The value as JSON gives it back: tuples are lists, arrays are lists."""
+
+  def convert(x: Any) -> Any:
+    if hasattr(x, 'tolist'):
+      return np.asarray(x).tolist()
+    raise TypeError(f'{x!r} is a {type(x).__name__}')
+
+  if isinstance(value, Mapping):
+    value = dict(value)
+  return json.loads(json.dumps(value, default=convert))
+
+
+def _check_spec(
+  path: pathlib.Path, spec: EnvSpec, expected: EnvSpec, force: bool
+) -> None:
+  for field in _HARD_FACTS:
+    ours, theirs = getattr(expected, field), getattr(spec, field)
+    if ours != theirs:
+      what = 'family' if field == 'name' else field
+      raise DatasetError(
+        f'{path}: {what} of the data is {theirs!r}, this program uses'
+        f' {ours!r}; give the dataset of this family, or choose the family of'
+        ' the dataset'
+      )
+  theirs = {**spec.options, **{k: getattr(spec, k) for k in _SOFT_FACTS}}
+  ours = _plain(
+    {**expected.options, **{k: getattr(expected, k) for k in _SOFT_FACTS}}
+  )
+  absent = '(absent)'
+  differing = [
+    f'{key}: {theirs.get(key, absent)!r} in the data,'
+    f' {ours.get(key, absent)!r} here'
+    for key in sorted(theirs.keys() | ours.keys())
+    if theirs.get(key, absent) != ours.get(key, absent)
+  ]
+  if not differing:
+    return
+  message = f'{path}: made with other options: {"; ".join(differing)}'
+  if not force:
+    raise DatasetError(
+      f'{message}. Collect the data again with these options, use the'
+      ' options of the data, or pass force=True to use them all the same'
+    )
+  warnings.warn(message, stacklevel=3)
+
+
+def _file_name(leaf: str) -> str:
+  return f'{leaf}.npy'
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+  """Where a dataset is while it is being written."""
+  return path.with_name(f'.{path.name}.tmp')
+
+
+def _replaced(path: pathlib.Path) -> pathlib.Path:
+  """Where the old dataset is while the new one takes its place."""
+  return path.with_name(f'.{path.name}.old')
+
+
+def _finish_interrupted(path: pathlib.Path) -> None:
+  """Cleans up after a `save` that was killed while replacing a dataset."""
+  replaced = _replaced(path)
+  if replaced.exists() and not path.exists():
+    replaced.rename(path)
+  elif replaced.exists():
+    shutil.rmtree(replaced)
+
+
+def _write_leaf(path: pathlib.Path, leaf: np.ndarray) -> dict[str, Any]:
+  with path.open('wb') as file:
+    np.save(file, leaf, allow_pickle=False)
+    file.flush()
+    os.fsync(file.fileno())
+  return {
+    'shape': list(leaf.shape),
+    'dtype': str(leaf.dtype),
+    'bytes': path.stat().st_size,
+    'sha256': _sha256(path),
+  }
+
+
+def _read_leaf(path: pathlib.Path, facts: Mapping[str, Any]) -> np.ndarray:
+  again = 'restore it from a copy, or collect the data again'
+  try:
+    size = path.stat().st_size
+    if size != facts['bytes']:
+      raise DatasetError(
+        f'{path}: holds {size} bytes, {facts["bytes"]} were written; the file'
+        f' is truncated or was replaced; {again}'
+      )
+    if _sha256(path) != facts['sha256']:
+      raise DatasetError(
+        f'{path}: was altered after it was written (its SHA-256 is not the'
+        f" manifest's); {again}"
+      )
+    array = np.load(path, allow_pickle=False)
+  except FileNotFoundError as error:
+    raise DatasetError(f'{path}: file is missing; {again}') from error
+  except OSError as error:
+    raise DatasetError(
+      f'{path}: cannot be read: {error.strerror or error}; {again}'
+    ) from error
+  except (ValueError, EOFError) as error:
+    if isinstance(error, DatasetError):
+      raise
+    raise DatasetError(
+      f'{path}: not an array file: {error}; {again}'
+    ) from error
+  found = [list(array.shape), str(array.dtype)]
+  if found != [facts['shape'], facts['dtype']]:
+    raise DatasetError(
+      f'{path}: holds {found[1]}{found[0]}, the manifest says'
+      f' {facts["dtype"]}{facts["shape"]}; {again}'
+    )
+  return array
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _write_text(path: pathlib.Path, text: str) -> None:
+  with path.open('w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_directory(path: pathlib.Path) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)

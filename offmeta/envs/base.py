@@ -1,0 +1,90 @@
+"""Helpers shared by the families: task trees, published lists, checks."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offmeta.types import Array, Task
+
+# The seed of every task list of PEARL's code (oyster) and of its descendants.
+PUBLISHED_SEED = 1337
+
+TaskLists = Mapping[str, Callable[[], tuple[Task, Task]]]
+
+
+def num_tasks(task: Task) -> int:
+  """The leading size M that all leaves [M, ...] share.
+
+  Raises:
+    ValueError: no leaves, a leaf without an axis, or sizes that differ.
+  """
+  leaves = jax.tree.leaves(task)
+  if not leaves or any(np.ndim(leaf) == 0 for leaf in leaves):
+    raise ValueError('a stack of tasks needs leaves with a leading axis')
+  sizes = {np.shape(leaf)[0] for leaf in leaves}
+  if len(sizes) > 1:
+    raise ValueError(f'task leaves disagree on the number of tasks: {sizes}')
+  return sizes.pop()
+
+
+def take_tasks(task: Task, index: int | Sequence[int] | slice | Array) -> Task:
+  """Selects from leaves [M, ...]; an integer selects one task, [...]."""
+  if isinstance(index, Sequence):
+    index = np.asarray(index, np.int32)
+  return jax.tree.map(lambda leaf: leaf[index], task)
+
+
+def concatenate_tasks(*tasks: Task) -> Task:
+  """Joins stacks of tasks along their leading axis."""
+  return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *tasks)
+
+
+def clip_action(action: Array) -> Array:
+  """Clips to [-1, 1], as rlkit's NormalizedBoxEnv does."""
+  return jnp.clip(action, -1.0, 1.0)
+
+
+def published_random() -> np.random.RandomState:
+  """A fresh generator equal to numpy's after `np.random.seed(1337)`."""
+  return np.random.RandomState(PUBLISHED_SEED)
+
+
+def split_tasks(
+    name: str,
+    values: np.ndarray,
+    train: Sequence[int] | np.ndarray,
+    test: Sequence[int] | np.ndarray,
+) -> tuple[Task, Task]:
+  """Makes a (train, test) pair {name: [M, ...]} in float32 from one array."""
+  pick = lambda index: {
+      name: jnp.asarray(np.asarray(values)[np.asarray(index)], jnp.float32)}
+  return pick(train), pick(test)
+
+
+def select_list(family: str, lists: TaskLists, name: str) -> tuple[Task, Task]:
+  """Looks a published list up.
+
+  Raises:
+    ValueError: unknown name; the message has the known ones.
+  """
+  if name not in lists:
+    raise ValueError(
+        f'unknown task list {name!r} of family {family!r}; '
+        f'known: {", ".join(sorted(lists))}')
+  return lists[name]()
+
+
+def require_choice(option: str, value: str, known: Sequence[str]) -> None:
+  """Raises ValueError with the known values unless `value` is among them."""
+  if value not in known:
+    raise ValueError(
+        f'option {option!r} is {value!r}; known: {", ".join(known)}')
+
+
+def require_count(option: str, value: int) -> None:
+  """Raises ValueError unless `value` is an integer of at least 1."""
+  if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    raise ValueError(f'option {option!r} must be an integer of at least 1, '
+                     f'not {value!r}')

@@ -1,0 +1,273 @@
+"""Rigid-body simulators with a backend switch, for families to build on.
+
+A family edits one of Brax's XML files and gets a `Simulator`: two functions
+over a small state. Brax's environments and training wrappers are not used:
+our families compute rewards, terminations and random starts themselves.
+
+Four backends simulate the same XML and are four different environments; data
+must not be mixed across them (specs/environments.md, B6). 'spring' is the
+fastest on a CPU, 'mjx' is the faithful one.
+
+All heavy imports happen in `make_simulator`, and what third parties print or
+warn there (missing optional packages, maintenance notices) is swallowed.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import importlib
+from importlib import metadata
+import io
+import pathlib
+from types import ModuleType
+from typing import Any, NamedTuple
+import warnings
+from xml.etree import ElementTree
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offmeta.envs import base
+from offmeta.types import Array, Key
+
+BACKENDS = ('spring', 'positional', 'generalized', 'mjx')
+# 50 line-search steps (the XML's) cost 2.5 to 4 times more and change nothing
+# that could be measured under random actions (specs/environments.md, B6.2).
+_SOLVER_ITERATIONS, _LS_ITERATIONS = 4, 8
+_PACKAGES = ('brax', 'mujoco', 'mujoco-mjx')
+_MAX_VALUE = 1e10  # MuJoCo's own bound on positions and velocities, mjMAXVAL
+
+
+class Physics(NamedTuple):
+  """State of one simulation.
+
+  Attributes:
+    q: [Q] generalised positions (m, rad; quaternions w x y z).
+    qd: [V] generalised velocities (m/s, rad/s).
+    internal: what else the backend carries from step to step.
+  """
+
+  q: Array
+  qd: Array
+  internal: Any
+
+
+class Simulator(NamedTuple):
+  """A simulated body without a task.
+
+  Attributes:
+    init: (q [Q], qd [V]) -> Physics.
+    step: (Physics, action [A] in [-1, 1]) -> (Physics, finite []). Where the
+      result would not be finite (or beyond 1e10), the old state comes back
+      and `finite` is False, so that a NaN never gets into a state.
+    start: [Q] nominal start position.
+    num_velocities: V.
+    dt: seconds per control step.
+    system: Brax's `System` (an `mjx.Model` too).
+    model: the compiled `mujoco.MjModel`, with the same options.
+    options: what of all this changes data, for `EnvSpec.options`.
+  """
+
+  init: Callable[[Array, Array], Physics]
+  step: Callable[[Physics, Array], tuple[Physics, Array]]
+  start: np.ndarray
+  num_velocities: int
+  dt: float
+  system: Any
+  model: Any
+  options: Mapping[str, Any]
+
+
+def stock_xml(name: str) -> ElementTree.Element:
+  """One of the XML files that Brax ships, e.g. 'ant', to be edited."""
+  package = pathlib.Path(_import('brax').__file__).parent
+  path = package / 'envs' / 'assets' / f'{name}.xml'
+  return ElementTree.parse(path).getroot()
+
+
+def fix_total_mass(xml: ElementTree.Element) -> None:
+  """Turns `settotalmass` into an explicit density, in place.
+
+  MuJoCo deprecates the attribute and says so on stderr and in a file
+  MUJOCO_LOG.TXT in the current folder. The masses and inertias of the result
+  are the same, for models whose geoms take their density from the default.
+  """
+  total = float(xml.find('compiler').attrib.pop('settotalmass'))
+  geom = xml.find('default/geom')
+  assert 'density' not in geom.attrib
+  model = _import('mujoco').MjModel.from_xml_string(
+      ElementTree.tostring(xml, encoding='unicode'))
+  # 1000 kg / m^3 is MuJoCo's default density.
+  geom.set('density', repr(1000.0 * total / float(model.body_mass.sum())))
+
+
+def make_simulator(
+    xml: ElementTree.Element,
+    backend: str,
+    n_frames: int,
+    dt: float,
+    solver_iterations: int | None = None,
+    ls_iterations: int | None = None,
+) -> Simulator:
+  """Compiles a model for one backend.
+
+  Args:
+    xml: a MuJoCo model; changed here.
+    backend: one of BACKENDS.
+    n_frames: physics steps per control step.
+    dt: seconds per control step.
+    solver_iterations: Newton iterations; mjx only, None means 4.
+    ls_iterations: line-search iterations; mjx only, None means 8.
+
+  Raises:
+    ValueError: unknown backend, or solver options without mjx.
+    ModuleNotFoundError: Brax or MuJoCo is not installed.
+  """
+  base.require_choice('backend', backend, BACKENDS)
+  base.require_count('n_frames', n_frames)
+  options = {
+      'backend': backend,
+      'timestep': dt / n_frames,
+      'n_frames': n_frames,
+      'solver_iterations': None,
+      'ls_iterations': None,
+      'versions': {name: metadata.version(name) for name in _PACKAGES},
+  }
+  physics_options = xml.find('option')
+  physics_options.set('timestep', repr(dt / n_frames))
+  if backend == 'mjx':
+    for name, value, default in (
+        ('solver_iterations', solver_iterations, _SOLVER_ITERATIONS),
+        ('ls_iterations', ls_iterations, _LS_ITERATIONS)):
+      options[name] = default if value is None else value
+      base.require_count(name, options[name])
+    physics_options.set('iterations', str(options['solver_iterations']))
+    physics_options.set('ls_iterations', str(options['ls_iterations']))
+  elif solver_iterations is not None or ls_iterations is not None:
+    raise ValueError('options solver_iterations and ls_iterations work '
+                     f'only with backend mjx, not with {backend}')
+  with _quiet():
+    system = _import('brax.io.mjcf').loads(
+        ElementTree.tostring(xml, encoding='unicode'))
+    make = _mjx_functions if backend == 'mjx' else _brax_functions
+    init, step = make(backend, system, n_frames)
+  return Simulator(
+      init=_wrapped(init),
+      step=_wrapped(_guarded(step)),
+      start=np.asarray(system.init_q),
+      num_velocities=int(system.mj_model.nv),
+      dt=dt,
+      system=system,
+      model=system.mj_model,
+      options=options,
+  )
+
+
+def noisy_start(
+    simulator: Simulator, key: Key, scale: float) -> tuple[Array, Array]:
+  """Gym's start: q + scale * U(-1, 1) and qd = scale * N(0, 1).
+
+  Returns:
+    q [Q] and qd [V]. A quaternion in q is left unnormalised, as in gym.
+  """
+  k_q, k_qd = jax.random.split(key)
+  noise = jax.random.uniform(
+      k_q, simulator.start.shape, minval=-scale, maxval=scale)
+  velocity = scale * jax.random.normal(k_qd, (simulator.num_velocities,))
+  return simulator.start + noise, velocity
+
+
+def _mjx_functions(
+    backend: str, system: Any, n_frames: int
+) -> tuple[Callable, Callable]:
+  """MJX. Positions, velocities and the warm start are its whole state.
+
+  So a start costs no forward pass (Brax's does one), and stepping carries
+  three vectors instead of all of `mjx.Data`.
+  """
+  del backend
+  mjx = _import('mujoco.mjx')
+  blank = mjx.make_data(system)
+
+  def init(q, qd):
+    return Physics(q, qd, jnp.zeros_like(qd))
+
+  def step(physics, action):
+    def substep(physics, _):
+      data = mjx.step(system, blank.replace(
+          qpos=physics.q, qvel=physics.qd, qacc_warmstart=physics.internal,
+          ctrl=action))
+      return Physics(data.qpos, data.qvel, data.qacc_warmstart), None
+    return jax.lax.scan(substep, physics, length=n_frames)[0]
+
+  return init, step
+
+
+def _brax_functions(
+    backend: str, system: Any, n_frames: int
+) -> tuple[Callable, Callable]:
+  """Brax's own pipelines; `internal` is their state without q and qd."""
+  pipeline = _import(f'brax.{backend}.pipeline')
+  pack = lambda s: Physics(s.q, s.qd, s.replace(q=None, qd=None))
+  unpack = lambda p: p.internal.replace(q=p.q, qd=p.qd)
+
+  def init(q, qd):
+    return pack(pipeline.init(system, q, qd))
+
+  def step(physics, action):
+    substep = lambda state, _: (pipeline.step(system, state, action), None)
+    state, _ = jax.lax.scan(substep, unpack(physics), length=n_frames)
+    return pack(state)
+
+  return init, step
+
+
+def _guarded(step: Callable) -> Callable:
+  """Keeps the old state where the new one is not finite."""
+
+  def guarded(physics, action):
+    after = step(physics, action)
+    finite = jnp.stack(
+        [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(after)])
+    bounded = jnp.all(jnp.abs(after.q) < _MAX_VALUE) & jnp.all(
+        jnp.abs(after.qd) < _MAX_VALUE)
+    finite = jnp.all(finite) & bounded
+    after = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), after, physics)
+    return after, finite
+
+  return guarded
+
+
+def _wrapped(function: Callable) -> Callable:
+  """For tracing: full float32, no warnings from Brax and MJX, strong types.
+
+  GPUs would otherwise round the inputs of matrix products to 10 bits; and
+  weakly typed numbers in a start state would make the first step retrace.
+  """
+
+  def call(*args):
+    with jax.default_matmul_precision('float32'), warnings.catch_warnings():
+      warnings.simplefilter('ignore', DeprecationWarning)
+      return jax.tree.map(
+          lambda x: jax.lax.convert_element_type(x, x.dtype), function(*args))
+
+  return call
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Swallows Python's stdout and warnings."""
+  with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    yield
+
+
+def _import(name: str) -> ModuleType:
+  try:
+    with _quiet():
+      return importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f'families on a physics backend need {", ".join(_PACKAGES)}: {error}',
+        name=error.name) from error

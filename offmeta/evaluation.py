@@ -1,0 +1,190 @@
+"""The meta-test protocol and the distribution-shift diagnostics.
+
+Spec smac 1.3. Batched over tasks [M] and repetitions [R]; one key per (task
+slot, repetition), so that a subset of tasks scores as it does in the whole.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from offmeta import rollout
+from offmeta.data import sampler
+from offmeta.data.buffer import Buffer
+from offmeta.losses import latent
+from offmeta.types import (
+    Algorithm,
+    Array,
+    EnvFamily,
+    Key,
+    Params,
+    Policy,
+    Task,
+)
+
+
+def _task_keys(key: Key, num_tasks: int, num_repeats: int) -> Key:
+  """Keys [M, R]."""
+  per_task = jax.vmap(lambda m: jax.random.fold_in(key, m))(
+      jnp.arange(num_tasks))
+  return jax.vmap(
+      lambda k: jax.vmap(lambda r: jax.random.fold_in(k, r))(
+          jnp.arange(num_repeats)))(per_task)
+
+
+def _count(tasks: Task) -> int:
+  return jax.tree.leaves(tasks)[0].shape[0]
+
+
+def meta_test(
+    family: EnvFamily,
+    policy: Policy,
+    params: Params,
+    tasks: Task,
+    key: Key,
+    num_repeats: int,
+    num_steps: int,
+    num_prior_episodes: int,
+) -> rollout.Adaptation:
+  """Adaptation to each task from self-collected context.
+
+  Args:
+    family: the environment.
+    policy: usually `algorithm.evaluate`.
+    params: of the policy.
+    tasks: leaves [M, ...].
+    key: random key.
+    num_repeats: R.
+    num_steps: step budget of one repetition.
+    num_prior_episodes: episodes before the first adaptation.
+
+  Returns:
+    Adaptation with leaves [M, R, ...].
+  """
+
+  def one(task, k):
+    return rollout.adaptation_sequence(
+        family, policy, params, task, k, num_steps, num_prior_episodes)
+
+  keys = _task_keys(key, _count(tasks), num_repeats)
+  return jax.vmap(jax.vmap(one, (None, 0)))(tasks, keys)
+
+
+def meta_test_given_context(
+    family: EnvFamily,
+    policy: Policy,
+    params: Params,
+    tasks: Task,
+    task_ids: Array,
+    buffer: Buffer,
+    key: Key,
+    num_repeats: int,
+    num_steps: int,
+    context_size: int,
+) -> Array:
+  """Returns [M, R, E] when offline data of the task are the context.
+
+  Spec smac 1.3 (a): one context of `context_size` uniform draws from the
+  frozen offline data per repetition, one latent per episode.
+
+  Args:
+    family: the environment.
+    policy: `algorithm.evaluate_given_context`.
+    params: of the policy.
+    tasks: leaves [M, ...], training tasks.
+    task_ids: [M], their rows in `buffer`.
+    buffer: encoder buffer.
+    key: random key.
+    num_repeats: R.
+    num_steps: step budget of one repetition.
+    context_size: N.
+  """
+
+  def one(task, task_id, k):
+    context, mask = sampler.draw_context(
+        jax.random.fold_in(k, 0), buffer, task_id, context_size, True)
+    return rollout.adaptation_sequence(
+        family, policy, params, task, jax.random.fold_in(k, 1), num_steps, 0,
+        context_fn=lambda transitions, valid, key: (context, mask)).returns
+
+  keys = _task_keys(key, _count(tasks), num_repeats)
+  return jax.vmap(jax.vmap(one, (None, None, 0)))(tasks, task_ids, keys)
+
+
+class Shift(NamedTuple):
+  """Posteriors of offline and of self-collected contexts (spec smac 1.3).
+
+  Attributes:
+    offline_mean, offline_std: [M, R, Z] of offline contexts.
+    self_mean, self_std: [M, R, Z] of self-collected contexts.
+    kl_offline, kl_self: [M], KL to the prior, mean over R.
+    normalized_shift: [], (within_off_on - within_off_off) /
+      (between_off_off - within_off_off) of the KL between posteriors; 0 when
+      self-collected contexts read like offline ones of the same task, 1 when
+      they are as far away as another task's.
+  """
+
+  offline_mean: Array
+  offline_std: Array
+  self_mean: Array
+  self_std: Array
+  kl_offline: Array
+  kl_self: Array
+  normalized_shift: Array
+
+
+def distribution_shift(
+    algorithm: Algorithm,
+    params: Params,
+    adaptation: rollout.Adaptation,
+    task_ids: Array,
+    buffer: Buffer,
+    key: Key,
+    context_size: int,
+) -> Shift:
+  """How differently the encoder reads offline and self-collected contexts.
+
+  Args:
+    algorithm: has a posterior.
+    params: acting parameters.
+    adaptation: leaves [M, R, ...] on training tasks.
+    task_ids: [M], rows in `buffer`.
+    buffer: encoder buffer; its frozen offline prefix is used.
+    key: random key.
+    context_size: N of the offline contexts.
+  """
+  num_tasks, num_repeats = adaptation.context_size.shape
+
+  def offline(task_id, k):
+    context, mask = sampler.draw_context(
+        k, buffer, task_id, context_size, True)
+    return algorithm.posterior(params, context, mask)
+
+  def own(one):
+    mask = jnp.arange(one.valid.shape[0]) < one.context_size
+    return algorithm.posterior(
+        params, one.transitions, mask.astype(jnp.float32))
+
+  def draw(stream):
+    keys = _task_keys(jax.random.fold_in(key, stream), num_tasks, num_repeats)
+    return jax.vmap(jax.vmap(offline, (None, 0)))(task_ids, keys)
+
+  off, off_again = draw(0), draw(1)
+  self_ = jax.vmap(jax.vmap(own))(adaptation)
+
+  def kl(p, q):
+    return latent.kl_between(p[0], p[1] ** 2, q[0], q[1] ** 2)
+
+  def prior_kl(p):
+    return jnp.mean(latent.kl_to_standard_normal(p[0], p[1] ** 2), axis=1)
+
+  within = jnp.mean(kl(off, off_again))
+  on = jnp.mean(kl(off, self_))
+  other = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), off_again)
+  between = jnp.mean(kl(off, other))
+  return Shift(
+      offline_mean=off[0], offline_std=off[1],
+      self_mean=self_[0], self_std=self_[1],
+      kl_offline=prior_kl(off), kl_self=prior_kl(self_),
+      normalized_shift=(on - within) / (between - within))

@@ -1,0 +1,1 @@
+"""Losses: arrays in, per-example losses out; the caller takes the mean."""

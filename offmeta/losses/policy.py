@@ -1,0 +1,62 @@
+"""Actor losses. Leading shape [...] throughout."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from offmeta import parallel
+from offmeta.types import Array
+
+
+def softmax_advantage_weights(
+    advantage: Array, temperature: float, axis_name: str | None = None
+) -> Array:
+  """count * softmax(A / temperature) over *all* entries, no gradient.
+
+  Spec smac 2.5: one softmax over the whole flattened [tasks x batch], over
+  all devices when `axis_name` is given. The weights have mean 1.
+
+  Args:
+    advantage: [...], any rank.
+    temperature: AWAC's beta, in units of the (scaled) Q function.
+    axis_name: collective axis over which tasks are sharded.
+
+  Returns:
+    [...], detached.
+  """
+  logits = jax.lax.stop_gradient(advantage) / temperature
+  logits = logits - parallel.pmax(jnp.max(logits), axis_name)
+  weights = jnp.exp(logits)
+  total = parallel.psum(jnp.sum(weights), axis_name)
+  count = advantage.size * parallel.axis_size(axis_name)
+  return jax.lax.stop_gradient(weights * (count / total))
+
+
+def weighted_log_likelihood(log_prob: Array, weight: Array) -> Array:
+  """-w log pi(a|s) [...]; no gradient into w (AWAC, spec smac 2.5).
+
+  Raises:
+    AssertionError: shapes differ.
+  """
+  chex.assert_equal_shape([log_prob, weight])
+  return -jax.lax.stop_gradient(weight) * log_prob
+
+
+def soft_policy(log_prob: Array, q_value: Array) -> Array:
+  """SAC: log pi(a|s) - Q(s, a) [...] (entropy weight 1, PEARL A1.3 step 7).
+
+  Raises:
+    AssertionError: shapes differ.
+  """
+  chex.assert_equal_shape([log_prob, q_value])
+  return log_prob - q_value
+
+
+def soft_value_target(log_prob: Array, q_value: Array) -> Array:
+  """Q(s, a) - log pi(a|s) [...], no gradient (PEARL A1.3 step 6).
+
+  Raises:
+    AssertionError: shapes differ.
+  """
+  chex.assert_equal_shape([log_prob, q_value])
+  return jax.lax.stop_gradient(q_value - log_prob)

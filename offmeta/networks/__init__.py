@@ -1,0 +1,1 @@
+"""Networks as (init, apply) pairs; the only folder that imports flax.linen."""

@@ -1,0 +1,51 @@
+"""Gradient steps and target averaging."""
+
+from collections.abc import Mapping
+
+import jax
+import optax
+
+from offmeta.types import Params
+
+
+def init_groups(
+    optimizers: Mapping[str, optax.GradientTransformation],
+    params: Mapping[str, Params],
+) -> dict:
+  """Optimiser states of named parameter groups."""
+  return {name: opt.init(params[name]) for name, opt in optimizers.items()}
+
+
+def step_groups(
+    optimizers: Mapping[str, optax.GradientTransformation],
+    gradients: Mapping[str, Params],
+    opt_state: Mapping,
+    params: Mapping[str, Params],
+    frozen: tuple[str, ...] = (),
+) -> tuple[dict, dict]:
+  """One optimiser step per named group.
+
+  Args:
+    optimizers: group name -> optimiser.
+    gradients: already averaged over devices.
+    opt_state: group name -> state.
+    params: group name -> parameters.
+    frozen: groups that are left alone, their optimiser state included.
+
+  Returns:
+    (params, opt_state), new dictionaries.
+  """
+  new_params, new_state = dict(params), dict(opt_state)
+  for name, optimizer in optimizers.items():
+    if name in frozen:
+      continue
+    updates, new_state[name] = optimizer.update(
+        gradients[name], opt_state[name], params[name]
+    )
+    new_params[name] = optax.apply_updates(params[name], updates)
+  return new_params, new_state
+
+
+def polyak(target: Params, online: Params, tau: float) -> Params:
+  """(1 - tau) * target + tau * online."""
+  return jax.tree.map(lambda t, o: t + tau * (o - t), target, online)

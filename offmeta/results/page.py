@@ -1,0 +1,233 @@
+"""The HTML page of a run: one file, no network, no scripts."""
+
+import base64
+from collections.abc import Mapping
+import html
+from typing import Any
+
+from offmeta.results import records
+from offmeta.results import tables
+
+# Picture -> (title, what to look for), in the order of the page.
+CAPTIONS = {
+    'training': (
+        'Return over training',
+        'Left of the switch the offline stage, right of it each online '
+        'variant, each half on its own scale of updates. Look at the upper '
+        'panel: does the line rise after the switch, and how near does it '
+        'come to the dashed oracle? The lower '
+        'panel hands in offline contexts, so it should be high before the '
+        'switch already and stay there. Lines are means over seeds, bands '
+        '95% t intervals over seeds.'),
+    'rows': (
+        'The table as a picture',
+        'Each dot is the mean over seeds, each bar its 95% interval; a dot '
+        'without a bar has one seed. The paired rows of the table are the '
+        'sharper comparison, because they compare within a seed.'),
+    'episodes': (
+        'Return per adaptation episode',
+        'The first episodes act on the prior, later ones on the posterior of '
+        'what was seen so far. Look for the rise from first to last episode: '
+        'that is adaptation. On training tasks the gap between the dashed '
+        'line (context from the offline data) and the solid one is the '
+        'distribution shift. Bands are 95% t intervals over seeds.'),
+    'z_space': (
+        'Where contexts land in z-space',
+        'Posterior means of training tasks, first seed, projected to two '
+        'principal components that both panels share. Before the online phase '
+        'the hollow points (self-collected) lie away from the filled ones of '
+        'their task; long links are the distribution shift. Afterwards links '
+        'should be short and colours in order.'),
+    'trajectories': (
+        'What the point robot does',
+        'Held-out tasks, first seed. Early episodes are light and explore, '
+        'the last is dark and should run to the star.'),
+    'wall_time': (
+        'Where the wall time went',
+        'Seconds by phase, compilation included.'),
+}
+
+_CSS = """
+:root { color-scheme: light dark; --fg: #1d2329; --bg: #ffffff;
+  --soft: #5c6770; --line: #dde2e6; --tint: #f4f6f8; --mark: #e8f2fa; }
+@media (prefers-color-scheme: dark) { :root { --fg: #e4e7ea; --bg: #15191d;
+  --soft: #9aa5ae; --line: #323a41; --tint: #1d2328; --mark: #16303f; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 66rem; padding: 2rem 1.25rem 4rem;
+  color: var(--fg); background: var(--bg); line-height: 1.5;
+  font-family: system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; }
+h1 { font-size: 1.7rem; margin: 0 0 .25rem; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; }
+p, li, figcaption { max-width: 48rem; }
+.facts { color: var(--soft); margin: 0 0 1.5rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { text-align: left; padding: .34rem .7rem .34rem 0;
+  border-bottom: 1px solid var(--line); vertical-align: top; }
+th:nth-child(2), th:nth-child(4) { text-align: right; }
+.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
+td:nth-child(2), td:nth-child(4) { text-align: right; }
+table.plain td { text-align: left; }
+tr.group th { text-align: left; padding-top: 1.1rem; color: var(--soft);
+  font-weight: 600; }
+tr.headline { background: var(--mark); }
+code, pre { font-family: ui-monospace, Menlo, Consolas, monospace;
+  font-size: .86em; }
+pre { background: var(--tint); padding: .8rem 1rem; border-radius: 6px;
+  overflow-x: auto; }
+figure { margin: 0; }
+img { max-width: 100%; height: auto; background: #fff; padding: .6rem;
+  border: 1px solid var(--line); border-radius: 8px; }
+figcaption { color: var(--soft); font-size: .92rem; margin-top: .5rem; }
+summary { cursor: pointer; }
+"""
+
+_METHOD = """
+<p>The score of a seed is the true return of the last adaptation episode, as a
+mean over tasks and repetitions. Each repetition starts with an empty context,
+and the policy collects what it adapts to; rows ending in
+<code>_offline_context</code> are handed a context from the offline data of the
+task instead, which exists for training tasks only, and rows starting with
+<code>train_</code> are their twins with self-collected context on the same
+training tasks. <code>online</code> rows follow the headline variant,
+<b>{headline}</b>, and a name after a slash is another variant.
+<code>online_minus_offline</code> and the two <code>shift</code> rows are
+differences within a seed; a shift is offline-context minus self-context
+return. <code>gap_closed</code> is (online &minus; offline) / (oracle &minus;
+offline) on held-out tasks.</p>
+<p>The unit of replication is the seed. Intervals are 95% Student t intervals
+over seeds (for <code>gap_closed</code>: Fieller's interval of a ratio of
+means); with few seeds a bootstrap would be too narrow. With one seed there is
+no interval, and the data-collecting policy and the logged data are one
+sample.</p>
+"""
+
+
+def render(
+    record: records.Record,
+    summary: Mapping[str, Any],
+    pictures: Mapping[str, bytes],
+) -> str:
+  """The whole page.
+
+  Args:
+    record: the run.
+    summary: its summary.
+    pictures: file stem -> PNG bytes; embedded.
+  """
+  run = record.run
+  title = ' '.join(filter(None, [run.algorithm.upper(), 'on', run.family]))
+  facts = [f'profile {run.profile}' if run.profile else '',
+           f'{run.num_seeds} seed' + ('s' if run.num_seeds != 1 else ''),
+           f'headline variant {run.headline_variant}',
+           f'config {run.config_hash[:12]}' if run.config_hash else '']
+  headline = html.escape(run.headline_variant)
+  parts = [
+      f'<h1>{html.escape(title)}</h1>',
+      f'<p class="facts">{html.escape(" · ".join(filter(None, facts)))}</p>',
+      _verdict(summary),
+      f'<div class="scroll">{tables.html_table(summary)}</div>',
+      '<h2>How to read the table</h2>', _METHOD.format(headline=headline),
+      _variants(record),
+      *[_figure(name, pictures[name]) for name in CAPTIONS if name in pictures],
+      _diagnostics(summary), _timing(record.timing), _origin(record),
+  ]
+  return (
+      '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+      '<meta name="viewport" content="width=device-width, initial-scale=1">'
+      f'<title>{html.escape(title)}</title><style>{_CSS}</style></head>\n'
+      '<body>\n' + '\n'.join(filter(None, parts)) + '\n</body></html>\n')
+
+
+def _verdict(summary: Mapping[str, Any]) -> str:
+  """One sentence on the main comparison, in the words of its interval."""
+  entry = summary['paired']['online_minus_offline']
+  if entry['mean'] is None:
+    return '<p>The online phase has not been tested yet.</p>'
+  mean = f'{entry["mean"]:+.2f}'
+  if entry['low'] is None:
+    return (f'<p>On held-out tasks the online phase changes the return by '
+            f'<b>{mean}</b> (one seed, no interval).</p>')
+  low, high = entry['low'], entry['high']
+  claim = ('raises' if low > 0 else 'lowers' if high < 0
+           else 'does not clearly change')
+  return (f'<p>On held-out tasks the online phase <b>{claim}</b> the return: '
+          f'{mean} per seed, 95% interval [{low:.2f}, {high:.2f}].</p>')
+
+
+def _variants(record: records.Record) -> str:
+  """What each online variant does."""
+  if not record.run.variants:
+    return ''
+  rows = [(name, text) for name, text in record.run.variants.items()]
+  return '<h2>Variants of the online phase</h2>' + _plain(rows)
+
+
+def _figure(name: str, png: bytes) -> str:
+  """A captioned picture."""
+  title, caption = CAPTIONS[name]
+  data = base64.b64encode(png).decode()
+  return (f'<h2>{html.escape(title)}</h2><figure><img alt="'
+          f'{html.escape(title)}" src="data:image/png;base64,{data}">'
+          f'<figcaption>{html.escape(caption)}</figcaption></figure>')
+
+
+def _diagnostics(summary: Mapping[str, Any]) -> str:
+  """Shift diagnostics in z."""
+  names = {'kl_offline': 'KL to the prior, offline context (nats)',
+           'kl_self': 'KL to the prior, self-collected context (nats)',
+           'normalized_shift': 'normalised shift (0: none)'}
+  rows = []
+  for point, entry in summary['diagnostics'].items():
+    for name, text in names.items():
+      if name in entry and entry[name]['mean'] is not None:
+        value = entry[name]
+        shown = f'{value["mean"]:.3g}'
+        if value['low'] is not None:
+          shown += f' [{value["low"]:.3g}, {value["high"]:.3g}]'
+        rows.append((f'{point}: {text}', shown))
+  return '<h2>Distribution shift in z</h2>' + _plain(rows) if rows else ''
+
+
+def _timing(timing: Mapping[str, float]) -> str:
+  """Seconds per phase."""
+  if not timing:
+    return ''
+  rows = [(name, f'{seconds:.1f} s') for name, seconds in timing.items()]
+  rows.append(('total', f'{sum(timing.values()):.1f} s'))
+  return '<h2>Timing</h2>' + _plain(rows)
+
+
+def _origin(record: records.Record) -> str:
+  """Command, versions, machine, full config."""
+  run = record.run
+  facts = [*run.versions.items(), *run.machine.items()]
+  output = ['<h2>How it was made</h2>']
+  if run.command:
+    output.append(f'<pre>{html.escape(run.command)}</pre>')
+  output.append(_plain(facts) if facts else '')
+  if run.config:
+    output.append(
+        f'<details><summary>Configuration ({html.escape(run.config_hash)})'
+        f'</summary>{_plain(_flat(run.config))}</details>')
+  return '\n'.join(output)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
+  """Nested config as dotted names."""
+  rows = []
+  for key, value in config.items():
+    name = f'{prefix}{key}'
+    if isinstance(value, Mapping):
+      rows += _flat(value, f'{name}.')
+    else:
+      rows.append((name, str(value)))
+  return rows
+
+
+def _plain(rows: Any) -> str:
+  """Two columns, name and value."""
+  body = ''.join(
+      f'<tr><td><code>{html.escape(str(name))}</code></td>'
+      f'<td>{html.escape(str(value))}</td></tr>' for name, value in rows)
+  return f'<div class="scroll"><table class="plain">{body}</table></div>'

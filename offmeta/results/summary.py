@@ -1,0 +1,178 @@
+"""From a record to the numbers of the report, as one JSON-ready dict.
+
+The schema is fixed (other tooling reads it): `rows` and `paired` map names to
+{mean, low, high, seeds}. Rows that cannot be computed are absent; the four
+paired entries are always there, with nulls and a reason where needed.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from offmeta.results import records
+from offmeta.results import statistics
+
+SeedScores = Mapping[str, np.ndarray]  # row name -> [S]
+
+
+def summarize(record: records.Record) -> dict[str, Any]:
+  """Every number of the report.
+
+  Args:
+    record: what `records.load` returned.
+
+  Returns:
+    The contents of summary.json: no NaN, plain Python types only.
+  """
+  run = record.run
+  scores = seed_scores(record)
+  headline = variant_results(scores, '')
+  paired = {
+      'online_minus_offline': headline['online_minus_offline'],
+      'gap_closed': headline['gap_closed'],
+      'shift_before': _paired(
+          statistics.paired_difference, scores,
+          'offline_offline_context', 'train_offline_self_context'),
+      'shift_after': headline['shift_after'],
+  }
+  return {
+      'rows': {
+          name: statistics.t_interval(values).as_dict()
+          for name, values in scores.items()
+      },
+      'paired': paired,
+      'command': run.command,
+      'wall_time_s': sum(record.timing.values()) if record.timing else None,
+      'config_hash': run.config_hash,
+      'headline_variant': run.headline_variant,
+      'oracle_variant': run.oracle_variant,
+      'variants': _variants(record, scores),
+      'robust': _robust(record),
+      'diagnostics': _diagnostics(record),
+  }
+
+
+def seed_scores(record: records.Record) -> dict[str, np.ndarray]:
+  """Row name -> [S] scores, in the order of the table.
+
+  Rows whose stage has not run are absent.
+  """
+  run, scores = record.run, {}
+
+  def add(name, array, score=statistics.seed_scores):
+    if array is not None:
+      scores[name] = score(array)
+
+  headline, oracle = run.headline_variant, run.oracle_variant
+  add('random', record.array('collect', 'random_test_returns'))
+  add('behaviour', record.array('collect', 'behaviour_test_returns'))
+  add('offline_self_context', record.array('offline', 'test_self_returns'))
+  add('online_self_context', record.online(headline, 'test_self_returns'))
+  for name in record.other_variants:
+    add(f'online_self_context/{name}',
+        record.online(name, 'test_self_returns'))
+  add('oracle', record.online(oracle, 'test_self_returns'))
+  add('behaviour_data', record.array('collect', 'behaviour_data_returns'),
+      score=lambda array: array.mean(keepdims=True))  # one dataset
+  rows = (('offline_context', '', 'train_offline_returns'),
+          ('self_context', 'train_', 'train_self_returns'))
+  for suffix, prefix, key in rows:
+    add(f'{prefix}offline_{suffix}', record.array('offline', key))
+  for variant in [headline, *record.other_variants, oracle]:
+    tail = '' if variant == headline else f'/{variant}'
+    for suffix, prefix, key in rows:
+      add(f'{prefix}online_{suffix}{tail}', record.online(variant, key))
+  return scores
+
+
+def variant_results(
+    scores: SeedScores, tail: str, self_row: str | None = None
+) -> dict[str, Any]:
+  """Paired results of one variant.
+
+  Args:
+    scores: row name -> [S].
+    tail: '' for the headline, '/NAME' for another variant.
+    self_row: name of its held-out row where that is not the usual one.
+  """
+  after = self_row or f'online_self_context{tail}'
+  return {
+      'online_minus_offline': _paired(
+          statistics.paired_difference, scores, after, 'offline_self_context'),
+      'gap_closed': _paired(
+          statistics.gap_closed, scores, 'offline_self_context', after,
+          'oracle'),
+      'shift_after': _paired(
+          statistics.paired_difference, scores,
+          f'online_offline_context{tail}',
+          f'train_online_self_context{tail}'),
+  }
+
+
+def _paired(
+    function: Callable[..., statistics.Interval],
+    scores: SeedScores,
+    *names: str,
+) -> dict[str, Any]:
+  """`function` of some rows, nulls with a reason where one is missing."""
+  missing = [name for name in names if name not in scores]
+  if missing:
+    return statistics.Interval(
+        None, None, None, 0, f'no row {", ".join(missing)}').as_dict()
+  return function(*(scores[name] for name in names)).as_dict()
+
+
+def _variants(record: records.Record, scores: SeedScores) -> dict[str, Any]:
+  """Every variant under its own name, with its scores and comparisons."""
+  run, result = record.run, {}
+  for name, description in run.variants.items():
+    tail = '' if name == run.headline_variant else f'/{name}'
+    row = f'online_self_context{tail}'
+    if tail and name == run.oracle_variant:
+      row = 'oracle'
+    entry = {'description': description, 'row': row}
+    if row in scores:
+      entry['self_context'] = statistics.t_interval(scores[row]).as_dict()
+      entry.update(variant_results(scores, tail, row))
+    result[name] = entry
+  return result
+
+
+def _robust(record: records.Record) -> dict[str, Any]:
+  """Interquartile means on held-out tasks, for readers who prefer them."""
+  offline = record.array('offline', 'test_self_returns')
+  online = record.online(record.run.headline_variant, 'test_self_returns')
+  oracle = record.online(record.run.oracle_variant, 'test_self_returns')
+  result: dict[str, Any] = {'interquartile_mean': {}}
+  for name, returns in (('offline_self_context', offline),
+                        ('online_self_context', online),
+                        ('oracle', oracle)):
+    if returns is not None:
+      result['interquartile_mean'][name] = (
+          statistics.stratified_bootstrap_interval(
+              statistics.task_scores(returns)).as_dict())
+  if online is not None:
+    result['probability_online_above_offline'] = (
+        statistics.probability_of_improvement(
+            statistics.task_scores(online), statistics.task_scores(offline)))
+  return result
+
+
+def _diagnostics(record: records.Record) -> dict[str, Any]:
+  """Distribution shift in z, point -> quantity -> interval over seeds."""
+  result = {}
+  for point, arrays in record.evaluations.items():
+    entry = {}
+    for name in ('kl_offline', 'kl_self', 'normalized_shift'):
+      if name not in arrays:
+        continue
+      values = arrays[name].reshape(len(arrays[name]), -1).mean(-1)
+      if np.isfinite(values).all():
+        entry[name] = statistics.t_interval(values).as_dict()
+      else:
+        entry[name] = statistics.Interval(
+            None, None, None, len(values), 'not finite').as_dict()
+    if entry:
+      result[point] = entry
+  return result

@@ -1,0 +1,214 @@
+"""Episodes as `lax.scan`, and adaptation sequences built from them.
+
+All functions here serve one environment of one task; batch them with vmap.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from offmeta.types import (
+    Array,
+    EnvFamily,
+    Key,
+    Params,
+    Policy,
+    PolicyState,
+    Task,
+    Transition,
+)
+
+
+def uniform_policy(action_size: int) -> Policy:
+  """Uniform random actions in [-1, 1]; takes any params."""
+
+  def act(params, state, observation, key):
+    del params, state, observation
+    return jax.random.uniform(key, (action_size,), minval=-1.0), {}
+
+  return Policy(
+      init=lambda params, key: (),
+      act=act,
+      observe=lambda params, state, transition, key: state,
+      adapt=lambda params, state, context, valid, key: state,
+  )
+
+
+def without_reward(transition: Transition) -> Transition:
+  """Drops all that could tell the reward: the reward and the extras."""
+  return transition._replace(
+      reward=jnp.zeros_like(transition.reward), extras={})
+
+
+def episode(
+    family: EnvFamily,
+    policy: Policy,
+    params: Params,
+    state: PolicyState,
+    task: Task,
+    key: Key,
+    reward_free: bool = False,
+) -> tuple[PolicyState, Transition, Array]:
+  """One episode from a random start.
+
+  The environment is frozen after a termination, so nothing that a fallen
+  body does afterwards (NaN included) reaches the result.
+
+  Args:
+    family: supplies reset and step.
+    policy: acts, and observes every transition.
+    params: of the policy.
+    state: belief at the start of the episode.
+    task: one task.
+    key: random key.
+    reward_free: drop rewards and features before the policy, or anything
+      else, can see them.
+
+  Returns:
+    Belief at the end, transitions [H, ...], valid [H] (a prefix of ones).
+  """
+  spec = family.spec
+  k_reset, k_steps = jax.random.split(key)
+
+  def step(carry, t):
+    env_state, belief, alive = carry
+    k_act, k_observe = jax.random.split(jax.random.fold_in(k_steps, t))
+    action, _ = policy.act(params, belief, env_state.observation, k_act)
+    after = family.step(env_state, action, task)
+    transition = Transition(
+        observation=env_state.observation,
+        action=action,
+        reward=after.reward,
+        discount=1.0 - after.terminal,
+        next_observation=after.observation,
+          extras={'features': after.features, 'time': t.astype(jnp.float32)},
+    )
+    if reward_free:
+      transition = without_reward(transition)
+    new_belief = policy.observe(params, belief, transition, k_observe)
+    if not spec.terminates:
+      return (after, new_belief, alive), (transition, jnp.ones(()))
+    keep = lambda new, old: jax.tree.map(
+        lambda n, o: jnp.where(alive, n, o), new, old)
+    transition = jax.tree.map(
+        lambda x: jnp.where(alive, x, jnp.zeros_like(x)), transition)
+    carry = (
+        keep(after, env_state), keep(new_belief, belief),
+        alive & (after.terminal < 0.5))
+    return carry, (transition, alive.astype(jnp.float32))
+
+  start = (family.reset(k_reset, task), state, jnp.ones((), bool))
+  (_, belief, _), (transitions, valid) = jax.lax.scan(
+      step, start, jnp.arange(spec.episode_length))
+  return belief, transitions, valid
+
+
+class Adaptation(NamedTuple):
+  """What happened in one adaptation sequence of at most E episodes.
+
+  Attributes:
+    returns: [E] undiscounted true returns, NaN where no episode took place.
+    transitions: [W, ...], steps of all episodes, one after another.
+    valid: [W], 1 where `transitions` holds a step.
+    context_size: [] int32, how many leading transitions the last episode's
+      belief was formed from (0: the prior).
+  """
+
+  returns: Array
+  transitions: Transition
+  valid: Array
+  context_size: Array
+
+
+def max_episodes(family: EnvFamily, num_steps: int) -> int:
+  """Upper bound on episodes within a step budget.
+
+  Without terminations it is exact. With them it is four times as many: a
+  policy that falls faster than that is scored on its last episode within
+  the bound.
+  """
+  full = -(-num_steps // family.spec.episode_length)
+  return 4 * full if family.spec.terminates else full
+
+
+ContextFn = Callable[[Transition, Array, Key], tuple[Transition, Array]]
+
+
+def adaptation_sequence(
+    family: EnvFamily,
+    policy: Policy,
+    params: Params,
+    task: Task,
+    key: Key,
+    num_steps: int,
+    num_prior_episodes: int,
+    context_fn: ContextFn | None = None,
+) -> Adaptation:
+  """Episodes with adaptation in between (spec smac 1.3).
+
+  Whole episodes are run until `num_steps` steps are used. The belief is the
+  prior for the first `num_prior_episodes`; afterwards it is formed, before
+  each episode, from all transitions so far.
+
+  Args:
+    family: the environment.
+    policy: acts.
+    params: of the policy.
+    task: one task.
+    key: random key.
+    num_steps: step budget.
+    num_prior_episodes: episodes under the prior.
+    context_fn: replaces "all transitions so far" by something else:
+      (transitions, valid, key) -> (context, valid).
+
+  Returns:
+    Adaptation.
+  """
+  horizon = family.spec.episode_length
+  limit = max_episodes(family, num_steps)
+  width = num_steps + horizon if family.spec.terminates else limit * horizon
+
+  def blank():
+    def one(k):
+      state = policy.init(params, k)
+      return episode(family, policy, params, state, task, k)[1]
+    shapes = jax.eval_shape(one, key)
+    return jax.tree.map(
+        lambda x: jnp.zeros((width,) + x.shape[1:], x.dtype), shapes)
+
+  def run(carry):
+    number, used, store, returns, _ = carry
+    k_adapt, k_context, k_episode = jax.random.split(
+        jax.random.fold_in(key, number), 3)
+    adapt = number >= num_prior_episodes
+    gathered = (jnp.arange(width) < used).astype(jnp.float32)
+    context, valid = (
+        (store, gathered) if context_fn is None
+        else context_fn(store, gathered, k_context))
+    belief = policy.init(params, k_adapt)
+    belief = policy.adapt(params, belief, context, valid * adapt, k_adapt)
+    _, new, alive = episode(family, policy, params, belief, task, k_episode)
+    count = jnp.sum(alive).astype(jnp.int32)
+    store = jax.tree.map(
+        lambda s, n: jax.lax.dynamic_update_slice(
+            s, n, (used,) + (0,) * (n.ndim - 1)), store, new)
+    returns = returns.at[number].set(jnp.sum(new.reward))
+    return (number + 1, used + count, store, returns, jnp.where(adapt, used, 0))
+
+  def unfinished(carry):
+    return (carry[1] < num_steps) & (carry[0] < limit)
+
+  zero = jnp.zeros((), jnp.int32)
+  _, used, store, returns, context_size = jax.lax.while_loop(
+      unfinished, run,
+      (zero, zero, blank(), jnp.full((limit,), jnp.nan), zero))
+  valid = (jnp.arange(width) < used).astype(jnp.float32)
+  return Adaptation(returns, store, valid, context_size)
+
+
+def final_return(returns: Array) -> Array:
+  """The last episode that took place: [..., E] with NaN -> [...]."""
+  last = jnp.sum(jnp.isfinite(returns), axis=-1) - 1
+  return jnp.take_along_axis(returns, last[..., None], axis=-1)[..., 0]

@@ -1,0 +1,1 @@
+"""Checks that users of the package can run on their own extensions."""

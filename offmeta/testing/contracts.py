@@ -1,0 +1,403 @@
+"""Contracts that any implementation must meet, for our tests and for users.
+
+Each check raises AssertionError with a message that says what failed.
+"""
+
+from collections.abc import Callable
+import json
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offmeta.testing import probes
+from offmeta.types import (
+    Algorithm,
+    Array,
+    EnvFamily,
+    EnvSpec,
+    EnvState,
+    LearnerState,
+    Policy,
+    Stage,
+    Task,
+)
+
+
+def check_env_family(
+    family: EnvFamily,
+    num_steps: int = 25,
+    num_tasks: int = 3,
+    task_lists: tuple[str, ...] = (),
+    tolerance: float = 1e-4,
+) -> None:
+  """Checks a family against the `EnvFamily` protocol.
+
+  Specs match arrays; `reset` and `step` are traced once for different tasks
+  and give states of the same structure; episodes of random actions (up to
+  their termination) are finite, with terminal in {0, 1}; `reward(features,
+  action, task)` equals the reward of `step`, also for clipped and for stacked
+  actions; vmap over tasks equals one by one; the same key gives the same
+  episode; task lists have the leaves of sampled tasks.
+
+  Args:
+    family: what to check.
+    num_steps: steps per episode.
+    num_tasks: at least 2 sampled tasks, one episode each.
+    task_lists: published lists to check.
+    tolerance: absolute and relative, between vmapped and single steps and
+      between recomputed rewards; batched physics rounds differently.
+
+  Raises:
+    AssertionError: says what failed.
+  """
+  _check_spec(family)
+  tasks = family.sample_tasks(jax.random.key(0), num_tasks)
+  _check_tasks(family, tasks, num_tasks, task_lists)
+  # Actions beyond 1 show whether all parts clip alike.
+  actions = jax.random.uniform(
+      jax.random.key(1), (num_tasks, num_steps, family.spec.action_size),
+      minval=-1.2, maxval=1.2)
+  keys = jax.random.split(jax.random.key(2), num_tasks)
+  take = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)
+
+  traces = {'reset': 0, 'step': 0}
+
+  def counted(name):
+    def call(*args):
+      traces[name] += 1
+      return getattr(family, name)(*args)
+    call.__name__ = name  # so that profiles and compilation caches name it
+    return jax.jit(call)
+
+  reset, step = counted('reset'), counted('step')
+
+  def episode(i):
+    states = [reset(keys[i], take(tasks, i))]
+    _check_state(family, states[0], 'reset')
+    for action in actions[i]:
+      if states[-1].terminal > 0.5:
+        break
+      states.append(step(states[-1], action, take(tasks, i)))
+      _check_state(family, states[-1], f'step {len(states) - 1}')
+    return states
+
+  single = [episode(i) for i in range(num_tasks)]
+  assert traces == {'reset': 1, 'step': 1}, (
+      f'new tasks or states retrace: {traces} traces, expected 1 of each')
+  for first, again in zip(single[0], episode(0), strict=True):
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again)):
+      assert np.array_equal(_numbers(a), _numbers(b)), (
+          'the same key, task and actions gave another episode')
+  assert any(
+      not np.array_equal(_numbers(x), _numbers(y)) for x, y in zip(
+          jax.tree.leaves((single[0][-1].observation, take(tasks, 0))),
+          jax.tree.leaves((single[1][-1].observation, take(tasks, 1))))), (
+              'different keys gave the same task and the same episode')
+  for i, states in enumerate(single):
+    _check_reward(family, states, actions[i], take(tasks, i), tolerance)
+  _check_vmap(family, single, keys, actions, tasks, tolerance)
+
+
+def _check_spec(family: EnvFamily) -> None:
+  spec = family.spec
+  for name in ('observation_size', 'action_size', 'feature_size',
+               'episode_length'):
+    value = getattr(spec, name)
+    assert isinstance(value, int) and value >= 1, (
+        f'spec.{name} must be a positive int, not {value!r}')
+  assert isinstance(spec.name, str) and spec.name, 'spec.name is empty'
+  assert isinstance(spec.terminates, bool), 'spec.terminates must be a bool'
+  try:
+    copy = json.loads(json.dumps(dict(spec.options)))
+  except (TypeError, ValueError) as error:
+    raise AssertionError(f'spec.options is not JSON: {error}') from error
+  assert copy == dict(spec.options), (
+      'spec.options changes in a JSON round trip (a tuple or non-string key?)')
+
+
+def _check_tasks(
+    family: EnvFamily, tasks: Task, num_tasks: int, names: tuple[str, ...]
+) -> None:
+  described = lambda task: jax.tree.map(lambda x: (x.shape[1:], x.dtype), task)
+  for leaf in jax.tree.leaves(tasks):
+    assert leaf.shape[:1] == (num_tasks,), (
+        f'sample_tasks(key, {num_tasks}) gave a leaf of shape {leaf.shape}')
+    assert np.all(np.isfinite(leaf)), 'sampled tasks are not finite'
+  for name in names:
+    for part, listed in zip(('train', 'test'), family.task_list(name)):
+      assert described(listed) == described(tasks), (
+          f'{part} tasks of list {name!r} are {described(listed)}, sampled '
+          f'ones {described(tasks)}')
+      sizes = {leaf.shape[0] for leaf in jax.tree.leaves(listed)}
+      assert len(sizes) == 1 and sizes != {0}, (
+          f'{part} tasks of list {name!r} have sizes {sizes}')
+  unknown = 'no such list'
+  try:
+    family.task_list(unknown)
+  except ValueError as error:
+    for name in names:
+      assert name in str(error), (
+          f'the error for an unknown task list does not name {name!r}')
+  else:
+    raise AssertionError('an unknown task list must raise ValueError')
+
+
+def _check_state(family: EnvFamily, state: EnvState, where: str) -> None:
+  spec = family.spec
+  shapes = {
+      'observation': (spec.observation_size,),
+      'reward': (),
+      'terminal': (),
+      'features': (spec.feature_size,),
+  }
+  for name, shape in shapes.items():
+    value = getattr(state, name)
+    assert value.shape == shape, (
+        f'{where}: {name} has shape {value.shape}, spec says {shape}')
+    assert value.dtype == jnp.float32, (
+        f'{where}: {name} is {value.dtype}, not float32')
+    assert np.all(np.isfinite(value)), f'{where}: {name} is not finite'
+  assert float(state.terminal) in (0.0, 1.0), (
+      f'{where}: terminal is {float(state.terminal)}, not 0 or 1')
+  if where == 'reset':
+    assert float(state.reward) == 0.0 and float(state.terminal) == 0.0, (
+        'reward and terminal must be 0 after a reset')
+  if not spec.terminates:
+    assert float(state.terminal) == 0.0, (
+        f'{where}: terminal is 1 but spec.terminates is False')
+
+
+def _check_reward(
+    family: EnvFamily, states: list[EnvState], actions: Array, task: Task,
+    tolerance: float,
+) -> None:
+  stepped = np.array([state.reward for state in states[1:]])
+  features = jnp.stack([state.features for state in states[1:]])
+  taken = actions[:len(features)]
+  for what, given in (('raw', taken), ('clipped', jnp.clip(taken, -1, 1))):
+    rewards = family.reward(features, given, task)
+    assert rewards.shape == stepped.shape, (
+        f'reward of features {features.shape} has shape {rewards.shape}, '
+        f'expected {stepped.shape}')
+    np.testing.assert_allclose(
+        rewards, stepped, rtol=tolerance, atol=tolerance,
+        err_msg=f'reward(features, {what} action, task) is not the reward '
+        'that step gave')
+
+
+def _check_vmap(
+    family: EnvFamily, single: list[list[EnvState]], keys: Array,
+    actions: Array, tasks: Task, tolerance: float,
+) -> None:
+  """One batched reset and step against the single ones."""
+  state = jax.jit(jax.vmap(family.reset))(keys, tasks)
+  step = jax.jit(jax.vmap(family.step))
+  for t in range(2):
+    if t:
+      state = step(state, actions[:, 0], tasks)
+    for i, states in enumerate(single):
+      for name in ('observation', 'reward', 'terminal', 'features'):
+        np.testing.assert_allclose(
+            getattr(state, name)[i], getattr(states[t], name),
+            rtol=tolerance, atol=tolerance,
+            err_msg=f'vmap over tasks and one by one differ in {name} after '
+            f'{t} steps of task {i}')
+
+
+def _numbers(leaf: Any) -> np.ndarray:
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.random.key_data(leaf)
+  return np.asarray(leaf)
+
+
+def check_algorithm(
+    make: Callable[..., Algorithm],
+    config: Any,
+    spec: EnvSpec,
+    tolerance: float = 1e-4,
+    quick: bool = False,
+) -> None:
+  """Checks an algorithm against the `Algorithm` interface.
+
+  Stages: the state keeps its tree, shapes and dtypes; new batches and states
+  do not retrace; all stays finite; jit equals no jit and vmap over seeds
+  equals single seeds, to rounding; the root key stays and the step counts.
+  Policies: shapes and trees, actions finite and in [-1, 1], an adaptation
+  without valid entries gives `init`'s prior and entries that do not count
+  change nothing. `relabel` gives the same with a poisoned reward. Choose
+  small sizes in `config`: nothing here needs large ones.
+
+  Args:
+    make: (spec, config, axis_name) -> Algorithm.
+    config: of the algorithm.
+    spec: sizes of a family; no environment is run.
+    tolerance: relative and absolute, between two ways to compute a state.
+      Adam turns rounding errors of tiny gradients into whole steps, so it
+      should not be far below the learning rates.
+    quick: leave out what takes most of the time, the comparisons with no jit
+      and with vmap over seeds (for further settings of one algorithm).
+
+  Raises:
+    AssertionError: says what failed.
+  """
+  algorithm = make(spec, config, None)
+  assert isinstance(algorithm, Algorithm), f'make gave {type(algorithm)}'
+  keys = jax.random.split(jax.random.key(0), 2)
+  init = jax.jit(algorithm.init)
+  states = [init(key) for key in keys]
+  for leaf in jax.tree.leaves(states[0]):
+    assert isinstance(leaf, jax.Array), f'init: {leaf!r} is not an array'
+  _assert_finite(states[0], 'init')
+  _assert_like(init(keys[0]), states[0], 'init with the same key', 0.0)
+  for phase in ('offline', 'online'):
+    if phase == 'online':
+      begun = [jax.jit(algorithm.begin_online)(state) for state in states]
+      _assert_same_form(begun[0], states[0], 'begin_online')
+      states = begun
+    for stage in getattr(algorithm, phase):
+      states = _check_stage(stage, states, spec, tolerance, quick)
+  params = algorithm.actor_params(states[0])
+  for name in ('explore', 'evaluate', 'evaluate_given_context'):
+    _check_policy(
+        getattr(algorithm, name), name, algorithm, params, spec, tolerance)
+  if algorithm.relabel is not None:
+    _check_relabel(algorithm, states[0], spec)
+
+
+def _check_stage(
+    stage: Stage, states: list[LearnerState], spec: EnvSpec, tolerance: float,
+    quick: bool,
+) -> list[LearnerState]:
+  """Returns the states of both seeds after two updates."""
+  traces = 0
+
+  def counted(state, batch):
+    nonlocal traces
+    traces += 1
+    return stage.update(state, batch)
+
+  update = jax.jit(counted)
+  draw = jax.jit(lambda key: probes.random_batch(key, spec, stage.batch))
+  batches = [draw(jax.random.key(i)) for i in range(2)]
+  once, after = [], []
+  for state in states:
+    first, metrics = update(state, batches[0])
+    once.append((first, metrics))
+    after.append(update(first, batches[1])[0])
+  where = f'stage {stage.name!r}'
+  assert traces == 1, (
+      f'{where}: {traces} traces for batches and states of one shape')
+  (first, metrics), before = once[0], states[0]
+  _assert_same_form(first, before, f'{where}: the state after an update')
+  _assert_finite((after[0], metrics), where)
+  for name, value in metrics.items():
+    assert value.shape == (), (
+        f'{where}: metric {name!r} has shape {value.shape}, not ()')
+  assert int(first.step) == int(before.step) + 1, (
+      f'{where}: step went from {before.step} to {first.step}')
+  _assert_like(first.key, before.key, f'{where}: the root key', 0.0)
+  assert any(
+      not np.array_equal(a, b) for a, b in zip(
+          jax.tree.leaves(first.params), jax.tree.leaves(before.params))), (
+              f'{where}: no parameter changed')
+  _assert_like(
+      update(before, batches[0]), once[0], f'{where}: the same input', 0.0)
+  if quick:
+    return after
+  # Primitive by primitive; disable_jit would undo jax's own functions too.
+  eager = stage.update(before, batches[0])
+  _assert_like(eager, once[0], f'{where}: without jit', tolerance)
+  stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
+  batched = jax.jit(jax.vmap(stage.update, (0, None)))(
+      stack(*states), batches[0])
+  for i, single in enumerate(once):
+    _assert_like(
+        jax.tree.map(lambda x: x[i], batched), single,
+        f'{where}: vmap over seeds', tolerance)
+  return after
+
+
+def _check_policy(
+    policy: Policy, name: str, algorithm: Algorithm, params: Any,
+    spec: EnvSpec, tolerance: float,
+) -> None:
+  keys = jax.random.split(jax.random.key(3), 4)
+  size, valid = 6, jnp.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+  draw = jax.jit(lambda key: probes.random_transitions(key, spec, (size,)))
+  context, other = [draw(key) for key in keys[:2]]
+  adapt = jax.jit(policy.adapt)
+  prior = jax.jit(policy.init)(params, keys[2])
+  state = adapt(params, prior, context, valid, keys[2])
+  _assert_same_form(state, prior, f'{name}: the state after adapt')
+  nothing = adapt(params, prior, context, 0.0 * valid, keys[2])
+  _assert_like(
+      nothing, prior, f'{name}: adapt with nothing valid, and init', tolerance)
+  mixed = jax.tree.map(
+      lambda a, b: jnp.concatenate([a[:3], b[3:]]), context, other)
+  _assert_like(
+      adapt(params, prior, mixed, valid, keys[2]), state,
+      f'{name}: adapt with other entries where valid is 0', 0.0)
+  act, observe = jax.jit(policy.act), jax.jit(policy.observe)
+  for i in range(3):
+    step = jax.tree.map(lambda x: x[i], other)
+    key = jax.random.fold_in(keys[3], i)
+    # Far beyond the data, where an action that is not squashed leaves [-1, 1].
+    action, _ = act(params, state, 100.0 * step.observation, key)
+    assert action.shape == (spec.action_size,), (
+        f'{name}: action of shape {action.shape}')
+    assert np.all(np.abs(action) <= 1.0), (
+        f'{name}: action {action} is not in [-1, 1]')
+    new = observe(params, state, step, key)
+    _assert_same_form(new, state, f'{name}: the state after observe')
+    _assert_finite(new, f'{name}: observe')
+    state = new
+  if algorithm.posterior is not None:
+    mean, std = algorithm.posterior(params, context, 0.0 * valid)
+    _assert_like(
+        (mean, std), (jnp.zeros_like(mean), jnp.ones_like(std)),
+        'posterior of nothing, and N(0, I)', tolerance)
+
+
+def _check_relabel(
+    algorithm: Algorithm, state: LearnerState, spec: EnvSpec
+) -> None:
+  keys = jax.random.split(jax.random.key(4), 3)
+  context = probes.random_transitions(keys[0], spec, (5,))
+  data = probes.random_transitions(keys[1], spec, (7,))
+  relabel = jax.jit(algorithm.relabel)
+  labels = relabel(state, context, jnp.ones(5), data, keys[2])
+  assert labels.shape == data.reward.shape, (
+      f'relabel: rewards of shape {labels.shape}, not {data.reward.shape}')
+  _assert_finite(labels, 'relabel')
+  poisoned = data._replace(reward=jnp.full_like(data.reward, jnp.nan))
+  _assert_like(
+      relabel(state, context, jnp.ones(5), poisoned, keys[2]), labels,
+      'relabel: with data.reward poisoned', 0.0)
+
+
+def _assert_same_form(actual: Any, expected: Any, what: str) -> None:
+  try:
+    chex.assert_trees_all_equal_structs(actual, expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
+  except AssertionError as error:
+    raise AssertionError(f'{what} has another form: {error}') from error
+
+
+def _assert_finite(tree: Any, what: str) -> None:
+  for path, leaf in jax.tree.leaves_with_path(tree):
+    assert np.all(np.isfinite(_numbers(leaf))), (
+        f'{what}: {jax.tree_util.keystr(path)} is not finite')
+
+
+def _assert_like(
+    actual: Any, expected: Any, what: str, tolerance: float
+) -> None:
+  _assert_same_form(actual, expected, what)
+  for (path, a), b in zip(
+      jax.tree.leaves_with_path(actual), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(
+        _numbers(a), _numbers(b), rtol=tolerance, atol=tolerance,
+        err_msg=f'{what} differ at {jax.tree_util.keystr(path)}')

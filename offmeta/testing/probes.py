@@ -1,0 +1,184 @@
+"""Tiny families with known answers, and random batches."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from offmeta.types import (
+    Array,
+    BatchSpec,
+    EnvFamily,
+    EnvSpec,
+    EnvState,
+    Key,
+    MetaBatch,
+    Task,
+    Transition,
+)
+
+
+class CountingFamily:
+  """Step t (1, 2, ...) of an episode has the reward `value` * t.
+
+  The observation is (t, start) with start ~ U(0, 1) drawn at the reset, the
+  feature is t, actions do nothing. With `terminates` the episode ends at step
+  `lifetime`, and whatever is stepped further is NaN.
+
+  Task: {'value': [], 'lifetime': []}, both float32.
+  """
+
+  def __init__(self, *, episode_length: int = 5, terminates: bool = False):
+    self.spec = EnvSpec(
+        name='counting',
+        observation_size=2,
+        action_size=1,
+        feature_size=1,
+        episode_length=episode_length,
+        terminates=terminates,
+        options={'episode_length': episode_length, 'terminates': terminates},
+    )
+
+  def sample_tasks(self, key: Key, num_tasks: int) -> Task:
+    """Values ~ N(0, 1), lifetimes uniform in 1 to the time limit."""
+    k_value, k_lifetime = jax.random.split(key)
+    lifetime = jax.random.randint(
+        k_lifetime, (num_tasks,), 1, self.spec.episode_length + 1)
+    return {
+        'value': jax.random.normal(k_value, (num_tasks,)),
+        'lifetime': lifetime.astype(jnp.float32),
+    }
+
+  def task_list(self, name: str) -> tuple[Task, Task]:
+    """There is none."""
+    raise ValueError(f'unknown task list {name!r}; known: none')
+
+  def reset(self, key: Key, task: Task) -> EnvState:
+    """At t = 0 with a random start."""
+    del task
+    zero = jnp.zeros(())
+    observation = jnp.stack([zero, jax.random.uniform(key)])
+    return EnvState(zero, observation, zero, zero, zero[None])
+
+  def step(self, state: EnvState, action: Array, task: Task) -> EnvState:
+    """Counts."""
+    time = state.physics + 1.0
+    terminal = jnp.zeros(())
+    if self.spec.terminates:
+      terminal = (time == task['lifetime']).astype(jnp.float32)
+      time = jnp.where(time > task['lifetime'], jnp.nan, time)
+    return EnvState(
+        physics=time,
+        observation=jnp.stack([time, state.observation[1] + 0.0 * time]),
+        reward=self.reward(time[None], action, task),
+        terminal=terminal,
+        features=time[None],
+    )
+
+  def reward(self, features: Array, action: Array, task: Task) -> Array:
+    """The reward [...] of features [..., 1]."""
+    del action
+    return task['value'] * features[..., 0]
+
+
+class BanditFamily:
+  """A contextual bandit: the reward is action . direction (task: unit [2]).
+
+  One transition tells one coordinate of the task; nothing but the reward
+  tells it. The observation is constant, so the best return is the episode
+  length times |direction|_1 and that of a policy without belief is 0.
+  """
+
+  def __init__(self, *, episode_length: int = 4):
+    self.spec = EnvSpec(
+        name='bandit',
+        observation_size=1,
+        action_size=2,
+        feature_size=1,
+        episode_length=episode_length,
+        terminates=False,
+        options={'episode_length': episode_length},
+    )
+
+  def sample_tasks(self, key: Key, num_tasks: int) -> Task:
+    """Directions uniform on the circle."""
+    angle = jax.random.uniform(key, (num_tasks,), maxval=2.0 * jnp.pi)
+    return {'direction': jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)}
+
+  def task_list(self, name: str) -> tuple[Task, Task]:
+    """There is none."""
+    raise ValueError(f'unknown task list {name!r}; known: none')
+
+  def reset(self, key: Key, task: Task) -> EnvState:
+    """The only state; a random feature keeps episodes apart."""
+    del task
+    zero = jnp.zeros(())
+    return EnvState((), jnp.ones((1,)), zero, zero, jax.random.uniform(key, (1,)))
+
+  def step(self, state: EnvState, action: Array, task: Task) -> EnvState:
+    """Pays."""
+    return state._replace(reward=self.reward(state.features, action, task))
+
+  def reward(self, features: Array, action: Array, task: Task) -> Array:
+    """The reward [...] of actions [..., 2]."""
+    del features
+    return jnp.sum(jnp.clip(action, -1.0, 1.0) * task['direction'], axis=-1)
+
+
+class PoisonedReward:
+  """A family whose steps reveal `value` instead of rewards and features.
+
+  What must not read the reward gives the same result with and without it.
+  """
+
+  def __init__(self, family: EnvFamily, value: float = float('nan')):
+    self._family = family
+    self._value = value
+    self.spec = family.spec
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._family, name)
+
+  def step(self, state: EnvState, action: Array, task: Task) -> EnvState:
+    """The step of the family, with reward and features overwritten."""
+    after = self._family.step(state, action, task)
+    return after._replace(
+        reward=jnp.full_like(after.reward, self._value),
+        features=jnp.full_like(after.features, self._value))
+
+
+def random_transitions(
+    key: Key, spec: EnvSpec, shape: tuple[int, ...]
+) -> Transition:
+  """Standard normal transitions; actions in [-1, 1], one in eight terminal."""
+  keys = jax.random.split(key, 5)
+  return Transition(
+      observation=jax.random.normal(
+          keys[0], shape + (spec.observation_size,)),
+      action=jax.random.uniform(
+          keys[1], shape + (spec.action_size,), minval=-1.0),
+      reward=jax.random.normal(keys[2], shape),
+      discount=jax.random.bernoulli(
+          keys[3], 0.875, shape).astype(jnp.float32),
+      next_observation=jax.random.normal(
+          keys[4], shape + (spec.observation_size,)),
+      extras={},
+  )
+
+
+def random_batch(key: Key, spec: EnvSpec, batch: BatchSpec) -> MetaBatch:
+  """A batch of the given composition without any meaning."""
+  k_context, k_query, k_mask = jax.random.split(key, 3)
+  tasks = batch.num_tasks
+  size = batch.context_size
+  if batch.context == 'episodes':
+    size = max(size, batch.sequence_size)
+  # Every task has an entry that counts, most have some that do not.
+  mask = jax.random.bernoulli(k_mask, 0.75, (tasks, size)).at[:, 0].set(True)
+  return MetaBatch(
+      task_id=jnp.arange(tasks),
+      slot=jnp.arange(tasks),
+      context=random_transitions(k_context, spec, (tasks, size)),
+      context_mask=mask.astype(jnp.float32),
+      query=random_transitions(k_query, spec, (tasks, batch.query_size)),
+  )

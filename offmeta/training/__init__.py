@@ -1,0 +1,1 @@
+"""Phases, loops, checkpoints and metric files: the side effects live here."""

@@ -1,0 +1,237 @@
+"""The experiment as one frozen dataclass.
+
+No default stands in two places: the fields below and those of the
+algorithms' own `Config` are the only ones; config files list differences.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from offmeta.algorithms import pearl as pearl_lib
+from offmeta.algorithms import smac as smac_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilyConfig:
+  """Environment family and its tasks."""
+
+  name: str = 'point_robot'  # key of offmeta.envs.FAMILIES
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  task_list: str = 'default'  # a published list, or 'random:SEED'
+  num_train: int = 32  # first so many of the list's training tasks
+  num_test: int = 20  # first so many of its test tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class GatherConfig:
+  """Data gathered in one online iteration (specs smac 2.9, PEARL A1.4)."""
+
+  tasks_per_iteration: int = 5  # drawn uniformly with replacement
+  prior_steps: int = 400  # under the prior; into both buffers
+  posterior_steps: int = 600  # first episode prior, then posterior
+  posterior_to_encoder: bool = False  # released: RL buffer only
+  clear_encoder_buffer: bool = False  # PEARL: True, SMAC: False
+  context_size: int = 256  # transitions behind a posterior rollout
+  label_context_size: int = 256  # offline transitions behind a label
+  rewards: str = 'decoder'  # 'decoder' (self-supervised) or 'true' (oracle)
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectConfig:
+  """How the offline dataset comes about (spec smac 3.3)."""
+
+  dataset: str = ''  # path of an existing dataset; '' generates one
+  seed: int = 0
+  iterations: int = 50  # of gathering and training the behaviour policy
+  initial_steps: int = 2000  # per task with the untrained policy
+  gather: GatherConfig = GatherConfig(
+      clear_encoder_buffer=True, rewards='true')
+  rl_slice: str = 'last'  # 'first' or 'last'
+  rl_size: int = 1200  # transitions per task for the losses
+  encoder_size: int = 0  # last so many of the encoder buffer; 0: rl slice
+  behaviour: pearl_lib.Config = pearl_lib.Config()
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineConfig:
+  """The self-supervised phase."""
+
+  iterations: int = 501
+  share_encoder_buffer: bool = True  # one buffer for both roles (Ant script)
+  gather: GatherConfig = GatherConfig()
+  headline: str = 'smac'  # the variant reported as `online_*`
+  oracle: str = 'oracle'  # the variant reported as `oracle`
+  # name -> {'description': str, and what it changes in ExperimentConfig}
+  variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+      default_factory=lambda: {
+          'smac': {'description': 'released recipe'},
+          'oracle': {
+              'description': 'released recipe with true rewards online',
+              'online': {'gather': {'rewards': 'true'}},
+          },
+      })
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  """The meta-test protocol (spec smac 1.3) and when it is run."""
+
+  num_repeats: int = 4
+  num_steps: int = 600  # per repetition
+  num_prior_episodes: int = 2  # before the first adaptation
+  context_size: int = 256  # of offline contexts
+  num_train_tasks: int = 10  # training tasks scored during training
+  every_updates: int = 5000  # offline: updates between evaluations
+  every_iterations: int = 1  # online: iterations between evaluations
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+  """Everything that decides the numbers of a run."""
+
+  family: FamilyConfig = FamilyConfig()
+  collect: CollectConfig = CollectConfig()
+  smac: smac_lib.Config = smac_lib.Config()
+  online: OnlineConfig = OnlineConfig()
+  evaluation: EvaluationConfig = EvaluationConfig()
+  seed: int = 0
+  num_seeds: int = 5
+  chunk: int = 500  # updates per compiled call (metrics are their mean)
+  max_devices: int = 1  # shard the meta-batch over up to so many devices
+
+
+class ConfigError(ValueError):
+  """A configuration that cannot be run; the message names the key."""
+
+
+def to_dict(config: Any) -> Any:
+  """A dataclass as nested plain dictionaries."""
+  if dataclasses.is_dataclass(config):
+    return {
+        field.name: to_dict(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+    }
+  if isinstance(config, Mapping):
+    return {key: to_dict(value) for key, value in config.items()}
+  return config
+
+
+def _check_type(key: str, value: Any, default: Any) -> Any:
+  """`value` in the type of `default`, or ConfigError."""
+  if isinstance(default, tuple) and isinstance(value, (list, tuple)):
+    return tuple(value)
+  if isinstance(default, Mapping) and isinstance(value, Mapping):
+    return dict(value)
+  if isinstance(default, bool) or isinstance(value, bool):
+    good = isinstance(default, bool) and isinstance(value, bool)
+  elif isinstance(default, float):
+    good = isinstance(value, (int, float))
+    value = float(value) if good else value
+  else:
+    good = isinstance(value, type(default))
+  if not good:
+    raise ConfigError(
+        f'config.{key}: {value!r} is {type(value).__name__}, but'
+        f' {type(default).__name__} is needed (default {default!r})')
+  return value
+
+
+def from_dict(values: Mapping, default: Any = None, prefix: str = '') -> Any:
+  """The dataclass that `values` describe.
+
+  Args:
+    values: nested dictionaries; missing keys keep their default.
+    default: dataclass instance that supplies types and defaults.
+    prefix: dotted path, for messages.
+
+  Raises:
+    ConfigError: an unknown key or a value of the wrong type.
+  """
+  default = ExperimentConfig() if default is None else default
+  known = {field.name for field in dataclasses.fields(default)}
+  changes = {}
+  for name, value in values.items():
+    key = f'{prefix}{name}'
+    if name not in known:
+      raise ConfigError(
+          f'config.{key}: unknown key; known here: {", ".join(sorted(known))}')
+    current = getattr(default, name)
+    if dataclasses.is_dataclass(current):
+      if not isinstance(value, Mapping):
+        raise ConfigError(f'config.{key}: expected a group of keys')
+      changes[name] = from_dict(value, current, f'{key}.')
+    else:
+      changes[name] = _check_type(key, value, current)
+  return dataclasses.replace(default, **changes)
+
+
+def variant(config: ExperimentConfig, name: str) -> ExperimentConfig:
+  """The configuration of one online variant."""
+  changes = {
+      key: value for key, value in config.online.variants[name].items()
+      if key != 'description'
+  }
+  return from_dict(changes, config)
+
+
+def config_hash(config: ExperimentConfig) -> str:
+  """Twelve hexadecimal digits that name the configuration."""
+  text = json.dumps(to_dict(config), sort_keys=True, default=list)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _positive(config: Any, prefix: str, names: tuple[str, ...]):
+  for name in names:
+    if getattr(config, name) < 1:
+      raise ConfigError(
+          f'config.{prefix}{name}: must be at least 1, not'
+          f' {getattr(config, name)}')
+
+
+def validate(config: ExperimentConfig):
+  """Checks what types alone cannot.
+
+  Raises:
+    ConfigError: names the key, the value and what would be accepted.
+  """
+  _positive(config, '', ('num_seeds', 'chunk', 'max_devices'))
+  _positive(config.family, 'family.', ('num_train', 'num_test'))
+  _positive(config.evaluation, 'evaluation.', (
+      'num_repeats', 'num_steps', 'context_size', 'num_train_tasks',
+      'every_updates', 'every_iterations'))
+  _positive(config.collect, 'collect.', ('rl_size',))
+  if config.collect.rl_slice not in ('first', 'last'):
+    raise ConfigError(
+        f'config.collect.rl_slice: {config.collect.rl_slice!r}; choose'
+        ' "first" or "last"')
+  names = config.online.variants
+  for role in ('headline', 'oracle'):
+    name = getattr(config.online, role)
+    if name not in names:
+      raise ConfigError(
+          f'config.online.{role}: no variant {name!r}; known:'
+          f' {", ".join(sorted(names))}')
+  for name in names:
+    changed = variant(config, name)
+    if changed.online.gather.rewards not in ('decoder', 'true'):
+      raise ConfigError(
+          f'config.online.gather.rewards of variant {name!r}:'
+          f' {changed.online.gather.rewards!r}; choose "decoder" or "true"')
+    if changed.smac.online.context not in (
+        'transitions', 'episodes', 'offline'):
+      raise ConfigError(
+          f'config.smac.online.context of variant {name!r}:'
+          f' {changed.smac.online.context!r}; choose "transitions",'
+          ' "episodes" or "offline"')
+    for part in ('family', 'collect', 'evaluation', 'seed', 'num_seeds'):
+      if getattr(changed, part) != getattr(config, part):
+        raise ConfigError(
+            f'config.online.variants.{name}: a variant changes the online'
+            f' phase only, not config.{part}')
+    for part, stage in (
+        ('smac.offline', changed.smac.offline),
+        ('smac.online', changed.smac.online)):
+      _positive(stage, f'{part}.', ('num_updates', 'num_tasks', 'query_size'))

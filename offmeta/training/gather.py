@@ -1,0 +1,217 @@
+"""The data of one online iteration: act, label, store. Runs inside jit."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from offmeta import rollout
+from offmeta.data import buffer as buffers
+from offmeta.data import sampler
+from offmeta.data.buffer import Replay
+from offmeta.training.config import GatherConfig
+from offmeta.types import (
+    Algorithm,
+    Array,
+    EnvFamily,
+    Key,
+    LearnerState,
+    Task,
+    Transition,
+)
+
+
+class _Visit(NamedTuple):
+  """K tasks that are visited side by side.
+
+  Attributes:
+    task_id: [K] rows of the replay.
+    tasks: leaves [K, ...].
+    keys: [K].
+    label_context: leaves [K, N, ...], frozen offline data of the same task.
+    label_mask: [K, N].
+  """
+
+  task_id: Array
+  tasks: Task
+  keys: Key
+  label_context: Transition
+  label_mask: Array
+
+
+def _store(replay, visit, data, counts, to_encoder):
+  """Appends K episodes one after the other (a task may be drawn twice)."""
+
+  def one(replay, item):
+    task_id, transitions, count = item
+    rl = buffers.append(replay.rl, task_id, transitions, count)
+    encoder = replay.encoder
+    if encoder is not None and to_encoder:
+      encoder = buffers.append(encoder, task_id, transitions, count)
+    return Replay(rl, encoder), None
+
+  return jax.lax.scan(one, replay, (visit.task_id, data, counts))[0]
+
+
+def _episodes(
+    family: EnvFamily,
+    algorithm: Algorithm,
+    state: LearnerState,
+    replay: Replay,
+    visit: _Visit,
+    quota: int,
+    posterior: bool,
+    to_encoder: bool,
+    config: GatherConfig,
+) -> tuple[Replay, Array]:
+  """Whole episodes in each of K tasks until `quota` steps are used.
+
+  The first episode is under the prior. With `posterior`, each later one is
+  under the posterior of `config.context_size` transitions of the task's
+  current encoder buffer.
+
+  Returns:
+    The replay, and the steps used [K].
+  """
+  params = algorithm.actor_params(state)
+  policy = algorithm.explore
+  label = config.rewards == 'decoder'
+
+  def one(task_id, task, key, label_context, label_mask, replay, number):
+    key = jax.random.fold_in(key, number)
+    k_context, k_adapt, k_episode, k_label = jax.random.split(key, 4)
+    context, mask = sampler.draw_context(
+        k_context, replay.contexts(), task_id, config.context_size, False)
+    mask = mask * ((number > 0) & posterior)
+    belief = policy.init(params, k_adapt)
+    belief = policy.adapt(params, belief, context, mask, k_adapt)
+    _, data, valid = rollout.episode(
+        family, policy, params, belief, task, k_episode, reward_free=label)
+    if label:
+      rewards = algorithm.relabel(
+          state, label_context, label_mask, data, k_label)
+      data = data._replace(reward=rewards)
+    kept = {name: data.extras[name] for name in replay.rl.data.extras}
+    data = data._replace(extras=kept)
+    return data, jnp.sum(valid).astype(jnp.int32)
+
+  def round_(carry):
+    number, used, replay = carry
+    data, counts = jax.vmap(one, (0, 0, 0, 0, 0, None, None))(
+        visit.task_id, visit.tasks, visit.keys, visit.label_context,
+        visit.label_mask, replay, number)
+    counts = jnp.where(used < quota, counts, 0)
+    replay = _store(replay, visit, data, counts, to_encoder)
+    return number + 1, used + counts, replay
+
+  start = (
+      jnp.zeros((), jnp.int32), jnp.zeros_like(visit.task_id), replay)
+  _, used, replay = jax.lax.while_loop(
+      lambda carry: jnp.any(carry[1] < quota), round_, start)
+  return replay, used
+
+
+def _make_visit(replay, tasks, task_id, key, config, offset):
+  keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(
+      offset + jnp.arange(task_id.shape[0]))
+  context, mask = jax.vmap(
+      lambda k, m: sampler.draw_context(
+          jax.random.fold_in(k, 1), replay.contexts(), m,
+          config.label_context_size, True))(keys, task_id)
+  chosen = jax.tree.map(lambda x: x[task_id], tasks)
+  return _Visit(task_id, chosen, keys, context, mask)
+
+
+def _phase_key(visit: _Visit, number: int) -> _Visit:
+  return visit._replace(
+      keys=jax.vmap(lambda k: jax.random.fold_in(k, number))(visit.keys))
+
+
+def initial_data(
+    family: EnvFamily,
+    algorithm: Algorithm,
+    state: LearnerState,
+    replay: Replay,
+    tasks: Task,
+    key: Key,
+    num_steps: int,
+    config: GatherConfig,
+) -> Replay:
+  """`num_steps` prior steps in every training task, into both buffers."""
+  ids = jnp.arange(replay.rl.size.shape[0])
+  visit = _make_visit(replay, tasks, ids, key, config, 0)
+  return _episodes(
+      family, algorithm, state, replay, visit, num_steps, False, True,
+      config)[0]
+
+
+def gather(
+    family: EnvFamily,
+    algorithm: Algorithm,
+    state: LearnerState,
+    replay: Replay,
+    tasks: Task,
+    task_id: Array,
+    key: Key,
+    config: GatherConfig,
+) -> Replay:
+  """One iteration's data (specs smac 2.8 to 2.10, PEARL A1.4).
+
+  The K tasks are visited side by side; a task that is drawn twice does not
+  see its twin's data until the next round of episodes (the released code
+  visits them one after the other).
+
+  Args:
+    family: the environment.
+    algorithm: explores, and labels when `config.rewards == 'decoder'`.
+    state: its learner state.
+    replay: buffers of all training tasks.
+    tasks: all training tasks, leaves [M, ...].
+    task_id: [K] tasks to visit.
+    key: random key.
+    config: how much of what.
+
+  Returns:
+    The replay with the new data.
+  """
+  if config.clear_encoder_buffer and replay.encoder is not None:
+    encoder = jax.lax.fori_loop(
+        0, task_id.shape[0],
+        lambda i, b: buffers.clear(b, task_id[i]), replay.encoder)
+    replay = replay._replace(encoder=encoder)
+  visit = _make_visit(replay, tasks, task_id, key, config, 0)
+  if config.prior_steps:
+    first = replay.contexts().size
+    replay, used = _episodes(
+        family, algorithm, state, replay, _phase_key(visit, 2),
+        config.prior_steps, False, True, config)
+    replay = _record(replay, task_id, first, used)
+  if config.posterior_steps:
+    replay, _ = _episodes(
+        family, algorithm, state, replay, _phase_key(visit, 3),
+        config.posterior_steps, True, config.posterior_to_encoder, config)
+  return replay
+
+
+def _record(replay, task_id, first, used):
+  """Notes each visit's prior steps as one exploration sequence.
+
+  Visits are appended round by round, so the steps of a task that was drawn
+  twice interleave by episodes; both are noted as one sequence of the first
+  visit's length, which still is whole prior episodes of that task.
+  """
+  contexts = replay.contexts()
+  if not contexts.sequence_start.shape[-1]:
+    return replay
+
+  def one(k, contexts):
+    start = first[task_id[k]]
+    earlier = jnp.sum(jnp.where(
+        jnp.arange(task_id.shape[0]) < k, (task_id == task_id[k]) * used, 0))
+    return buffers.record_sequence(
+        contexts, task_id[k], start + earlier, used[k])
+
+  contexts = jax.lax.fori_loop(0, task_id.shape[0], one, contexts)
+  if replay.encoder is None:
+    return replay._replace(rl=contexts)
+  return replay._replace(encoder=contexts)

@@ -1,0 +1,238 @@
+"""Runs stages: gather, update in compiled chunks, evaluate, save, resume.
+
+One loop serves the behaviour policy's training, the offline phase (which
+gathers nothing) and the self-supervised phase.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import signal
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from offmeta import parallel
+from offmeta.data import sampler
+from offmeta.data.buffer import Replay
+from offmeta.training import metrics as metrics_lib
+from offmeta.training import schedule
+from offmeta.training.checkpointing import Checkpointer
+from offmeta.types import Array, LearnerState, Stage
+
+
+class Interrupted(Exception):
+  """The process was asked to stop; everything needed to go on is saved."""
+
+
+class StopRequest:
+  """Turns SIGTERM into a request that the loop honours at the next chunk."""
+
+  def __init__(self):
+    self.requested = False
+
+  def install(self):
+    """Starts listening (main thread only)."""
+    signal.signal(signal.SIGTERM, self._on_signal)
+
+  def _on_signal(self, number, frame):
+    del number, frame
+    self.requested = True
+
+
+class Progress(NamedTuple):
+  """Where a phase stands; all of it is checkpointed.
+
+  Attributes:
+    state: leaves [S, ...].
+    replay: leaves [S, ...]; None when the data never change.
+    iteration: [] int32, completed iterations.
+    updates: [] int32, updates done in the current iteration. Its data have
+      been gathered if this is above 0.
+  """
+
+  state: LearnerState
+  replay: Replay | None
+  iteration: Array
+  updates: Array
+
+
+def start(state: LearnerState, replay: Replay | None) -> Progress:
+  """Nothing done yet."""
+  zero = jnp.zeros((), jnp.int32)
+  return Progress(state, replay, zero, zero)
+
+
+def make_update(
+    make_stage: Callable[[str | None], Stage],
+    keys: Array,
+    num_updates: int,
+    shared_replay: bool,
+    max_devices: int = 1,
+) -> Callable:
+  """Compiles `num_updates` updates of a stage for all seeds.
+
+  Sampling is part of the compiled program; nothing returns to the host in
+  between.
+
+  Args:
+    make_stage: axis_name -> Stage.
+    keys: [S] batch streams.
+    num_updates: length of the scan.
+    shared_replay: the replay has no seed axis.
+    max_devices: shard the meta-batch over up to so many devices.
+
+  Returns:
+    (state [S], replay) -> (state [S], metrics [S], means over the updates).
+  """
+  num_tasks = make_stage(None).batch.num_tasks
+  devices = parallel.usable_devices(
+      num_tasks, min(max_devices, jax.local_device_count()))
+  axis_name = None if devices == 1 else parallel.TASK_AXIS
+  stage = make_stage(axis_name)
+
+  def one_seed(state, replay, key):
+    slots = parallel.local_slots(num_tasks, axis_name)
+
+    def body(state, _):
+      batch = sampler.sample_batch(key, state.step, slots, stage.batch, replay)
+      return stage.update(state, batch)
+
+    state, metrics = jax.lax.scan(body, state, None, length=num_updates)
+    return state, jax.tree.map(jnp.mean, metrics)
+
+  def all_seeds(state, replay, keys):
+    return jax.vmap(one_seed, (0, None if shared_replay else 0, 0))(
+        state, replay, keys)
+
+  compiled = parallel.shard_update(all_seeds, devices, donate=(0,))
+  return lambda state, replay: compiled(state, replay, keys)
+
+
+class Updater:
+  """Compiled chunks of the stages of one phase.
+
+  Args:
+    make_stages: axis_name -> stages, run one after the other.
+    keys: [S] seed keys.
+    chunk: updates per compiled call.
+    shared_replay: the replay has no seed axis.
+    max_devices: see `make_update`.
+  """
+
+  def __init__(
+      self,
+      make_stages: Callable[[str | None], Sequence[Stage]],
+      keys: Array,
+      chunk: int,
+      shared_replay: bool,
+      max_devices: int = 1,
+  ):
+    self._make_stages = make_stages
+    self._stages = tuple(make_stages(None))
+    self._keys = jax.vmap(lambda k: schedule.stream(k, 'batches'))(keys)
+    self._chunk = chunk
+    self._shared = shared_replay
+    self._max_devices = max_devices
+    self._compiled: dict[tuple[int, int], Callable] = {}
+    self.total = sum(stage.num_steps for stage in self._stages)
+
+  def __call__(
+      self, state: LearnerState, replay: Replay, done: int
+  ) -> tuple[LearnerState, int, str, Mapping[str, Array]]:
+    """Runs the next chunk after `done` updates of this iteration.
+
+    Returns:
+      (state, updates run, stage name, metrics [S]).
+    """
+    first = 0
+    for index, stage in enumerate(self._stages):
+      if done < first + stage.num_steps:
+        break
+      first += stage.num_steps
+    count = min(self._chunk, first + stage.num_steps - done)
+    if (index, count) not in self._compiled:
+      self._compiled[index, count] = make_update(
+          lambda axis: self._make_stages(axis)[index], self._keys, count,
+          self._shared, self._max_devices)
+    state, metrics = self._compiled[index, count](state, replay)
+    return state, count, stage.name, metrics
+
+
+def run(
+    progress: Progress,
+    updater: Updater,
+    *,
+    label: str,
+    iterations: int,
+    replay: Replay | None = None,
+    gather: Callable | None = None,
+    evaluate: Callable | None = None,
+    evaluate_due: Callable[[int, int], bool] = lambda iteration, updates: False,
+    writer: metrics_lib.MetricWriter,
+    checkpointer: Checkpointer,
+    checkpoint_every_s: float = 60.0,
+    stop: StopRequest | None = None,
+) -> Progress:
+  """Runs a phase from where `progress` stands to its end.
+
+  Args:
+    progress: where to begin.
+    updater: the updates of one iteration.
+    label: prefix of metric names.
+    iterations: how many in all.
+    replay: the data when they never change (`progress.replay` is None).
+    gather: (state, replay, iteration) -> replay, before each iteration.
+    evaluate: (state, replay) -> metrics [S].
+    evaluate_due: (iteration, updates) done so far -> whether to evaluate.
+    writer: receives metrics.
+    checkpointer: receives `progress`.
+    checkpoint_every_s: wall time between checkpoints.
+    stop: asks to stop.
+
+  Returns:
+    The final progress, which has been saved.
+
+  Raises:
+    Interrupted: a stop was requested; the progress has been saved.
+    DivergenceError: a metric is not finite; nothing was saved after it.
+  """
+  state, data = progress.state, progress.replay
+  iteration, updates = int(progress.iteration), int(progress.updates)
+  saved_at = time.monotonic()
+
+  def save():
+    current = Progress(
+        state, data, jnp.int32(iteration), jnp.int32(updates))
+    checkpointer.save(iteration * updater.total + updates, current)
+    return current
+
+  while iteration < iterations:
+    if gather is not None and updates == 0:
+      data = gather(state, data, iteration)
+    current = data if replay is None else replay
+    state, count, name, values = updater(state, current, updates)
+    updates += count
+    values = {f'{label}/{name}/{k}': v for k, v in values.items()}
+    done, at = iteration, updates
+    if updates == updater.total:
+      iteration, updates = iteration + 1, 0
+    step = done * updater.total + at
+    values = jax.device_get(values)
+    metrics_lib.assert_finite(values, label, step=step)
+    if evaluate is not None and evaluate_due(done, at):
+      values.update(evaluate(state, current))
+    writer.write(step, values, iteration=iteration, env_steps=_new(current))
+    stopping = stop is not None and stop.requested
+    if stopping or time.monotonic() - saved_at > checkpoint_every_s:
+      save()
+      saved_at = time.monotonic()
+    if stopping and iteration < iterations:
+      raise Interrupted
+  return save()
+
+
+def _new(replay: Any) -> int:
+  """Environment steps since the start, mean over seeds."""
+  new = replay.rl.size - replay.rl.offline_size
+  return int(jnp.mean(jnp.sum(new, axis=-1)))

@@ -1,0 +1,191 @@
+"""What every phase of a run shares: family, tasks, algorithm, file names."""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offmeta import envs
+from offmeta.algorithms import ALGORITHMS
+from offmeta.training import metrics as metrics_lib
+from offmeta.training import schedule
+from offmeta.training.checkpointing import Checkpointer
+from offmeta.training.config import (
+    ConfigError,
+    ExperimentConfig,
+    config_hash,
+)
+from offmeta.training.loop import StopRequest
+from offmeta.types import Algorithm, EnvFamily, Key, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """Static facts of a run.
+
+  Attributes:
+    config: everything that decides the numbers.
+    workdir: where every phase reads and writes.
+    family: the environment.
+    train_tasks, test_tasks: leaves [M, ...].
+    keys: [S] one per seed.
+    stop: asks phases to save and stop.
+    checkpoint_every_s: wall time between checkpoints.
+    quiet: no progress on the console.
+  """
+
+  config: ExperimentConfig
+  workdir: pathlib.Path
+  family: EnvFamily
+  train_tasks: Task
+  test_tasks: Task
+  keys: Key
+  stop: StopRequest
+  checkpoint_every_s: float = 60.0
+  quiet: bool = False
+
+  def algorithm(
+      self, name: str, config: Any, axis_name: str | None = None
+  ) -> Algorithm:
+    """An algorithm of the registry for this family."""
+    return ALGORITHMS[name][1](self.family.spec, config, axis_name)
+
+  def checkpointer(
+      self, stage: str, kind: str = 'checkpoints'
+  ) -> Checkpointer:
+    """Of one stage, e.g. 'offline' or 'online/smac'.
+
+    Args:
+      stage: folder under the workdir.
+      kind: 'checkpoints' (to resume from) or 'final' (learner states only).
+    """
+    return Checkpointer(
+        self.workdir / stage / kind, config_hash(self.config))
+
+  def writer(
+      self, stage: str, total: int, show: tuple[str, ...] = ()
+  ) -> metrics_lib.MultiWriter:
+    """JSONL, TensorBoard and console writers of one stage."""
+    folder = self.workdir / stage
+    writers = [
+        metrics_lib.JsonlWriter(folder / 'metrics.jsonl'),
+        metrics_lib.TensorBoardWriter(folder / 'tensorboard'),
+    ]
+    if not self.quiet:
+      writers.append(
+          metrics_lib.ConsoleWriter(total, stage, show=show))
+    return metrics_lib.MultiWriter(writers)
+
+  def is_done(self, stage: str) -> bool:
+    """Whether a stage has been finished in this workdir."""
+    return (self.workdir / stage / 'done.json').exists()
+
+  def mark_done(self, stage: str):
+    """Notes that a stage is finished."""
+    write_json(self.workdir / stage / 'done.json', {'stage': stage})
+
+  def add_time(self, stage: str, seconds: float):
+    """Adds to the wall time of a stage (it may run in several slices)."""
+    path = self.workdir / 'timing.json'
+    timing = json.loads(path.read_text()) if path.exists() else {}
+    timing[stage] = round(timing.get(stage, 0.0) + seconds, 3)
+    write_json(path, timing)
+
+  def timed(self, stage: str, work: Callable[[], None]):
+    """Runs `work` and books its wall time, also when it is interrupted."""
+    begin = time.monotonic()
+    try:
+      work()
+    finally:
+      self.add_time(stage, time.monotonic() - begin)
+
+
+def write_json(path: pathlib.Path, value: Any):
+  """Writes a file in one step: a crash leaves the old one or the new one."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.tmp')
+  temporary.write_text(json.dumps(value, indent=1, default=list) + '\n')
+  os.replace(temporary, path)
+
+
+def write_arrays(path: pathlib.Path, arrays: dict[str, Any]):
+  """Writes an .npz of plain arrays in one step."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.stem}.tmp.npz')
+  np.savez(temporary, **{k: np.asarray(v) for k, v in arrays.items()})
+  os.replace(temporary, path)
+
+
+def _first(tasks: Task, count: int, what: str, name: str) -> Task:
+  known = jax.tree.leaves(tasks)[0].shape[0]
+  if count > known:
+    raise ConfigError(
+        f'config.family.{what}: {count} asked for, but task list {name!r} has'
+        f' {known}; ask for at most that many or use task_list="random:SEED"')
+  return jax.tree.map(lambda x: jnp.asarray(x)[:count], tasks)
+
+
+def make_tasks(
+    family: EnvFamily, name: str, num_train: int, num_test: int
+) -> tuple[Task, Task]:
+  """Training and test tasks of a published list or of 'random:SEED'.
+
+  Raises:
+    ConfigError: an unknown list, or fewer tasks than asked for.
+  """
+  kind, _, seed = name.partition(':')
+  if kind == 'random':
+    if not seed.isdigit():
+      raise ConfigError(
+          f'config.family.task_list: {name!r}; write "random:SEED" with a'
+          ' whole number')
+    tasks = family.sample_tasks(
+        jax.random.key(int(seed)), num_train + num_test)
+    train = jax.tree.map(lambda x: x[:num_train], tasks)
+    return train, jax.tree.map(lambda x: x[num_train:], tasks)
+  try:
+    train, test = family.task_list(name)
+  except ValueError as error:
+    raise ConfigError(f'config.family.task_list: {error}') from error
+  return (
+      _first(train, num_train, 'num_train', name),
+      _first(test, num_test, 'num_test', name))
+
+
+def make_setup(
+    config: ExperimentConfig,
+    workdir: str | os.PathLike[str],
+    stop: StopRequest | None = None,
+    checkpoint_every_s: float = 60.0,
+    quiet: bool = False,
+) -> Setup:
+  """Builds the family and its tasks.
+
+  Raises:
+    ConfigError: an unknown family, option or task list.
+  """
+  try:
+    family = envs.make(config.family.name, **config.family.options)
+  except ValueError as error:
+    raise ConfigError(f'config.family: {error}') from error
+  train, test = make_tasks(
+      family, config.family.task_list, config.family.num_train,
+      config.family.num_test)
+  return Setup(
+      config=config,
+      workdir=pathlib.Path(workdir).absolute(),
+      family=family,
+      train_tasks=train,
+      test_tasks=test,
+      keys=schedule.seed_keys(config.seed, config.num_seeds),
+      stop=stop or StopRequest(),
+      checkpoint_every_s=checkpoint_every_s,
+      quiet=quiet,
+  )

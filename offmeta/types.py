@@ -1,0 +1,238 @@
+"""Every interface and data container of the package: read this page first.
+
+Axis letters, used in every docstring: M tasks, E episodes, T time, C buffer
+capacity, N context size, B query batch, O observation, A action, F reward
+features, Z latent, K ensemble, S seeds, R repetitions.
+
+Containers that cross a `jit` boundary are pytrees of arrays. Bundles of
+functions (`Policy`, `Stage`, `Algorithm`, `Network`) hold no arrays.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from flax import struct
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a typed key: jax.random.key
+Params = Any  # pytree of arrays
+Task = Any  # dict of arrays; leaves [...] for one task, [M, ...] for many
+PolicyState = Any  # pytree of arrays: the belief over one task
+Metrics = dict[str, Array]  # 'stage/part/quantity' -> scalar
+
+
+class Transition(NamedTuple):
+  """Steps of a Markov decision process, any leading shape [...].
+
+  Attributes:
+    observation: [..., O].
+    action: [..., A], in [-1, 1].
+    reward: [...], raw environment units (never rescaled in storage).
+    discount: [...], 0 only at a true termination; a time limit keeps 1.
+    next_observation: [..., O].
+    extras: further leaves, e.g. 'features' [..., F].
+  """
+
+  observation: Array
+  action: Array
+  reward: Array
+  discount: Array
+  next_observation: Array
+  extras: Mapping[str, Array] = {}  # never written to
+
+
+class MetaBatch(NamedTuple):
+  """A batch over tasks.
+
+  Attributes:
+    task_id: [M] int32, position in the training task list.
+    slot: [M] int32, position in the whole meta-batch (over all devices);
+      the name under which a task's random numbers are drawn.
+    context: leaves [M, N, ...]: what adaptation may look at.
+    context_mask: [M, N], 1 where the context entry counts.
+    query: leaves [M, B, ...]: what the losses are taken on.
+  """
+
+  task_id: Array
+  slot: Array
+  context: Transition
+  context_mask: Array
+  query: Transition
+
+
+class EnvSpec(NamedTuple):
+  """Static facts of a family.
+
+  Attributes:
+    name: the key under which the family is registered.
+    observation_size, action_size, feature_size: O, A, F.
+    episode_length: time limit in steps.
+    terminates: whether a true termination can happen before the limit.
+    options: everything that changes the data (backend, timestep, observation
+      variant, package versions); recorded in manifests and compared on load.
+  """
+
+  name: str
+  observation_size: int
+  action_size: int
+  feature_size: int
+  episode_length: int
+  terminates: bool
+  options: Mapping[str, Any]
+
+
+class EnvState(NamedTuple):
+  """State of one environment (no batch axis; batch with vmap).
+
+  Attributes:
+    physics: simulator state, any pytree.
+    observation: [O].
+    reward: [], reward of the step that led here; 0 after a reset.
+    terminal: [], 1.0 at a true termination, else 0.0 (a time limit is the
+      caller's business).
+    features: [F], what `EnvFamily.reward` needs beyond the action.
+  """
+
+  physics: Any
+  observation: Array
+  reward: Array
+  terminal: Array
+  features: Array
+
+
+@runtime_checkable
+class EnvFamily(Protocol):
+  """A distribution of MDPs that share spaces; a task is a dict of arrays."""
+
+  spec: EnvSpec
+
+  def sample_tasks(self, key: Key, num_tasks: int) -> Task:
+    """Fresh tasks, leaves [num_tasks, ...]."""
+
+  def task_list(self, name: str) -> tuple[Task, Task]:
+    """A published (train, test) list by name; ValueError names the known."""
+
+  def reset(self, key: Key, task: Task) -> EnvState:
+    """A random start state."""
+
+  def step(self, state: EnvState, action: Array, task: Task) -> EnvState:
+    """One control step; action [A] is clipped to [-1, 1]."""
+
+  def reward(self, features: Array, action: Array, task: Task) -> Array:
+    """The reward [...] of features [..., F] and action [..., A]."""
+
+
+class Network(NamedTuple):
+  """A neural network without its library."""
+
+  init: Callable[..., Params]  # (key) -> params
+  apply: Callable[..., Any]  # (params, *inputs) -> outputs
+
+
+class Policy(NamedTuple):
+  """Acting. The state is one task's belief (posterior, GRU carry, ...).
+
+  Attributes:
+    init: (params, key) -> state, the prior.
+    act: (params, state, observation [O], key) -> (action [A], extras).
+    observe: (params, state, transition, key) -> state, called every step.
+    adapt: (params, state, context [N, ...], valid [N], key) -> state, called
+      before every episode; with no valid entry the result is the prior.
+  """
+
+  init: Callable[..., PolicyState]
+  act: Callable[..., tuple[Array, Mapping[str, Array]]]
+  observe: Callable[..., PolicyState]
+  adapt: Callable[..., PolicyState]
+
+
+@struct.dataclass
+class LearnerState:
+  """All that a learner changes; arrays only, so it can be saved and vmapped.
+
+  Attributes:
+    step: [] int32, number of updates.
+    key: root of the learner's random streams; never changes, streams are
+      `fold_in` of the step.
+    params, target_params, opt_state: pytrees.
+    extras: frozen copies and the like (SMAC: the labelling networks).
+  """
+
+  step: Array
+  key: Key
+  params: Params
+  target_params: Params
+  opt_state: Any
+  extras: Any
+
+
+class BatchSpec(NamedTuple):
+  """What one update of a stage is fed.
+
+  Attributes:
+    num_tasks: M, tasks drawn uniformly with replacement.
+    context_size: N, transitions drawn from the encoder buffer.
+    query_size: B, transitions drawn from the RL buffer.
+    task_repeat: the same tasks serve this many consecutive updates.
+    context: 'transitions' (uniform draws from the encoder buffer, as
+      released), 'episodes' (all steps of one prior-exploration sequence, as
+      met at meta-test) or 'offline' (uniform draws from the offline data).
+    sequence_size: for 'episodes', the longest sequence in steps.
+    offline_share: for 'episodes', the share of tasks whose context is
+      `context_size` uniform draws from the offline data instead.
+  """
+
+  num_tasks: int
+  context_size: int
+  query_size: int
+  task_repeat: int = 1
+  context: str = 'transitions'
+  sequence_size: int = 0
+  offline_share: float = 0.0
+
+
+class Stage(NamedTuple):
+  """One kind of gradient step.
+
+  Attributes:
+    name: prefix of its metrics.
+    num_steps: updates in all (offline) or per iteration (online).
+    batch: what each update is fed.
+    update: (LearnerState, MetaBatch) -> (LearnerState, Metrics).
+  """
+
+  name: str
+  num_steps: int
+  batch: BatchSpec
+  update: Callable[[LearnerState, MetaBatch], tuple[LearnerState, Metrics]]
+
+
+class Algorithm(NamedTuple):
+  """What the runner sees of an algorithm.
+
+  Attributes:
+    init: (key) -> LearnerState.
+    offline: stages run in order on the fixed data.
+    online: stages run in order in each online iteration.
+    begin_online: (LearnerState) -> LearnerState, at the phase switch.
+    explore: collects data.
+    evaluate: scored with context that it collected itself.
+    evaluate_given_context: scored with a context that was handed to it.
+    actor_params: (LearnerState) -> what the policies take as params.
+    relabel: (LearnerState, context [N, ...], valid [N], data [T, ...], key)
+      -> rewards [T] without access to `data.reward`; None if there is none.
+    posterior: (actor params, context [N, ...], valid [N]) -> (mean [Z],
+      std [Z]); None for algorithms without a latent.
+  """
+
+  init: Callable[[Key], LearnerState]
+  offline: tuple[Stage, ...]
+  online: tuple[Stage, ...]
+  begin_online: Callable[[LearnerState], LearnerState]
+  explore: Policy
+  evaluate: Policy
+  evaluate_given_context: Policy
+  actor_params: Callable[[LearnerState], Params]
+  relabel: Callable[..., Array] | None
+  posterior: Callable[..., tuple[Array, Array]] | None

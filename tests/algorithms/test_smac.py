@@ -1,0 +1,284 @@
+"""SMAC: numerics against numpy, gradient routing, switches, relabelling."""
+
+import dataclasses
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_reference as reference
+import pytest
+
+from offmeta.algorithms import latent, smac
+from offmeta.networks.distributions import task_noise
+from offmeta.testing import probes
+
+SPEC, CONFIG = helpers.SPEC, helpers.SMAC
+_OFFLINE, _ONLINE = 0.0, CONFIG.online_q_weight
+
+
+@pytest.fixture(name='state', scope='module')
+def _state():
+  state = jax.jit(smac.make(SPEC, CONFIG).init)(jax.random.key(0))
+  return state.replace(
+      params=helpers.shaken(state.params),
+      target_params=helpers.shaken(state.target_params, 1),
+      extras=helpers.shaken(state.extras, 2))
+
+
+@pytest.fixture(name='batch', scope='module')
+def _batch():
+  composition = smac.make(SPEC, CONFIG).online[0].batch
+  batch = jax.jit(lambda key: probes.random_batch(
+      key, SPEC, composition))(jax.random.key(1))
+  # An action on the edge, where the likelihood must stay finite.
+  query = batch.query._replace(
+      action=batch.query.action.at[0, 0].set(jnp.array([1.0, -1.0])))
+  return batch._replace(query=query)
+
+
+def _noise(state, batch):
+  """The noise that `update` draws: stream i of every task slot."""
+  shapes = {
+      'latent': (2,), 'next_latent': (2,), 'action': (3, 2),
+      'next_action': (3, 2)}
+  return {
+      name: task_noise(
+          latent.slot_keys(state.key, state.step, batch.slot, i), shape)
+      for i, (name, shape) in enumerate(shapes.items())}
+
+
+def _losses(config, q_weight):
+  networks = smac.make_networks(SPEC, config)
+
+  def terms(params, target, batch, noise):
+    return smac.losses(
+        params, target, batch, noise, networks, config, q_weight, None)
+
+  return terms
+
+
+_VARIANTS = {
+    'released': {},
+    'other switches': dict(
+        kl_over_tasks='sum', independent_next_latent=False, awac_weight=0.3,
+        online_q_weight=0.7, backprop_q_into_encoder=True),
+}
+
+
+@pytest.mark.parametrize('online', [False, True], ids=['offline', 'online'])
+@pytest.mark.parametrize('variant', list(_VARIANTS))
+def test_losses_against_numpy(state, batch, variant, online):
+  config = dataclasses.replace(CONFIG, **_VARIANTS[variant])
+  noise = _noise(state, batch)
+  terms, logs = jax.jit(_losses(
+      config, config.online_q_weight if online else 0.0))(
+          state.params, state.target_params, batch, noise)
+  expected, _, _ = reference.smac(
+      state.params, state.target_params, batch, noise, config, online)
+  assert set(terms) == set(expected)
+  for name, value in expected.items():
+    # Float32 against float64.
+    np.testing.assert_allclose(
+        terms[name], value, rtol=2e-5, err_msg=name)
+  assert all(np.isfinite(value) for value in logs.values())
+
+
+@pytest.mark.parametrize('online', [False, True], ids=['offline', 'online'])
+def test_updates_against_numpy_adam(state, batch, online):
+  """Two whole updates of decoder and critics, without jax or optax."""
+  config = dataclasses.replace(CONFIG, train_context_online=True)
+  algorithm = smac.make(SPEC, config)
+  stage = (algorithm.online if online else algorithm.offline)[0]
+  update = jax.jit(stage.update)
+  adams = {'decoder': reference.Adam(config.context_lr),
+           'critic': reference.Adam(config.critic_lr)}
+  target = jax.tree.map(
+      lambda x: np.asarray(x, np.float64), state.target_params)
+  for _ in range(2):
+    _, z, y = reference.smac(
+        state.params, state.target_params, batch, _noise(state, batch),
+        config, online)
+    inputs = [(s, a, z[m]) for m, _, s, a, *_ in reference.rows(batch)]
+    rewards = [r for _, _, _, _, r, *_ in reference.rows(batch)]
+    decoder = adams['decoder'].step(
+        state.params['context']['decoder'], reference.mse_gradient(
+            state.params['context']['decoder'], inputs, rewards))
+    critic = adams['critic'].step(state.params['critic'], tuple(
+        reference.mse_gradient(c, inputs, y) for c in state.params['critic']))
+    target = jax.tree.map(lambda t, c: 0.9 * t + 0.1 * c, target, critic)
+    state, _ = update(state, batch)
+    helpers.assert_close(
+        state.params['context']['decoder'], decoder, 1e-4, 1e-5)
+    helpers.assert_close(state.params['critic'], critic, 1e-4, 1e-5)
+    helpers.assert_close(state.target_params, target, 1e-4, 1e-5)
+  # Adam's direction hides a scaled gradient; its moments do not.
+  moments = state.opt_state['critic'][0]
+  mean = adams['critic'].mean
+  for i in range(2):
+    np.testing.assert_allclose(
+        moments.mu[i]['params']['Dense_0']['kernel'],
+        mean[i, 'params', 'Dense_0', 'kernel'], rtol=1e-3, atol=1e-5)
+  moments = state.opt_state['context'][0].mu['decoder']['params']
+  np.testing.assert_allclose(
+      moments['Dense_1']['kernel'],
+      adams['decoder'].mean['params', 'Dense_1', 'kernel'],
+      rtol=1e-3, atol=1e-5)
+
+
+# Gradient routing: term -> parts that it reaches.
+
+_PARTS = ('encoder', 'decoder', 'critic', 'actor', 'target')
+_ROUTES = {
+    'reward': {'encoder', 'decoder'},
+    'kl': {'encoder'},
+    'critic': {'critic'},
+    'actor': {'actor'},
+}
+
+
+@pytest.mark.parametrize('q_into_encoder', [False, True])
+@pytest.mark.parametrize('q_weight', [_OFFLINE, _ONLINE],
+                         ids=['offline', 'online'])
+def test_gradient_routing(state, batch, q_weight, q_into_encoder):
+  config = dataclasses.replace(
+      CONFIG, backprop_q_into_encoder=q_into_encoder)
+  terms = _losses(config, q_weight)
+
+  @jax.jit
+  def gradients(params, target):
+    return jax.jacrev(
+        lambda p, t: terms(p, t, batch, _noise(state, batch))[0], (0, 1))(
+            params, target)
+
+  routes = dict(_ROUTES)
+  if q_into_encoder:
+    routes['critic'] = {'critic', 'encoder'}
+  for term, (params, target) in gradients(
+      state.params, state.target_params).items():
+    parts = {**params['context'], 'critic': params['critic'],
+             'actor': params['actor'], 'target': target}
+    reached = {part for part in _PARTS if helpers.largest(parts[part]) > 1e-6}
+    untouched = {part for part in _PARTS if helpers.largest(parts[part]) == 0}
+    assert reached == routes[term], term
+    assert untouched == set(_PARTS) - routes[term], term
+
+
+def test_offline_actor_gradient_is_advantage_weighted_cloning(state, batch):
+  """In the offline phase the actor's own actions carry no gradient."""
+  cold = dataclasses.replace(CONFIG, awac_temperature=1e9)
+  noise = _noise(state, batch)
+
+  def gradient(fn):
+    return jax.jit(jax.grad(fn))(state.params['actor'])
+
+  def with_actor(q_weight):
+    def loss(actor):
+      params = {**state.params, 'actor': actor}
+      return _losses(cold, q_weight)(
+          params, state.target_params, batch, noise)[0]['actor']
+    return loss
+
+  def cloning(actor):
+    networks = smac.make_networks(SPEC, cold)
+    posterior = networks.encoder.apply(
+        state.params['context']['encoder'], batch.context, batch.context_mask)
+    z = posterior.sample(noise['latent'])[:, None].repeat(3, axis=1)
+    return -jnp.mean(networks.actor.apply(
+        actor, batch.query.observation, z).log_prob(batch.query.action))
+
+  offline = gradient(with_actor(_OFFLINE))
+  helpers.assert_close(offline, gradient(cloning), 1e-3, 1e-4)
+  online = gradient(with_actor(_ONLINE))
+  difference = jax.tree.map(lambda a, b: a - b, online, offline)
+  assert helpers.largest(difference) > 1e-3
+
+
+# What an update leaves alone.
+
+
+@pytest.mark.parametrize('trained', [False, True], ids=['frozen', 'trained'])
+def test_context_networks_online(state, batch, trained):
+  config = dataclasses.replace(CONFIG, train_context_online=trained)
+  update = jax.jit(smac.make(SPEC, config).online[0].update)
+  before = state
+  for _ in range(2):
+    state, _ = update(state, batch)
+  assert int(state.step) == 2
+  for group in ('critic', 'actor'):
+    change = jax.tree.map(
+        lambda a, b: a - b, state.params[group], before.params[group])
+    assert helpers.largest(change) > 0
+  helpers.assert_same(state.extras, before.extras)
+  pairs = (
+      (state.params['context'], before.params['context']),
+      (state.opt_state['context'], before.opt_state['context']))
+  for now, then in pairs:
+    if trained:
+      change = jax.tree.map(lambda a, b: a - b, now, then)
+      assert helpers.largest(change) > 0
+    else:
+      helpers.assert_same(now, then)
+
+
+def test_begin_online_takes_a_snapshot_and_keeps_the_optimiser(state):
+  after = smac.make(SPEC, CONFIG).begin_online(state)
+  helpers.assert_same(after.extras, state.params['context'])
+  helpers.assert_same(after.replace(extras=state.extras), state)
+
+
+# Relabelling.
+
+
+@pytest.mark.parametrize('label_with', ['snapshot', 'current'])
+def test_relabel_against_numpy(state, batch, label_with):
+  config = dataclasses.replace(CONFIG, label_with=label_with)
+  relabel = jax.jit(smac.make(SPEC, config).relabel)
+  networks = state.extras
+  if label_with == 'current':
+    networks = state.params['context']
+  context = jax.tree.map(lambda x: x[1], batch.context)
+  mask = batch.context_mask[1]
+  data = probes.random_transitions(jax.random.key(5), SPEC, (6,))
+  key = jax.random.key(6)
+  labels = relabel(state, context, mask, data, key)
+  mean, variance = reference.posterior(networks['encoder'], context, mask)
+  # One z for the whole rollout.
+  z = mean + np.sqrt(variance) * np.asarray(jax.random.normal(key, (2,)))
+  expected = [
+      reference.mlp(networks['decoder'], s, a, z)[0]
+      for s, a in zip(data.observation, data.action)]
+  np.testing.assert_allclose(labels, expected, rtol=1e-4, atol=1e-5)
+  # Another key is another z.
+  assert np.abs(
+      relabel(state, context, mask, data, jax.random.key(7)) - labels
+  ).min() > 1e-6
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(kl_over_tasks='median'), 'kl_over_tasks'),
+    (dict(label_with='x'), 'label_with'),
+    (dict(label_with='current', train_context_online=True), 'drifting'),
+])
+def test_bad_switches_raise(changes, message):
+  with pytest.raises(ValueError, match=message):
+    smac.make(SPEC, dataclasses.replace(CONFIG, **changes))
+
+
+def test_released_defaults():
+  """Spec smac 3.1."""
+  c = smac.Config()
+  assert (c.latent_size, c.encoder_hidden, c.decoder_hidden) == (
+      5, (200,) * 3, (64, 64))
+  assert (c.critic_hidden, c.actor_hidden) == ((300,) * 3, (300,) * 3)
+  assert (c.context_lr, c.critic_lr, c.actor_lr) == (3e-4,) * 3
+  assert (c.discount, c.target_rate, c.reward_scale) == (0.99, 0.005, 5.0)
+  assert (c.kl_weight, c.awac_temperature) == (0.1, 100.0)
+  assert (c.awac_weight, c.online_q_weight) == (1.0, 1.0)
+  assert not c.backprop_q_into_encoder and not c.train_context_online
+  assert c.latent_resample_period == 1
+  assert c.offline == smac.OfflineConfig(50_000, 4, 128, 64)
+  assert (c.online.num_updates, c.online.num_tasks, c.online.query_size,
+          c.online.context_size, c.online.task_repeat) == (
+              16_000, 4, 256, 64, 4)
+  assert c.online.context == 'transitions'

@@ -1,0 +1,215 @@
+"""Batches: composition, independence, uniformity, slots."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from offmeta.data import buffer as buffers
+from offmeta.data import sampler
+from offmeta.data.buffer import Replay
+from offmeta.types import BatchSpec, Transition
+
+_TASKS, _OFFLINE, _CAPACITY = 3, 6, 20
+_SIZES = np.array([20, 14, 6])
+# Of task 0: rows 6 to 9, 10 to 16; of task 1: rows 6 to 11; none of task 2.
+_SEQUENCES = {0: [(6, 4), (10, 7)], 1: [(6, 6)], 2: []}
+_KEY = jax.random.key(0)
+
+
+@pytest.fixture(name='replay', scope='module')
+def _replay():
+  """Rewards are 100 * task + row in the RL buffer, 1000 more in the other."""
+  number = jnp.arange(_CAPACITY) + 100.0 * jnp.arange(_TASKS)[:, None]
+  wide = number[..., None]
+
+  def make(number, wide):
+    buffer = buffers.make(
+        Transition(wide, wide, number, jnp.ones_like(number), wide),
+        jnp.full(_TASKS, _OFFLINE), _CAPACITY, 2)
+    buffer = buffer._replace(size=jnp.array(_SIZES, jnp.int32))
+    for task, sequences in _SEQUENCES.items():
+      for start, length in sequences:
+        buffer = buffers.record_sequence(
+            buffer, task, jnp.int32(start), jnp.int32(length))
+    return buffer
+
+  return Replay(make(number, wide), make(number + 1000, wide + 1000))
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _draw(replay, spec, steps, slots):
+  return jax.vmap(
+      lambda step: sampler.sample_batch(_KEY, step, slots, spec, replay))(
+          jnp.arange(steps))
+
+
+def _sample(replay, spec, steps=500, slots=None):
+  """MetaBatch with leaves [steps, M, ...] as numpy."""
+  slots = jnp.arange(spec.num_tasks) if slots is None else slots
+  return jax.device_get(_draw(replay, spec, steps, slots))
+
+
+def _split(batch):
+  """(task of each row, row number) of query and context rewards."""
+  task = batch.task_id[..., None]
+  return (
+      batch.query.reward - 100 * task,
+      batch.context.reward - 1000 - 100 * task)
+
+
+def test_transitions_batch(replay):
+  spec = BatchSpec(num_tasks=4, context_size=5, query_size=7)
+  batch = _sample(replay, spec)
+  assert batch.query.reward.shape == (500, 4, 7)
+  assert batch.context.observation.shape == (500, 4, 5, 1)
+  np.testing.assert_array_equal(batch.context_mask, np.ones((500, 4, 5)))
+  np.testing.assert_array_equal(batch.slot, np.tile(np.arange(4), (500, 1)))
+  # Leaves belong together.
+  for part in (batch.query, batch.context):
+    np.testing.assert_array_equal(part.observation[..., 0], part.reward)
+  query, context = _split(batch)
+  for task in range(_TASKS):
+    at = batch.task_id == task
+    # All valid rows of the task are drawn, no other ones.
+    for rows in (query[at], context[at]):
+      assert set(rows.ravel()) == set(range(_SIZES[task]))
+
+
+def test_draws_are_uniform(replay):
+  spec = BatchSpec(num_tasks=4, context_size=5, query_size=7)
+  batch = _sample(replay, spec)
+  tasks = np.bincount(batch.task_id.ravel(), minlength=_TASKS)
+  assert stats.chisquare(tasks).pvalue > 1e-3
+  query, context = _split(batch)
+  for task in range(_TASKS):
+    at = batch.task_id == task
+    for rows in (query[at], context[at]):
+      counts = np.bincount(rows.ravel().astype(int))
+      assert stats.chisquare(counts).pvalue > 1e-3
+  # Context and query are independent: equal rows in the first place as often
+  # as chance has it, 1 / size.
+  at = batch.task_id == 0
+  equal = np.mean(query[at][:, 0] == context[at][:, 0])
+  assert abs(equal - 1 / 20) < 4 * np.sqrt(0.05 * 0.95 / at.sum())
+
+
+def test_one_buffer_for_both_roles_still_draws_independently(replay):
+  spec = BatchSpec(num_tasks=4, context_size=5, query_size=7)
+  batch = _sample(Replay(replay.rl, None), spec)
+  assert batch.context.reward.max() < 1000
+  assert np.mean(
+      batch.context.reward == batch.query.reward[..., :5]) < 0.2
+
+
+def test_offline_contexts_come_from_the_frozen_prefix(replay):
+  spec = BatchSpec(
+      num_tasks=4, context_size=5, query_size=7, context='offline')
+  batch = _sample(replay, spec)
+  query, context = _split(batch)
+  assert set(context.ravel()) == set(range(_OFFLINE))
+  assert query.max() == 19
+
+
+def test_draw_context(replay):
+  draw = jax.jit(sampler.draw_context, static_argnums=(3, 4))
+  for offline, known in ((True, _OFFLINE), (False, 14)):
+    context, mask = draw(_KEY, replay.encoder, 1, 200, offline)
+    assert set(np.asarray(context.reward)) == set(1100 + np.arange(known))
+    np.testing.assert_array_equal(mask, np.ones(200))
+  empty = buffers.clear(replay.encoder, 1)
+  for offline in (True, False):
+    context, mask = draw(_KEY, empty, 1, 5, offline)
+    np.testing.assert_array_equal(mask, np.zeros(5))
+    assert np.all(np.isfinite(context.reward))
+
+
+def _episodes_spec(**changes):
+  return BatchSpec(
+      num_tasks=4, context_size=3, query_size=2, context='episodes',
+      sequence_size=8, **changes)
+
+
+def test_episode_contexts_are_whole_sequences_in_order(replay):
+  batch = _sample(replay, _episodes_spec())
+  _, context = _split(batch)
+  seen = {task: set() for task in range(_TASKS)}
+  for task, rows, mask in zip(
+      batch.task_id.ravel(), context.reshape(-1, 8),
+      batch.context_mask.reshape(-1, 8)):
+    assert set(np.diff(mask)) <= {0.0, -1.0}, 'the mask is not a prefix'
+    kept = rows[mask > 0]
+    if task == 2:  # no sequence yet: offline data instead
+      assert len(kept) == 3 and kept.max() < _OFFLINE
+      continue
+    start, length = next(s for s in _SEQUENCES[task] if s[0] == kept[0])
+    np.testing.assert_array_equal(kept, np.arange(start, start + length))
+    seen[task].add((start, length))
+  assert seen[0] == set(_SEQUENCES[0]) and seen[1] == set(_SEQUENCES[1])
+
+
+def test_long_sequences_are_cut_at_their_first_steps(replay):
+  spec = _episodes_spec()._replace(sequence_size=5)
+  batch = _sample(replay, spec)
+  _, context = _split(batch)
+  lengths = set()
+  for task, rows, mask in zip(
+      batch.task_id.ravel(), context.reshape(-1, 5),
+      batch.context_mask.reshape(-1, 5)):
+    if task == 0:
+      kept = rows[mask > 0]
+      np.testing.assert_array_equal(kept, kept[0] + np.arange(len(kept)))
+      assert kept[0] in (6, 10)
+      lengths.add(len(kept))
+  assert lengths == {4, 5}
+
+
+def test_offline_share_of_episode_contexts(replay):
+  batch = _sample(replay, _episodes_spec(offline_share=0.3))
+  _, context = _split(batch)
+  at = batch.task_id < 2
+  first, size = context[at][:, 0], batch.context_mask[at].sum(-1)
+  offline = first < _OFFLINE
+  np.testing.assert_array_equal(size[offline], 3)
+  assert abs(offline.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / offline.size)
+  kept = context[at][offline][:, :3]
+  assert set(kept.ravel()) == set(range(_OFFLINE))
+
+
+def test_episode_context_without_any_data_is_empty(replay):
+  encoder = replay.encoder
+  for task in range(_TASKS):
+    encoder = buffers.clear(encoder, task)
+  batch = _sample(Replay(replay.rl, encoder), _episodes_spec())
+  assert not batch.context_mask.any()
+
+
+def test_task_repeat_keeps_tasks_for_k_updates(replay):
+  spec = BatchSpec(
+      num_tasks=4, context_size=2, query_size=2, task_repeat=3)
+  batch = _sample(replay, spec, 30)
+  by_group = batch.task_id.reshape(10, 3, 4)
+  np.testing.assert_array_equal(
+      by_group, np.repeat(by_group[:, :1], 3, axis=1))
+  assert len({tuple(group[0]) for group in by_group}) > 5
+  # The data are new every time.
+  assert not np.array_equal(batch.query.reward[0], batch.query.reward[1])
+  assert not np.array_equal(batch.context.reward[0], batch.context.reward[1])
+
+
+@pytest.mark.parametrize('spec', [
+    BatchSpec(num_tasks=4, context_size=5, query_size=7),
+    _episodes_spec(offline_share=0.3),
+], ids=['transitions', 'episodes'])
+def test_a_slot_draws_the_same_on_any_device(replay, spec):
+  whole = _sample(replay, spec)
+  some = _sample(replay, spec, slots=jnp.array([2, 3]))
+  jax.tree.map(
+      lambda x, y: np.testing.assert_array_equal(x[:, 2:], y), whole, some)
+  # Slots with the same task draw different rows.
+  same = whole.task_id[:, 0] == whole.task_id[:, 1]
+  assert same.any() and not np.array_equal(
+      whole.query.reward[same][:, 0], whole.query.reward[same][:, 1])

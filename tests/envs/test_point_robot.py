@@ -1,0 +1,144 @@
+"""Point robots against numpy and against oyster's task lists."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offmeta import envs
+from offmeta.envs import point_robot
+from offmeta.testing import contracts
+
+# numpy's after seed(1337): the first and last of 100 draws of uniform(-1, 1)
+# in pairs, and which of 100 ranks its shuffle puts at 0, 79, 80 and 99.
+SQUARE_FIRST, SQUARE_LAST = (-0.47595065, -0.68263206), (0.70423287, 0.09487239)
+RANKS = (2, 75, 66, 23)
+
+
+@pytest.mark.parametrize('name, options, lists', [
+    ('point_robot', {}, ('default', 'pearl')),
+    ('point_robot', {'goals': 'circle'}, ('default',)),
+    ('point_robot', {'goals': 'square', 'episode_length': 7},
+     ('default', 'pearl')),
+    ('sparse_point_robot', {}, ('default', 'pearl')),
+])
+def test_contract(name, options, lists):
+  family = envs.make(name, **options)
+  contracts.check_env_family(family, num_steps=20, task_lists=lists)
+  assert family.spec.name == name
+  assert family.spec.episode_length == options.get('episode_length', 20)
+
+
+def _rollout(family, goal, actions):
+  task = {'goal': jnp.asarray(goal, jnp.float32)}
+  state = family.reset(jax.random.key(3), task)
+  states = [state]
+  for action in actions:
+    state = family.step(state, jnp.asarray(action, jnp.float32), task)
+    states.append(state)
+  return states
+
+
+def test_moves_and_rewards_by_hand():
+  # The second action is clipped to (-1, 0.5).
+  actions = [[1.0, 0.5], [-7.0, 0.5], [1.0, 1.0]]
+  positions = np.array([[0.1, 0.05], [0.0, 0.1], [0.1, 0.2]])
+  goal = [0.0, 0.3]
+  # Distances sqrt(.01 + .0625), .2 (just reached), sqrt(.01 + .01).
+  distance = np.array([0.2692582, 0.2, 0.1414214])
+  dense = _rollout(envs.make('point_robot'), goal, actions)[1:]
+  np.testing.assert_allclose(
+      [s.observation for s in dense], positions, atol=1e-6)
+  np.testing.assert_allclose([s.reward for s in dense], -distance, atol=1e-6)
+  # A goal a little nearer, so that rounding cannot decide the second step.
+  near = [0.0, 0.299]
+  sparse = _rollout(envs.make('sparse_point_robot'), near, actions)[1:]
+  expected = [0.0, 1 - 0.199, 1 - np.hypot(0.1, 0.099)]
+  np.testing.assert_allclose([s.reward for s in sparse], expected, atol=1e-6)
+
+
+def test_sparse_family_gives_the_dense_reward_from_features():
+  family = envs.make('sparse_point_robot')
+  state = _rollout(family, [0.0, 1.0], [[0.0, 1.0]])[-1]
+  assert state.reward == 0.0
+  dense = point_robot.dense_reward(state.features, jnp.array([0.0, 1.0]))
+  np.testing.assert_allclose(dense, -0.9, atol=1e-6)
+  option = envs.make('sparse_point_robot', reward='dense')
+  np.testing.assert_allclose(
+      _rollout(option, [0.0, 1.0], [[0.0, 1.0]])[-1].reward, -0.9, atol=1e-6)
+
+
+def test_starts():
+  reset = lambda family, seed: np.asarray(
+      family.reset(jax.random.key(seed), {'goal': jnp.zeros(2)}).observation)
+  assert not reset(envs.make('point_robot'), 1).any()
+  square = envs.make('point_robot', goals='square')
+  starts = np.stack([reset(square, seed) for seed in range(20)])
+  assert np.abs(starts).max() <= 1.0
+  assert starts.min() < -0.5 and starts.max() > 0.5
+
+
+@pytest.mark.parametrize('goals, largest', [
+    ('semicircle', np.pi), ('circle', 2 * np.pi)])
+def test_sampled_goals_lie_on_the_arc(goals, largest):
+  goal = np.asarray(envs.make('point_robot', goals=goals).sample_tasks(
+      jax.random.key(0), 2000)['goal'])
+  np.testing.assert_allclose(np.linalg.norm(goal, axis=1), 1.0, atol=1e-6)
+  angle = np.arctan2(goal[:, 1], goal[:, 0]) % (2 * np.pi)
+  assert angle.max() <= largest + 1e-6
+  # Uniform: the mean of 2000 draws is within 4 standard errors.
+  assert abs(angle.mean() - largest / 2) < 4 * largest / np.sqrt(12 * 2000)
+
+
+def test_sampled_goals_fill_the_square():
+  goal = np.asarray(envs.make('point_robot', goals='square').sample_tasks(
+      jax.random.key(0), 2000)['goal'])
+  assert -1.0 <= goal.min() < -0.99 and 0.99 < goal.max() <= 1.0
+
+
+def test_pearl_lists():
+  train, test = envs.make('point_robot', goals='square').task_list('pearl')
+  assert train['goal'].shape == (80, 2) and test['goal'].shape == (20, 2)
+  np.testing.assert_allclose(train['goal'][0], SQUARE_FIRST, atol=1e-6)
+  np.testing.assert_allclose(test['goal'][-1], SQUARE_LAST, atol=1e-6)
+  train, test = envs.make('sparse_point_robot').task_list('pearl')
+  assert train['goal'].shape == (80, 2) and test['goal'].shape == (20, 2)
+  # The order that numpy's shuffle gives to 100 rows after seed(1337).
+  goals = (
+      train['goal'][0], train['goal'][79], test['goal'][0], test['goal'][19])
+  for goal, rank in zip(goals, RANKS):
+    angle = np.pi * rank / 99
+    np.testing.assert_allclose(
+        goal, [np.cos(angle), np.sin(angle)], atol=1e-6)
+
+
+@pytest.mark.parametrize('goals', ['semicircle', 'circle'])
+def test_default_list_holds_test_goals_out_but_between(goals):
+  train, test = envs.make('point_robot', goals=goals).task_list('default')
+  angle = lambda task: np.arctan2(
+      task['goal'][:, 1], task['goal'][:, 0]) % (2 * np.pi)
+  assert train['goal'].shape == (32, 2) and test['goal'].shape == (20, 2)
+  assert angle(train).min() < angle(test).min()
+  assert angle(test).max() < angle(train).max()
+  gap = np.abs(angle(train)[:, None] - angle(test)[None])
+  assert gap.min() > 1e-4, 'a test goal is a training goal'
+
+
+def test_circle_has_no_published_list():
+  with pytest.raises(ValueError, match="'pearl'.*known: default"):
+    envs.make('point_robot', goals='circle').task_list('pearl')
+
+
+def test_tasks_helpers():
+  family = envs.make('point_robot')
+  train, test = family.task_list('default')
+  both = envs.concatenate_tasks(train, test)
+  assert envs.num_tasks(both) == 52
+  np.testing.assert_array_equal(
+      envs.take_tasks(both, [0, 51])['goal'],
+      np.stack([train['goal'][0], test['goal'][-1]]))
+  assert envs.take_tasks(both, 3)['goal'].shape == (2,)
+  with pytest.raises(ValueError, match='disagree'):
+    envs.num_tasks({'a': np.zeros(2), 'b': np.zeros(3)})
+  with pytest.raises(ValueError, match='leading axis'):
+    envs.num_tasks({'a': np.zeros(())})

@@ -1,0 +1,164 @@
+"""Perceptrons, ensembles, actors and the set encoder against numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offmeta.networks import actors, base, context, critics
+from offmeta.types import Transition
+
+_KEY = jax.random.key(0)
+
+
+def _layers(params):
+  layers = params['params']
+  return [
+      (np.asarray(layers[f'Dense_{i}']['kernel']),
+       np.asarray(layers[f'Dense_{i}']['bias'])) for i in range(len(layers))]
+
+
+def _shaken(params):
+  """Moves parameters off their small start."""
+  leaves, tree = jax.tree.flatten(params)
+  rng = np.random.default_rng(0)
+  return jax.tree.unflatten(tree, [
+      leaf + jnp.array(0.5 * rng.normal(size=leaf.shape), jnp.float32)
+      for leaf in leaves])
+
+
+def test_mlp_against_numpy():
+  network = base.mlp((2, 3), (7, 5), ((1, 0.1), (2, 0.2)))
+  params = _shaken(network.init(_KEY))
+  rng = np.random.default_rng(1)
+  a, b = rng.normal(size=(4, 2)), rng.normal(size=(4, 3))
+  first, second = network.apply(params, jnp.array(a), jnp.array(b))
+  (w0, b0), (w1, b1), (w2, b2), (w3, b3) = _layers(params)
+  h = np.maximum(np.hstack([a, b]) @ w0 + b0, 0)
+  h = np.maximum(h @ w1 + b1, 0)
+  np.testing.assert_allclose(first, h @ w2 + b2, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(second, h @ w3 + b3, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('hidden_bias', [0.0, 0.1])
+def test_initialisers(hidden_bias):
+  network = base.mlp((10,), (400, 100), ((6, 3e-3),), hidden_bias)
+  (w0, b0), (w1, b1), (w2, b2) = _layers(network.init(_KEY))
+  # U(+-1/sqrt(output width)): 1/20 and 1/10; the head U(+-3e-3), its bias too.
+  for values, bound in ((w0, 0.05), (w1, 0.1), (w2, 3e-3)):
+    assert 0.95 * bound < np.abs(values).max() <= bound
+    assert abs(values.std() - bound / np.sqrt(3)) < 0.05 * bound
+  assert 0 < np.abs(b2).max() <= 3e-3
+  np.testing.assert_array_equal(b0, np.full(400, hidden_bias, np.float32))
+  np.testing.assert_array_equal(b1, np.full(100, hidden_bias, np.float32))
+
+
+def test_ensemble_stacks_independent_members():
+  network = critics.q_ensemble((2, 1), (4,), 3)
+  params = network.init(_KEY)
+  inputs = jnp.ones((5, 2)), jnp.ones((5, 1))
+  q = network.apply(params, *inputs)
+  assert q.shape == (3, 5)
+  single = critics.scalar((2, 1), (4,))
+  for k in range(3):
+    np.testing.assert_array_equal(q[k], single.apply(params[k], *inputs))
+  assert len({float(x) for x in q[:, 0]}) == 3
+
+
+def test_actor_clips_log_std():
+  network = actors.tanh_gaussian_actor((2,), 3, (4,))
+  params = network.init(_KEY)
+  assert network.apply(params, jnp.ones((5, 2))).mean.shape == (5, 3)
+  heads = [np.abs(leaf).max() for layer in _layers(params)[1:]
+           for leaf in layer]
+  assert max(heads) <= 1e-3
+  big = jax.tree.map(lambda x: 1e4 * x, params)
+  log_std = network.apply(
+      big, jax.random.normal(_KEY, (50, 2))).log_std
+  assert log_std.min() == -20.0 and log_std.max() == 2.0
+
+
+# The product of Gaussians.
+
+
+def test_product_by_hand():
+  # Precisions 1/0.5 = 2 and 1/0.25 = 4: variance 1/6, mean (2 * 1 + 4 * 4)/6.
+  posterior = context.product_of_gaussians(
+      jnp.array([[1.0], [4.0]]), jnp.array([[0.5], [0.25]]), jnp.ones(2))
+  np.testing.assert_allclose(posterior.variance, [1 / 6], rtol=1e-6)
+  np.testing.assert_allclose(posterior.mean, [3.0], rtol=1e-6)
+
+
+def test_product_of_one_is_itself():
+  mean, variance = jnp.array([[0.3, -2.0]]), jnp.array([[0.7, 1.9]])
+  posterior = context.product_of_gaussians(mean, variance, jnp.ones(1))
+  np.testing.assert_allclose(posterior.mean, mean[0], rtol=1e-6)
+  np.testing.assert_allclose(posterior.variance, variance[0], rtol=1e-6)
+
+
+def test_product_of_equals_divides_the_variance():
+  posterior = context.product_of_gaussians(
+      jnp.full((7, 2), 1.5), jnp.full((7, 2), 2.1), jnp.ones(7))
+  np.testing.assert_allclose(posterior.mean, [1.5, 1.5], rtol=1e-6)
+  np.testing.assert_allclose(posterior.variance, [0.3, 0.3], rtol=1e-6)
+
+
+def test_product_ignores_masked_and_order():
+  rng = np.random.default_rng(0)
+  mean = jnp.array(rng.normal(size=(5, 2)), jnp.float32)
+  variance = jnp.array(rng.uniform(0.1, 2.0, (5, 2)), jnp.float32)
+  kept = jnp.array([0, 3])
+  alone = context.product_of_gaussians(mean[kept], variance[kept], jnp.ones(2))
+  mask = jnp.array([1.0, 0.0, 0.0, 1.0, 0.0])
+  for order in ([0, 1, 2, 3, 4], [4, 3, 1, 0, 2]):
+    order = jnp.array(order)
+    among = context.product_of_gaussians(
+        mean[order], variance[order], mask[order])
+    np.testing.assert_allclose(among.mean, alone.mean, rtol=1e-6)
+    np.testing.assert_allclose(among.variance, alone.variance, rtol=1e-6)
+
+
+def test_product_of_nothing_is_the_prior():
+  ones = jnp.ones((2, 3, 4))
+  mask = jnp.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+  posterior = context.product_of_gaussians(5.0 * ones, 0.1 * ones, mask)
+  np.testing.assert_array_equal(posterior.mean[0], np.zeros(4))
+  np.testing.assert_array_equal(posterior.variance[0], np.ones(4))
+  np.testing.assert_allclose(posterior.mean[1], np.full(4, 5.0), rtol=1e-6)
+  gradient = jax.grad(lambda m: jnp.sum(context.product_of_gaussians(
+      m, 0.1 * ones, mask).mean))(ones)
+  assert np.all(np.isfinite(gradient)) and not np.any(gradient[0])
+
+
+def test_product_clips_tiny_variances():
+  posterior = context.product_of_gaussians(
+      jnp.ones((1, 1)), jnp.zeros((1, 1)), jnp.ones(1))
+  np.testing.assert_allclose(posterior.variance, [1e-7], rtol=1e-6)
+
+
+@pytest.mark.parametrize('use_next', [False, True])
+def test_set_encoder_against_numpy(use_next):
+  network = context.set_encoder(3, 2, 2, (6,), use_next)
+  params = _shaken(network.init(_KEY))
+  rng = np.random.default_rng(2)
+  n = 5
+  s, a, r, s2 = (rng.normal(size=shape) for shape in (
+      (n, 3), (n, 2), (n,), (n, 3)))
+  mask = np.array([1.0, 1.0, 0.0, 1.0, 1.0])
+  f32 = lambda x: jnp.array(x, jnp.float32)
+  posterior = network.apply(
+      params,
+      Transition(f32(s), f32(a), f32(r), f32(r), f32(s2)), f32(mask))
+  (w0, b0), (w1, b1) = _layers(params)
+  precision, weighted = np.zeros(2), np.zeros(2)
+  for i in range(n):
+    if not mask[i]:
+      continue
+    x = np.concatenate([s[i], a[i], [r[i]]] + ([s2[i]] if use_next else []))
+    out = np.maximum(x @ w0 + b0, 0) @ w1 + b1
+    variance = np.maximum(np.log1p(np.exp(out[2:])), 1e-7)
+    precision += 1 / variance
+    weighted += out[:2] / variance
+  np.testing.assert_allclose(posterior.variance, 1 / precision, rtol=1e-4)
+  np.testing.assert_allclose(
+      posterior.mean, weighted / precision, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,287 @@
+"""The whole report: numbers, files, pictures and missing inputs."""
+
+import ast
+from html import parser
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from offmeta import results
+from offmeta.results import page
+from offmeta.results import plots
+from offmeta.results import records
+from offmeta.results import report
+
+PICTURES = {'training', 'rows', 'episodes', 'z_space', 'trajectories',
+            'wall_time'}
+
+
+def _edit(path, remove=(), **changes):
+  """Rewrites an .npz without some arrays and with others."""
+  arrays = dict(np.load(path)) | changes
+  np.savez(path, **{k: v for k, v in arrays.items() if k not in remove})
+
+
+def _strict(text):
+  """Parses JSON, refusing NaN and Infinity."""
+  def refuse(name):
+    raise AssertionError(f'{name} is not JSON')
+  return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture(name='built', scope='module')
+def _built(tmp_path_factory, data):
+  """A complete run with its report: (workdir, summary)."""
+  workdir = data.make_workdir(tmp_path_factory.mktemp('results') / 'run')
+  return workdir, report.build(workdir)
+
+
+def test_rows_hold_the_known_scores(built):
+  rows = built[1]['rows']
+  expected = {
+      'random': -21.0, 'behaviour': -11.0, 'offline_self_context': -15.4,
+      'online_self_context': -9.16, 'online_self_context/released': -15.3,
+      'oracle': -8.96, 'behaviour_data': -13.0,
+      'offline_offline_context': -7.5, 'online_offline_context': -7.5,
+      'train_offline_self_context': -14.4, 'train_online_self_context': -8.16,
+      'train_online_self_context/oracle': -7.96,
+  }
+  for name, mean in expected.items():
+    assert rows[name]['mean'] == pytest.approx(mean), name
+  assert 'online_self_context/ours' not in rows
+  assert 'online_self_context/oracle' not in rows
+  assert rows['behaviour']['seeds'] == 1 and rows['behaviour']['low'] is None
+  assert all({'mean', 'low', 'high', 'seeds'} <= set(row)
+             for row in rows.values())
+
+
+def test_paired_results(built):
+  paired = built[1]['paired']
+  # Differences 6.1, 5.6, 7.2, 5.5, 6.8: mean 6.24, standard deviation
+  # 0.743640, error 0.332566, t(0.975, 4) = 2.776445.
+  gain = paired['online_minus_offline']
+  assert gain['mean'] == pytest.approx(6.24)
+  assert gain['low'] == pytest.approx(6.24 - 0.923351, abs=1e-4)
+  assert gain['high'] == pytest.approx(6.24 + 0.923351, abs=1e-4)
+  assert paired['gap_closed']['mean'] == pytest.approx(6.24 / 6.44)
+  gap = paired['gap_closed']
+  assert gap['low'] < 6.24 / 6.44 < gap['high']
+  assert paired['shift_before']['mean'] == pytest.approx(-7.5 + 14.4)
+  assert paired['shift_after']['mean'] == pytest.approx(-7.5 + 8.16)
+  assert all(entry['seeds'] == 5 for entry in paired.values())
+
+
+def test_variants_are_listed_with_the_headline(built, data):
+  summary = built[1]
+  assert set(summary['variants']) == set(data.VARIANTS)
+  ours = summary['variants']['ours']
+  assert ours['online_minus_offline'] == summary['paired'][
+      'online_minus_offline']
+  assert ours['self_context'] == summary['rows']['online_self_context']
+  released = summary['variants']['released']
+  assert released['online_minus_offline']['mean'] == pytest.approx(0.1)
+  assert released['shift_after']['mean'] == pytest.approx(-7.5 + 14.3)
+  oracle = summary['variants']['oracle']
+  assert oracle['row'] == 'oracle'
+  assert oracle['gap_closed']['mean'] == pytest.approx(1.0)
+
+
+def test_summary_fields(built):
+  workdir, summary = built
+  stored = _strict((workdir / 'report' / 'summary.json').read_text())
+  assert stored == summary
+  assert summary['command'] == 'python -m experiments.run'
+  assert summary['config_hash'] == '3f1c5a9b77d2'
+  assert summary['wall_time_s'] == pytest.approx(21.4 + 64 + 4 * 31 + 12.6)
+  assert summary['diagnostics']['offline']['kl_offline']['mean'] == 3.5
+  robust = summary['robust']['interquartile_mean']
+  assert set(robust) == {'offline_self_context', 'online_self_context',
+                         'oracle'}
+
+
+def test_files(built):
+  names = {path.name for path in (built[0] / 'report').iterdir()}
+  assert names == {'summary.json', 'table.txt', 'table.csv', 'table.md',
+                   'index.html', *(f'{name}.png' for name in PICTURES)}
+  for name in PICTURES:
+    png = (built[0] / 'report' / f'{name}.png').read_bytes()
+    assert png.startswith(b'\x89PNG') and len(png) > 8000
+  text = (built[0] / 'report' / 'table.txt').read_text()
+  assert text == results.text_table(built[1])
+
+
+class _Page(parser.HTMLParser):
+  """Collects tags, and checks that they are closed in order."""
+
+  def __init__(self):
+    super().__init__()
+    self.stack, self.tags, self.sources = [], [], []
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    self.sources += [value for key, value in attrs if key in ('src', 'href')]
+    if tag not in ('meta', 'img', 'br'):
+      self.stack.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.stack.pop() == tag
+
+
+def test_page_is_self_contained(built):
+  text = (built[0] / 'report' / 'index.html').read_text()
+  html_page = _Page()
+  html_page.feed(text)
+  assert not html_page.stack
+  assert html_page.tags.count('img') == len(PICTURES)
+  assert all(source.startswith('data:image/png;base64,')
+             for source in html_page.sources)
+  assert 'script' not in html_page.tags and 'link' not in html_page.tags
+  assert not re.search(r'https?://|@import|url\(', text)
+  for expected in ('python -m experiments.run', 'Student t', '3f1c5a9b77d2',
+                   'latent_size', 'Fieller', 'raises'):
+    assert expected in text
+
+
+def test_page_escapes(workdir):
+  run = json.loads((workdir / 'run.json').read_text())
+  run['command'] = 'run --x="<script>alert(1)</script>"'
+  run['variants']['ours'] = '<b>bold</b>'
+  (workdir / 'run.json').write_text(json.dumps(run))
+  record = records.load(workdir)
+  text = page.render(record, results.summarize(record), {'rows': b''})
+  assert '<script>' not in text and '<b>bold' not in text
+
+
+def test_offline_only(make_workdir):
+  """A run that has only trained offline, with nothing optional."""
+  workdir = make_workdir(seeds=2, variants=())
+  (workdir / 'evaluations' / 'collect.npz').unlink()
+  (workdir / 'timing.json').unlink()
+  (workdir / 'offline' / 'metrics.jsonl').unlink()
+  path = workdir / 'evaluations' / 'offline.npz'
+  _edit(path, remove=[name for name in np.load(path)
+                      if name != 'test_self_returns'])
+  summary = report.build(workdir)
+  assert list(summary['rows']) == ['offline_self_context']
+  assert summary['wall_time_s'] is None
+  gain = summary['paired']['online_minus_offline']
+  assert gain['mean'] is None and 'online_self_context' in gain['reason']
+  names = {path.stem for path in (workdir / 'report').glob('*.png')}
+  assert names == {'rows', 'episodes'}
+  assert 'not been tested yet' in (workdir / 'report/index.html').read_text()
+
+
+def test_one_seed(make_workdir):
+  workdir = make_workdir(seeds=1)
+  summary = report.build(workdir)
+  row = summary['rows']['online_self_context']
+  assert row['mean'] == pytest.approx(-9.2) and row['low'] is None
+  assert summary['paired']['gap_closed']['mean'] == pytest.approx(1.0)
+  assert 'n/a (1 seed)' in results.text_table(summary)
+  _strict((workdir / 'report' / 'summary.json').read_text())
+
+
+def test_building_twice_gives_the_same_files(make_workdir):
+  workdir = make_workdir(seeds=2, variants=())
+  (workdir / 'offline' / 'metrics.jsonl').unlink()
+  report.build(workdir)
+  first = {path.name: path.read_bytes()
+           for path in (workdir / 'report').iterdir()}
+  report.build(workdir)
+  again = {path.name: path.read_bytes()
+           for path in (workdir / 'report').iterdir()}
+  assert first == again
+
+
+def test_bad_input_leaves_the_old_report(make_workdir):
+  workdir = make_workdir(seeds=2, variants=('ours',))
+  (workdir / 'report').mkdir()
+  (workdir / 'report' / 'summary.json').write_text('old')
+  (workdir / 'evaluations' / 'online-ours.npz').write_bytes(b'PK broken')
+  with pytest.raises(ValueError, match='online-ours.npz'):
+    report.build(workdir)
+  assert (workdir / 'report' / 'summary.json').read_text() == 'old'
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+  path = tmp_path / 'table.txt'
+  path.write_text('old')
+  def full(_):
+    raise OSError(28, 'No space left on device')
+  monkeypatch.setattr(report.os, 'fsync', full)
+  with pytest.raises(OSError, match='No space'):
+    report.write_atomic(path, b'new')
+  assert [item.name for item in tmp_path.iterdir()] == ['table.txt']
+  assert path.read_text() == 'old'
+
+
+def test_missing_matplotlib(make_workdir, monkeypatch):
+  workdir = make_workdir(seeds=2, variants=())
+  monkeypatch.setitem(sys.modules, 'matplotlib', None)
+  with pytest.raises(ImportError, match=r'pip install offmeta\[report\]'):
+    report.build(workdir)
+  assert (workdir / 'report' / 'table.txt').exists()
+
+
+@pytest.mark.parametrize('restart', [False, True])
+def test_online_steps_may_count_on_or_restart(make_workdir, data, restart):
+  workdir = make_workdir(seeds=2, variants=('ours',))
+  path = workdir / 'online' / 'ours' / 'metrics.jsonl'
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  if restart:
+    for row in rows:
+      row['step'] -= 4000
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  _, online = plots._curves(  # pylint: disable=protected-access
+      records.load(workdir), 'eval/test/self_context/final_return')
+  # The last offline point, then every 1500 updates after the switch.
+  assert online['ours'].step.tolist() == [1500 * i for i in range(9)]
+  np.testing.assert_allclose(online['ours'].values[0], data.OFFLINE[:2])
+
+
+def test_principal_axes_of_a_known_cloud():
+  # Variance 9 along (0, 1, 0), 1 along (1, 0, 0), none along (0, 0, 1).
+  points = np.array([[1.0, 3, 5], [1, -3, 5], [-1, 3, 5], [-1, -3, 5]])
+  center, basis, share = plots._pca(points)  # pylint: disable=protected-access
+  np.testing.assert_allclose(center, [0, 0, 5])
+  np.testing.assert_allclose(np.abs(basis), [[0, 1], [1, 0], [0, 0]],
+                             atol=1e-12)
+  np.testing.assert_allclose(share, [0.9, 0.1])
+
+
+def test_labels_are_pushed_apart_as_little_as_needed():
+  spread = plots._spread  # pylint: disable=protected-access
+  np.testing.assert_allclose(spread([0.0, 0.5, 1.0], 0.1), [0.0, 0.5, 1.0])
+  np.testing.assert_allclose(spread([0.5, 0.5, 0.9], 0.1), [0.45, 0.55, 0.9])
+  np.testing.assert_allclose(spread([0.4, 0.45, 0.5, 0.55], 0.1),
+                             [0.325, 0.425, 0.525, 0.625])
+  np.testing.assert_allclose(spread([0.0, 0.02, 1.0, 1.0], 0.1),
+                             [0.0, 0.1, 0.9, 1.0])
+
+
+def test_imports_no_jax_and_nothing_else_of_offmeta():
+  """Read from the source, because offmeta/__init__.py imports types.py."""
+  folder = pathlib.Path(report.__file__).parent
+  for path in folder.glob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      names = []
+      if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+      elif isinstance(node, ast.ImportFrom):
+        names = [node.module]
+      for name in names:
+        root = name.split('.')[0]
+        assert root not in ('jax', 'flax', 'pickle'), path
+        assert root != 'offmeta' or name.startswith('offmeta.results'), path
+
+
+def test_import_does_not_load_matplotlib():
+  code = ('import sys, offmeta.results; '
+          'sys.exit("matplotlib" in sys.modules)')
+  subprocess.run([sys.executable, '-c', code], check=True, timeout=120,
+                 cwd=pathlib.Path(report.__file__).parents[2])

@@ -1,0 +1,238 @@
+"""Episodes and adaptation sequences on families with known answers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offmeta import rollout
+from offmeta.algorithms import latent
+from offmeta.networks.distributions import Gaussian, TanhNormal
+from offmeta.testing import probes
+from offmeta.types import Policy
+
+_KEY = jax.random.key(0)
+_FOREVER = probes.CountingFamily()
+_MORTAL = probes.CountingFamily(terminates=True)
+
+
+def _task(value=2.0, lifetime=3.0):
+  return {'value': jnp.float32(value), 'lifetime': jnp.float32(lifetime)}
+
+
+def _spy():
+  """Its action tells its belief: (number of context entries) / 100."""
+
+  def adapt(params, state, context, valid, key):
+    return {
+        'count': jnp.sum(valid),
+        'rewards': jnp.sum(context.reward * valid),
+        'seen': jnp.zeros(()),
+    }
+
+  def observe(params, state, transition, key):
+    return {**state, 'seen': state['seen'] + transition.reward}
+
+  zero = jnp.zeros(())
+  return Policy(
+      init=lambda params, key: {'count': zero, 'rewards': zero, 'seen': zero},
+      act=lambda params, state, observation, key: (
+          state['count'][None] / 100, {}),
+      observe=observe, adapt=adapt)
+
+
+def _episode(family, policy, task, key=_KEY, reward_free=False):
+  return jax.jit(lambda task, key: rollout.episode(
+      family, policy, (), policy.init((), key), task, key, reward_free))(
+          task, key)
+
+
+def test_an_episode_by_hand():
+  belief, data, valid = _episode(_FOREVER, _spy(), _task())
+  np.testing.assert_array_equal(valid, np.ones(5))
+  np.testing.assert_array_equal(data.observation[:, 0], [0, 1, 2, 3, 4])
+  np.testing.assert_array_equal(data.next_observation[:, 0], [1, 2, 3, 4, 5])
+  np.testing.assert_array_equal(data.reward, [2, 4, 6, 8, 10])
+  # A time limit is no termination.
+  np.testing.assert_array_equal(data.discount, np.ones(5))
+  np.testing.assert_array_equal(data.extras['features'][:, 0], [1, 2, 3, 4, 5])
+  np.testing.assert_array_equal(data.extras['time'], [0, 1, 2, 3, 4])
+  assert belief['seen'] == 30.0
+
+
+def test_an_episode_freezes_at_its_termination():
+  belief, data, valid = _episode(_MORTAL, _spy(), _task(lifetime=3.0))
+  np.testing.assert_array_equal(valid, [1, 1, 1, 0, 0])
+  np.testing.assert_array_equal(data.reward, [2, 4, 6, 0, 0])
+  np.testing.assert_array_equal(data.discount[:3], [1, 1, 0])
+  np.testing.assert_array_equal(data.next_observation[:3, 0], [1, 2, 3])
+  assert belief['seen'] == 12.0
+  for leaf in jax.tree.leaves((belief, data)):  # NaN follows a termination
+    assert np.all(np.isfinite(leaf))
+    if leaf.shape[:1] == (5,):
+      assert not np.any(leaf[3:])
+
+
+def test_the_same_key_gives_the_same_episode():
+  start = lambda key: np.asarray(_episode(
+      _FOREVER, rollout.uniform_policy(1), _task(), key)[1].observation)
+  np.testing.assert_array_equal(start(_KEY), start(_KEY))
+  assert not np.array_equal(start(_KEY), start(jax.random.key(1)))
+
+
+def test_uniform_policy():
+  policy = rollout.uniform_policy(2)
+  actions = jax.vmap(lambda k: policy.act((), (), (), k)[0])(
+      jax.random.split(_KEY, 500))
+  assert actions.shape == (500, 2)
+  assert -1 <= actions.min() < -0.95 and 0.95 < actions.max() <= 1
+
+
+@pytest.mark.parametrize('family', [_FOREVER, _MORTAL])
+def test_reward_free_hides_rewards_from_the_policy(family):
+  spy = _spy()
+
+  def observe(params, state, transition, key):
+    assert transition.extras == {}, 'features reached the policy'
+    return {**state, 'seen': state['seen'] + jnp.abs(transition.reward)}
+
+  belief, data, _ = _episode(
+      family, spy._replace(observe=observe), _task(), reward_free=True)
+  assert belief['seen'] == 0.0
+  assert data.extras == {} and not np.any(data.reward)
+  poisoned = _episode(
+      probes.PoisonedReward(family), spy._replace(observe=observe), _task(),
+      reward_free=True)
+  jax.tree.map(np.testing.assert_array_equal, poisoned[1], data)
+
+
+# Adaptation sequences.
+
+
+@functools.cache
+def _adapting(family, num_steps, num_prior):
+  return jax.jit(lambda task, key: rollout.adaptation_sequence(
+      family, _spy(), (), task, key, num_steps, num_prior))
+
+
+def test_meta_test_protocol():
+  """Spec smac 1.3: two prior episodes, the third after 2 H transitions."""
+  done = _adapting(_FOREVER, 15, 2)(_task(), _KEY)
+  np.testing.assert_array_equal(done.returns, [30, 30, 30])
+  np.testing.assert_array_equal(done.valid, np.ones(15))
+  # The action of every step tells the size of the context behind it.
+  np.testing.assert_allclose(
+      100 * done.transitions.action[:, 0], [0] * 10 + [10] * 5, rtol=1e-5)
+  assert done.context_size == 10
+  # One episode after another, each with its own start.
+  np.testing.assert_array_equal(
+      done.transitions.observation[:, 0], [0, 1, 2, 3, 4] * 3)
+  starts = done.transitions.observation[:, 1].reshape(3, 5)
+  assert len(set(np.asarray(starts[:, 0]))) == 3
+
+
+def test_a_started_episode_is_finished():
+  # 12 steps are 2.4 episodes: the third is run to its end.
+  done = _adapting(_FOREVER, 12, 1)(_task(), _KEY)
+  assert done.returns.shape == (3,) and done.valid.shape == (15,)
+  np.testing.assert_allclose(
+      100 * done.transitions.action[:, 0], [0] * 5 + [5] * 5 + [10] * 5,
+      rtol=1e-5)
+
+
+def test_early_terminations_give_more_episodes():
+  # Episodes of 3 steps: 5 of them reach 15.
+  done = _adapting(_MORTAL, 15, 2)(_task(), _KEY)
+  assert done.returns.shape == (12,)
+  np.testing.assert_array_equal(done.returns[:5], [12] * 5)
+  assert np.all(np.isnan(done.returns[5:]))
+  assert done.valid.sum() == 15 and np.all(done.valid[:15] == 1)
+  np.testing.assert_array_equal(
+      done.transitions.observation[:15, 0], [0, 1, 2] * 5)
+  np.testing.assert_allclose(
+      100 * done.transitions.action[:15, 0],
+      [0] * 6 + [6] * 3 + [9] * 3 + [12] * 3, rtol=1e-5)
+  assert done.context_size == 12
+  assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(done.transitions))
+
+
+def test_lifetimes_that_do_not_divide_the_budget():
+  # Episodes of 4: 4, 8, 12, 16 >= 15.
+  done = _adapting(_MORTAL, 15, 2)(_task(lifetime=4.0), _KEY)
+  assert np.isfinite(done.returns).sum() == 4 and done.valid.sum() == 16
+  # Of 1: stopped at the bound of 12 episodes.
+  done = _adapting(_MORTAL, 15, 2)(_task(lifetime=1.0), _KEY)
+  np.testing.assert_array_equal(done.returns, [2.0] * 12)
+
+
+def test_the_context_is_exactly_what_was_gathered():
+  seen = []
+
+  def context_fn(transitions, valid, key):
+    jax.debug.callback(
+        lambda *x: seen.append(x), transitions.reward, valid, ordered=True)
+    return transitions, valid
+
+  done = jax.jit(lambda: rollout.adaptation_sequence(
+      _MORTAL, _spy(), (), _task(), _KEY, 9, 1, context_fn))()
+  jax.effects_barrier()
+  np.testing.assert_array_equal(done.returns[:3], [12, 12, 12])
+  assert len(seen) == 3
+  for number, (reward, valid) in enumerate(seen):
+    used = 3 * number
+    np.testing.assert_array_equal(valid, np.arange(len(valid)) < used)
+    np.testing.assert_array_equal(reward[:used], [2, 4, 6] * number)
+
+
+def test_final_return_is_the_last_episode_that_took_place():
+  nan = np.nan
+  returns = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, nan], [6.0, nan, nan]])
+  np.testing.assert_array_equal(rollout.final_return(returns), [3, 5, 6])
+  np.testing.assert_array_equal(
+      rollout.final_return(returns[None]), [[3, 5, 6]])
+
+
+# Latents.
+
+
+def _latent_policy(period, deterministic=True):
+  """Prior N(0, 1), posterior N(3, 1e-4); the action is tanh(z)."""
+
+  def encode(params, context, valid):
+    known = jnp.any(valid > 0)
+    return Gaussian(
+        jnp.where(known, 3.0, 0.0)[None], jnp.where(known, 1e-4, 1.0)[None])
+
+  return latent.latent_policy(
+      encode, lambda params, observation, z: TanhNormal(z, 0 * z), 1,
+      deterministic, period)
+
+
+@pytest.mark.parametrize('period, distinct', [(1, 5), (0, 1), (2, 3)])
+def test_latents_are_drawn_anew(period, distinct):
+  done = jax.jit(lambda: rollout.adaptation_sequence(
+      _FOREVER, _latent_policy(period), (), _task(), _KEY, 15, 2))()
+  z = np.arctanh(np.asarray(done.transitions.action[:, 0])).reshape(3, 5)
+  for episode in z:
+    assert len(set(episode)) == distinct
+    if period == 2:  # 0 1 | 2 3 | 4
+      assert episode[0] == episode[1] != episode[2] == episode[3]
+  assert not set(z[0]) & set(z[1])
+  # Prior, prior, posterior.
+  assert z[:2].std() > 0.3 and np.all(np.abs(z[:2]) < 4)
+  np.testing.assert_allclose(z[2], 3.0, atol=0.1)
+  assert np.abs(z[:2] - 3.0).min() > 0.1
+
+
+def test_deterministic_and_stochastic_actions():
+  belief = _latent_policy(0).init((), _KEY)
+  observation = jnp.zeros(2)
+  for deterministic in (True, False):
+    act = _latent_policy(0, deterministic).act
+    actions = {float(act((), belief, observation, jax.random.key(i))[0][0])
+               for i in range(4)}
+    assert len(actions) == (1 if deterministic else 4)
+  mode = _latent_policy(0).act((), belief, observation, _KEY)[0]
+  np.testing.assert_allclose(mode, np.tanh(belief.latent), rtol=1e-6)
