@@ -8,13 +8,9 @@ The same command on an existing --workdir continues it. SIGTERM saves a
 checkpoint and exits with status 143.
 """
 
-import os
 import sys
 
-# Quiet before jax and its friends are imported.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-
-from absl import app, flags  # pylint: disable=g-import-not-at-top
+from absl import app, flags
 
 from experiments import launch
 
@@ -44,9 +40,9 @@ def main(argv):
       phases=tuple(_PHASES.value),
       seeds=_SEEDS.value,
       checkpoint_every_s=_CHECKPOINT.value,
-      command='python -m experiments.run ' + ' '.join(sys.argv[1:]),
+      argv=sys.argv[1:],
   )
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=launch.parse_flags)

@@ -48,28 +48,68 @@ def usable_devices(num_tasks: int, available: int | None = None) -> int:
   return max(d for d in range(1, available + 1) if num_tasks % d == 0)
 
 
-def shard_update(
-    fn: Callable, num_devices: int, donate: tuple[int, ...] = ()
-) -> Callable:
-  """Compiles `fn(*args)` for one device or for several.
+def over_tasks(fn: Callable, num_devices: int) -> Callable:
+  """Compiles `fn(*args)` for several devices that share the meta-batch.
 
   Every argument and result is replicated and has no device axis: in jax >=
-  0.10 a pmap with axes None takes and returns plain arrays. With several
-  devices `fn` runs under the axis `TASK_AXIS` and must take its own share of
-  the meta-batch by `local_slots`.
+  0.10 a pmap with axes None takes and returns plain arrays. `fn` runs under
+  the axis `TASK_AXIS` and takes its own share of the tasks by `local_slots`.
 
   Args:
-    fn: pure function of pytrees. All its arguments are positional.
-    num_devices: 1 gives plain `jit`.
-    donate: positions of arguments whose memory may be reused.
+    fn: pure function of pytrees, positional arguments.
+    num_devices: how many.
   """
-  if num_devices == 1:
-    return jax.jit(fn, donate_argnums=donate)
-  # Donation is left out: pmap's replicated inputs may be shared buffers.
-  return jax.pmap(
-      fn,
+  # pmap wants an argument with a device axis: the number of the device.
+  sharded = jax.pmap(
+      lambda device, args: fn(*args),
       axis_name=TASK_AXIS,
-      in_axes=None,
+      in_axes=(0, None),
       out_axes=None,
       devices=jax.local_devices()[:num_devices],
   )
+  return lambda *args: sharded(jnp.arange(num_devices), args)
+
+
+def over_seeds(
+    fn: Callable,
+    num_seeds: int,
+    seed_axes: tuple[int | None, ...],
+    donate: tuple[int, ...] = (),
+) -> Callable:
+  """Compiles `fn` of one seed for all seeds: vmap, and pmap over devices.
+
+  Seeds never talk to each other, so each device takes an equal share of them.
+  On a CPU with several forced host devices this is what keeps every core
+  busy: small matrix products do not use a second one.
+
+  Args:
+    fn: pure function of pytrees without a seed axis, positional arguments.
+    num_seeds: S.
+    seed_axes: per argument 0 (leaves [S, ...]) or None (shared by all).
+    donate: positions of arguments whose memory may be reused; on one device
+      only, pmap's inputs may be views of other arrays.
+
+  Returns:
+    Function of leaves [S, ...] that returns leaves [S, ...].
+  """
+  devices = usable_devices(num_seeds)
+  batched = jax.vmap(fn, in_axes=seed_axes)
+  if devices == 1:
+    return jax.jit(batched, donate_argnums=donate)
+  mapped = jax.pmap(
+      batched, in_axes=seed_axes, devices=jax.local_devices()[:devices])
+
+  def split(x):
+    return x.reshape((devices, num_seeds // devices) + x.shape[1:])
+
+  def merge(x):
+    return x.reshape((num_seeds,) + x.shape[2:])
+
+  def call(*args):
+    args = [
+        arg if axis is None else jax.tree.map(split, arg)
+        for arg, axis in zip(args, seed_axes)
+    ]
+    return jax.tree.map(merge, mapped(*args))
+
+  return call

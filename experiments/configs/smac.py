@@ -57,8 +57,13 @@ OFFLINE_CONTEXTS = _merge(MATCHED, {
 VARIANTS = {
     'matched': MATCHED,
     'oracle': ORACLE,
-    'released': RELEASED,
+    'smac': RELEASED,
     'offline_contexts': OFFLINE_CONTEXTS,
+}
+PAPER_VARIANTS = {
+    'smac': RELEASED,
+    'oracle': RELEASED_ORACLE,
+    'matched': MATCHED,
 }
 
 
@@ -73,7 +78,17 @@ def _widths(size: int) -> dict:
   }
 
 
+# For rewards of magnitude 1, 20-step episodes and few updates.
+_SMALL = {
+    'discount': 0.9,
+    'kl_weight': 0.003,
+    'context_lr': 1e-3,
+    'critic_lr': 1e-3,
+    'actor_lr': 1e-3,
+}
+
 POINT_ROBOT = {
+    'num_seeds': 6,
     'family': {
         'name': 'point_robot',
         'options': {'goals': 'semicircle'},
@@ -94,6 +109,12 @@ POINT_ROBOT = {
         'behaviour': {
             **_widths(64),
             'value_hidden': (64, 64, 64),
+            **_SMALL,
+            'value_lr': 1e-3,
+            # One latent per episode, as in PEARL's first release: prior
+            # episodes then head for other tasks' goals, and a task's data
+            # leave the task ambiguous given the state.
+            'latent_resample_period': 0,
             'online': {
                 'num_updates': 250,
                 'num_tasks': 8,
@@ -105,15 +126,16 @@ POINT_ROBOT = {
     },
     'smac': {
         **_widths(64),
-        'awac_temperature': 5.0,
+        **_SMALL,
+        'awac_temperature': 1.0,
         'offline': {
-            'num_updates': 4000,
+            'num_updates': 3000,
             'num_tasks': 8,
             'query_size': 32,
             'context_size': 64,
         },
         'online': {
-            'num_updates': 2000,
+            'num_updates': 1000,
             'num_tasks': 8,
             'query_size': 32,
             'context_size': 64,
@@ -122,7 +144,7 @@ POINT_ROBOT = {
         },
     },
     'online': {
-        'iterations': 4,
+        'iterations': 3,
         'headline': 'matched',
         'oracle': 'oracle',
         'variants': VARIANTS,
@@ -142,8 +164,195 @@ POINT_ROBOT = {
         'every_updates': 1000,
     },
 }
+SMOKE = {
+    'num_seeds': 2,
+    'chunk': 10,
+    'family': {'num_train': 4, 'num_test': 3},
+    'collect': {
+        'iterations': 2,
+        'gather': {'tasks_per_iteration': 4},
+        'behaviour': {'online': {'num_updates': 10}},
+    },
+    'smac': {'offline': {'num_updates': 20}, 'online': {'num_updates': 10}},
+    'online': {'iterations': 2, 'gather': {'tasks_per_iteration': 4}},
+    'evaluation': {
+        'num_repeats': 2, 'num_train_tasks': 4, 'every_updates': 10},
+}
+_PUBLISHED_NETS = {
+    'encoder_hidden': (200, 200, 200),
+    'decoder_hidden': (64, 64),
+    'critic_hidden': (300, 300, 300),
+    'actor_hidden': (300, 300, 300),
+}
+
+# PEARL's point robot (spec baselines A1.5): goals in a square, reward scale
+# 100. SMAC was not published on it; its sizes are those of the other families.
+_POINT_ROBOT_ALGORITHM = {
+    **_PUBLISHED_NETS,
+    'discount': 0.99,
+    'kl_weight': 0.1,
+    'context_lr': 3e-4,
+    'critic_lr': 3e-4,
+    'actor_lr': 3e-4,
+    'reward_scale': 100.0,
+}
+POINT_ROBOT_PAPER = {
+    'family': {
+        'options': {'goals': 'square'},
+        'task_list': 'pearl',
+        'num_train': 80,
+        'num_test': 20,
+    },
+    'collect': {
+        'iterations': 50,
+        'rl_size': 400,
+        'gather': {
+            'tasks_per_iteration': 40,
+            'prior_steps': 200,
+            'posterior_steps': 200,
+        },
+        'behaviour': {
+            **_POINT_ROBOT_ALGORITHM,
+            'value_hidden': (300, 300, 300),
+            'value_lr': 3e-4,
+            'online': {
+                'num_updates': 1000, 'num_tasks': 16, 'query_size': 256,
+                'context_size': 64},
+        },
+    },
+    'smac': {
+        **_POINT_ROBOT_ALGORITHM,
+        'awac_temperature': 100.0,
+        'offline': {'num_updates': 50_000, 'num_tasks': 4, 'query_size': 128},
+        'online': {
+            'num_updates': 4000, 'num_tasks': 4, 'query_size': 256,
+            'task_repeat': 4},
+    },
+    'online': {
+        'iterations': 50,
+        'headline': 'smac',
+        'variants': PAPER_VARIANTS,
+    },
+    'evaluation': {'num_train_tasks': 20, 'every_updates': 10_000},
+}
+
+# Cheetah-Velocity as published (specs smac 3.1 to 3.3 and 4): the RL data are
+# the first 1200 transitions of PEARL's replay, that is, of an untrained
+# policy; the encoder data its last 400 of prior exploration.
+CHEETAH_VEL = {
+    'chunk': 250,
+    'num_seeds': 4,
+    'family': {
+        'name': 'cheetah_vel',
+        'options': {'backend': 'spring', 'observation': 'paper'},
+        'task_list': 'smac',
+        'num_train': 100,
+        'num_test': 30,
+    },
+    'collect': {
+        'iterations': 50,
+        'rl_slice': 'first',
+        'rl_size': 1200,
+        'encoder_size': 400,
+    },
+    'online': {
+        'iterations': 51,
+        'share_encoder_buffer': False,
+        'variants': PAPER_VARIANTS,
+    },
+}
+
+# Ant-Direction as published: the last 1200 transitions serve both roles.
+ANT_DIR = {
+    'chunk': 250,
+    'num_seeds': 4,
+    'family': {
+        'name': 'ant_dir',
+        'options': {'backend': 'spring'},
+        'task_list': 'smac',
+        'num_train': 100,
+        'num_test': 20,
+    },
+    'collect': {'iterations': 100, 'rl_slice': 'last', 'rl_size': 1200},
+    'online': {
+        'iterations': 501,
+        'share_encoder_buffer': True,
+        'variants': PAPER_VARIANTS,
+    },
+    'evaluation': {'every_iterations': 5},
+}
+
+# What 2 cores do in half an hour: fewer tasks and updates, smaller networks,
+# a higher learning rate, data from the end of PEARL's training, PEARL's first
+# form of acting (one latent per episode), our recipe beside the released one.
+_ROBOT_CPU_ALGORITHM = {
+    **_widths(128),
+    'context_lr': 1e-3,
+    'critic_lr': 1e-3,
+    'actor_lr': 1e-3,
+}
+ROBOT_CPU = {
+    'num_seeds': 4,
+    'family': {'num_train': 16, 'num_test': 10},
+    'collect': {
+        'iterations': 40,
+        'initial_steps': 600,
+        'rl_slice': 'last',
+        'rl_size': 1200,
+        'encoder_size': 0,
+        'gather': {'tasks_per_iteration': 8},
+        'behaviour': {
+            **_ROBOT_CPU_ALGORITHM,
+            'value_hidden': (128, 128, 128),
+            'latent_resample_period': 0,
+            'online': {'num_updates': 300, 'query_size': 128},
+        },
+    },
+    'smac': {
+        **_ROBOT_CPU_ALGORITHM,
+        'offline': {'num_updates': 5000, 'query_size': 64},
+        'online': {'num_updates': 800, 'query_size': 64},
+    },
+    'online': {
+        'iterations': 3,
+        'share_encoder_buffer': False,
+        'headline': 'matched',
+        'gather': {'tasks_per_iteration': 16},
+    },
+    'evaluation': {
+        'num_repeats': 2,
+        'num_train_tasks': 16,
+        'every_updates': 2500,
+        'every_iterations': 3,
+    },
+}
+ROBOT_CPU['online']['variants'] = {
+    'matched': MATCHED, 'oracle': ORACLE, 'smac': RELEASED}
+ROBOT_SMOKE = _merge(_merge(ROBOT_CPU, SMOKE), {
+    'num_seeds': 1,
+    'collect': {
+        'initial_steps': 200,
+        'rl_size': 200,
+        'gather': {'prior_steps': 200, 'posterior_steps': 400},
+    },
+    'online': {
+        'iterations': 1,
+        'gather': {'prior_steps': 200, 'posterior_steps': 400},
+    },
+    'evaluation': {'every_iterations': 1},
+})
+ROBOT_SMOKE['online']['variants'] = {'matched': MATCHED, 'oracle': ORACLE}
+
 FAMILIES = {
-    'point_robot': (POINT_ROBOT, {}),
+    'point_robot': (POINT_ROBOT, {
+        'smoke': _merge(SMOKE, {'collect': {'rl_size': 200}}),
+        'cpu': {},
+        'paper': POINT_ROBOT_PAPER,
+    }),
+    'cheetah_vel': (CHEETAH_VEL, {
+        'smoke': ROBOT_SMOKE, 'cpu': ROBOT_CPU, 'paper': {}}),
+    'ant_dir': (ANT_DIR, {
+        'smoke': ROBOT_SMOKE, 'cpu': ROBOT_CPU, 'paper': {}}),
 }
 
 

@@ -231,7 +231,12 @@ def losses(
   return terms, logs
 
 
-def _validate(config: Config):
+def validate(config: Config):
+  """Checks the values of switches.
+
+  Raises:
+    ValueError: names the switch and what it takes.
+  """
   known = {
       'kl_over_tasks': ('mean', 'sum'),
       'label_with': ('snapshot', 'current'),
@@ -262,7 +267,7 @@ def make(
   Raises:
     ValueError: a switch has an unknown value.
   """
-  _validate(config)
+  validate(config)
   networks = make_networks(spec, config)
   optimizers = {
       'context': optax.adam(config.context_lr),

@@ -124,7 +124,7 @@ def _check_type(key: str, value: Any, default: Any) -> Any:
   if isinstance(default, tuple) and isinstance(value, (list, tuple)):
     return tuple(value)
   if isinstance(default, Mapping) and isinstance(value, Mapping):
-    return dict(value)
+    return to_dict(value)
   if isinstance(default, bool) or isinstance(value, bool):
     good = isinstance(default, bool) and isinstance(value, bool)
   elif isinstance(default, float):
@@ -226,6 +226,10 @@ def validate(config: ExperimentConfig):
           f'config.smac.online.context of variant {name!r}:'
           f' {changed.smac.online.context!r}; choose "transitions",'
           ' "episodes" or "offline"')
+    try:
+      smac_lib.validate(changed.smac)
+    except ValueError as error:
+      raise ConfigError(f'config of variant {name!r}: {error}') from error
     for part in ('family', 'collect', 'evaluation', 'seed', 'num_seeds'):
       if getattr(changed, part) != getattr(config, part):
         raise ConfigError(

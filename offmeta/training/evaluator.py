@@ -1,10 +1,12 @@
-"""Compiled evaluations of all seeds; each function is traced once."""
+"""Compiled evaluations of all seeds; each function is compiled once."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta import evaluation, rollout
+from offmeta import evaluation, parallel, rollout
 from offmeta.data.buffer import Replay
 from offmeta.training import schedule
 from offmeta.training.setup import Setup
@@ -15,31 +17,33 @@ class Evaluator:
   """Scores learner states on held-out and training tasks.
 
   Every call draws the same random numbers, so scores are comparable along a
-  run and between variants.
+  run and between variants. Held-out and training tasks go through one
+  compiled program side by side.
 
   Args:
     setup: of the run.
     algorithm: supplies the policies; never its updates.
-    keys: [S] seed keys; the run's own if None.
-    shared_replay: the replay passed to calls has no seed axis.
+    keys: [S] seed keys.
   """
 
-  def __init__(
-      self,
-      setup: Setup,
-      algorithm: Algorithm,
-      keys: Array | None = None,
-      shared_replay: bool = False,
-  ):
+  def __init__(self, setup: Setup, algorithm: Algorithm, keys: Array):
     config = setup.config.evaluation
     family = setup.family
-    keys = setup.keys if keys is None else keys
-    self._keys = jax.vmap(lambda k: schedule.stream(k, 'evaluation'))(keys)
-    train_ids = jnp.arange(setup.config.family.num_train)
-    some_ids = jnp.asarray(np.sort(np.random.default_rng(0).permutation(
-        setup.config.family.num_train)[:config.num_train_tasks]))
+    num_train = setup.config.family.num_train
+    num_seeds = keys.shape[0]
+    keys = jax.vmap(lambda k: schedule.stream(k, 'evaluation'))(keys)
+    self._keys = [
+        jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys)
+        for i in range(3)
+    ]
+    self._setup = setup
+    self._all = jnp.arange(num_train)
+    self._some = jnp.asarray(np.sort(np.random.default_rng(0).permutation(
+        num_train)[:config.num_train_tasks]))
+    self._num_test = setup.config.family.num_test
+    self._params = jax.jit(jax.vmap(algorithm.actor_params))
 
-    def test(params, tasks, key):
+    def own(params, tasks, key):
       return evaluation.meta_test(
           family, algorithm.evaluate, params, tasks, key, config.num_repeats,
           config.num_steps, config.num_prior_episodes)
@@ -51,69 +55,72 @@ class Evaluator:
           replay.contexts(), key, config.num_repeats, config.num_steps,
           config.context_size)
 
-    def split(key):
-      return [jax.random.fold_in(key, i) for i in range(4)]
-
-    def curve(state, replay, key):
-      params = algorithm.actor_params(state)
-      k_test, k_train, k_given, _ = split(key)
-      some = jax.tree.map(lambda x: x[some_ids], setup.train_tasks)
-      scores = {
-          'test/self_context': test(
-              params, setup.test_tasks, k_test).returns,
-          'train/self_context': test(params, some, k_train).returns,
-      }
-      if replay is not None:
-        scores['train/offline_context'] = given(
-            params, replay, some_ids, k_given)
-      return {
-          f'eval/{name}/final_return': jnp.mean(rollout.final_return(x))
-          for name, x in scores.items()
-      }
-
-    def full(state, replay, key):
-      params = algorithm.actor_params(state)
-      k_test, k_train, k_given, k_shift = split(key)
-      on_train = test(params, setup.train_tasks, k_train)
-      on_test = test(params, setup.test_tasks, k_test)
-      out = {
-          'test_self_returns': on_test.returns,
-          'train_self_returns': on_train.returns,
-      }
-      if replay is None:
-        return out
-      out['train_offline_returns'] = given(params, replay, train_ids, k_given)
-      shift = evaluation.distribution_shift(
-          algorithm, params, on_train, train_ids, replay.contexts(), k_shift,
+    def shift(params, adaptation, ids, replay, key):
+      return evaluation.distribution_shift(
+          algorithm, params, adaptation, ids, replay.contexts(), key,
           config.context_size)
+
+    self._own = parallel.over_seeds(own, num_seeds, (0, None, 0))
+    self._given = parallel.over_seeds(given, num_seeds, (0, None, None, 0))
+    self._shift = parallel.over_seeds(shift, num_seeds, (0, 0, None, None, 0))
+
+  def _self_collected(self, params, train_ids) -> rollout.Adaptation:
+    """Adaptation of the held-out tasks, then of the given training tasks."""
+    tasks = jax.tree.map(
+        lambda test, train: jnp.concatenate([test, train[train_ids]]),
+        self._setup.test_tasks, self._setup.train_tasks)
+    return self._own(params, tasks, self._keys[0])
+
+  def curve(self, state: LearnerState, replay: Replay | None) -> dict:
+    """Metrics [S] to log during training.
+
+    Args:
+      state: leaves [S, ...].
+      replay: offline data, leaves [M, C, ...]; None leaves their scores out.
+    """
+    params = self._params(state)
+    returns = self._self_collected(params, self._some).returns
+    scores = {
+        'test/self_context': returns[:, :self._num_test],
+        'train/self_context': returns[:, self._num_test:],
+    }
+    if replay is not None:
+      scores['train/offline_context'] = self._given(
+          params, replay, self._some, self._keys[1])
+    return {
+        f'eval/{name}/final_return': np.mean(
+            np.asarray(rollout.final_return(value)), axis=(1, 2))
+        for name, value in scores.items()
+    }
+
+  def full(
+      self, state: LearnerState, replay: Replay | None
+  ) -> tuple[dict[str, Any], rollout.Adaptation]:
+    """The meta-test protocol on all tasks, and the shift diagnostics.
+
+    Args:
+      state: leaves [S, ...].
+      replay: offline data, leaves [M, C, ...]; None leaves their scores out.
+
+    Returns:
+      Arrays [S, ...] by the names of `offmeta.results.records`, and what
+      happened on held-out tasks, leaves [S, M, R, ...].
+    """
+    params = self._params(state)
+    adaptation = self._self_collected(params, self._all)
+    test = jax.tree.map(lambda x: x[:, :self._num_test], adaptation)
+    train = jax.tree.map(lambda x: x[:, self._num_test:], adaptation)
+    out = {
+        'test_self_returns': test.returns,
+        'train_self_returns': train.returns,
+    }
+    if replay is not None:
+      out['train_offline_returns'] = self._given(
+          params, replay, self._all, self._keys[1])
+      shift = self._shift(params, train, self._all, replay, self._keys[2])
       out.update(
           kl_offline=shift.kl_offline, kl_self=shift.kl_self,
           normalized_shift=shift.normalized_shift,
           posterior_offline_mean=shift.offline_mean,
           posterior_self_mean=shift.self_mean)
-      return out
-
-    def paths(state, key):
-      few = jax.tree.map(lambda x: x[:4], setup.test_tasks)
-      done = evaluation.meta_test(
-          family, algorithm.evaluate, algorithm.actor_params(state), few,
-          split(key)[0], 1, config.num_steps, config.num_prior_episodes)
-      return done.transitions, done.valid
-
-    axes = (0, None if shared_replay else 0, 0)
-    self._curve = jax.jit(jax.vmap(curve, axes))
-    self._full = jax.jit(jax.vmap(full, axes))
-    self._paths = jax.jit(paths)
-
-  def curve(self, state: LearnerState, replay: Replay | None) -> dict:
-    """Metrics [S] to log during training."""
-    return jax.device_get(self._curve(state, replay, self._keys))
-
-  def full(self, state: LearnerState, replay: Replay | None) -> dict:
-    """Arrays [S, ...] of the meta-test protocol and the diagnostics."""
-    return jax.device_get(self._full(state, replay, self._keys))
-
-  def paths(self, state: LearnerState) -> tuple:
-    """Transitions [4, 1, W, ...] and valid of seed 0 on held-out tasks."""
-    first = jax.tree.map(lambda x: x[0], state)
-    return jax.device_get(self._paths(first, self._keys[0]))
+    return jax.device_get(out), test

@@ -46,11 +46,27 @@ def _store(replay, visit, data, counts, to_encoder):
     task_id, transitions, count = item
     rl = buffers.append(replay.rl, task_id, transitions, count)
     encoder = replay.encoder
-    if encoder is not None and to_encoder:
-      encoder = buffers.append(encoder, task_id, transitions, count)
+    if encoder is not None:
+      encoder = buffers.append(
+          encoder, task_id, transitions, jnp.where(to_encoder, count, 0))
     return Replay(rl, encoder), None
 
   return jax.lax.scan(one, replay, (visit.task_id, data, counts))[0]
+
+
+class _Counts(NamedTuple):
+  """Progress of K visits.
+
+  Attributes:
+    prior, posterior: [K] steps used of either quota.
+    episode: [] episodes of the current part, 0 at the start of the posterior.
+    number: [] episodes so far.
+  """
+
+  prior: Array
+  posterior: Array
+  episode: Array
+  number: Array
 
 
 def _episodes(
@@ -59,32 +75,32 @@ def _episodes(
     state: LearnerState,
     replay: Replay,
     visit: _Visit,
-    quota: int,
-    posterior: bool,
-    to_encoder: bool,
+    prior_steps: int,
+    posterior_steps: int,
     config: GatherConfig,
 ) -> tuple[Replay, Array]:
-  """Whole episodes in each of K tasks until `quota` steps are used.
+  """Whole episodes in K tasks side by side until both quotas are used.
 
-  The first episode is under the prior. With `posterior`, each later one is
-  under the posterior of `config.context_size` transitions of the task's
-  current encoder buffer.
+  First `prior_steps` under the prior, then `posterior_steps` of which the
+  first episode is under the prior and each later one under the posterior of
+  `config.context_size` transitions of the task's current encoder buffer. One
+  loop serves both parts, so an episode is compiled once.
 
   Returns:
-    The replay, and the steps used [K].
+    The replay, and the prior steps used [K].
   """
   params = algorithm.actor_params(state)
   policy = algorithm.explore
   label = config.rewards == 'decoder'
 
-  def one(task_id, task, key, label_context, label_mask, replay, number):
+  def one(
+      task_id, task, key, label_context, label_mask, replay, number, adapt):
     key = jax.random.fold_in(key, number)
     k_context, k_adapt, k_episode, k_label = jax.random.split(key, 4)
     context, mask = sampler.draw_context(
         k_context, replay.contexts(), task_id, config.context_size, False)
-    mask = mask * ((number > 0) & posterior)
     belief = policy.init(params, k_adapt)
-    belief = policy.adapt(params, belief, context, mask, k_adapt)
+    belief = policy.adapt(params, belief, context, mask * adapt, k_adapt)
     _, data, valid = rollout.episode(
         family, policy, params, belief, task, k_episode, reward_free=label)
     if label:
@@ -96,35 +112,43 @@ def _episodes(
     return data, jnp.sum(valid).astype(jnp.int32)
 
   def round_(carry):
-    number, used, replay = carry
-    data, counts = jax.vmap(one, (0, 0, 0, 0, 0, None, None))(
+    counts, replay = carry
+    exploring = jnp.any(counts.prior < prior_steps)
+    adapt = ~exploring & (counts.episode > 0)
+    data, steps = jax.vmap(one, (0, 0, 0, 0, 0, None, None, None))(
         visit.task_id, visit.tasks, visit.keys, visit.label_context,
-        visit.label_mask, replay, number)
-    counts = jnp.where(used < quota, counts, 0)
-    replay = _store(replay, visit, data, counts, to_encoder)
-    return number + 1, used + counts, replay
+        visit.label_mask, replay, counts.number, adapt)
+    prior = jnp.where(exploring & (counts.prior < prior_steps), steps, 0)
+    posterior = jnp.where(
+        ~exploring & (counts.posterior < posterior_steps), steps, 0)
+    replay = _store(
+        replay, visit, data, prior + posterior,
+        exploring | config.posterior_to_encoder)
+    counts = _Counts(
+        counts.prior + prior, counts.posterior + posterior,
+        jnp.where(exploring, 0, counts.episode + 1), counts.number + 1)
+    return counts, replay
 
-  start = (
-      jnp.zeros((), jnp.int32), jnp.zeros_like(visit.task_id), replay)
-  _, used, replay = jax.lax.while_loop(
-      lambda carry: jnp.any(carry[1] < quota), round_, start)
-  return replay, used
+  def unfinished(carry):
+    counts = carry[0]
+    return jnp.any(counts.prior < prior_steps) | jnp.any(
+        counts.posterior < posterior_steps)
+
+  none, zero = jnp.zeros_like(visit.task_id), jnp.zeros((), jnp.int32)
+  counts, replay = jax.lax.while_loop(
+      unfinished, round_, (_Counts(none, none, zero, zero), replay))
+  return replay, counts.prior
 
 
-def _make_visit(replay, tasks, task_id, key, config, offset):
+def _make_visit(replay, tasks, task_id, key, config):
   keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(
-      offset + jnp.arange(task_id.shape[0]))
+      jnp.arange(task_id.shape[0]))
   context, mask = jax.vmap(
       lambda k, m: sampler.draw_context(
           jax.random.fold_in(k, 1), replay.contexts(), m,
           config.label_context_size, True))(keys, task_id)
   chosen = jax.tree.map(lambda x: x[task_id], tasks)
   return _Visit(task_id, chosen, keys, context, mask)
-
-
-def _phase_key(visit: _Visit, number: int) -> _Visit:
-  return visit._replace(
-      keys=jax.vmap(lambda k: jax.random.fold_in(k, number))(visit.keys))
 
 
 def initial_data(
@@ -139,10 +163,9 @@ def initial_data(
 ) -> Replay:
   """`num_steps` prior steps in every training task, into both buffers."""
   ids = jnp.arange(replay.rl.size.shape[0])
-  visit = _make_visit(replay, tasks, ids, key, config, 0)
+  visit = _make_visit(replay, tasks, ids, key, config)
   return _episodes(
-      family, algorithm, state, replay, visit, num_steps, False, True,
-      config)[0]
+      family, algorithm, state, replay, visit, num_steps, 0, config)[0]
 
 
 def gather(
@@ -179,26 +202,20 @@ def gather(
         0, task_id.shape[0],
         lambda i, b: buffers.clear(b, task_id[i]), replay.encoder)
     replay = replay._replace(encoder=encoder)
-  visit = _make_visit(replay, tasks, task_id, key, config, 0)
-  if config.prior_steps:
-    first = replay.contexts().size
-    replay, used = _episodes(
-        family, algorithm, state, replay, _phase_key(visit, 2),
-        config.prior_steps, False, True, config)
-    replay = _record(replay, task_id, first, used)
-  if config.posterior_steps:
-    replay, _ = _episodes(
-        family, algorithm, state, replay, _phase_key(visit, 3),
-        config.posterior_steps, True, config.posterior_to_encoder, config)
-  return replay
+  visit = _make_visit(replay, tasks, task_id, key, config)
+  first = replay.contexts().size
+  replay, used = _episodes(
+      family, algorithm, state, replay, visit, config.prior_steps,
+      config.posterior_steps, config)
+  return _record(replay, task_id, first, used)
 
 
 def _record(replay, task_id, first, used):
   """Notes each visit's prior steps as one exploration sequence.
 
-  Visits are appended round by round, so the steps of a task that was drawn
-  twice interleave by episodes; both are noted as one sequence of the first
-  visit's length, which still is whole prior episodes of that task.
+  Visits are appended round by round, so the episodes of a task that was drawn
+  twice interleave. Its rows are split at the first visit's length: each part
+  still is that many prior steps of the task, of both visits mixed.
   """
   contexts = replay.contexts()
   if not contexts.sequence_start.shape[-1]:

@@ -101,11 +101,12 @@ def make_update(
     state, metrics = jax.lax.scan(body, state, None, length=num_updates)
     return state, jax.tree.map(jnp.mean, metrics)
 
-  def all_seeds(state, replay, keys):
-    return jax.vmap(one_seed, (0, None if shared_replay else 0, 0))(
-        state, replay, keys)
-
-  compiled = parallel.shard_update(all_seeds, devices, donate=(0,))
+  axes = (0, None if shared_replay else 0, 0)
+  if devices == 1:
+    compiled = parallel.over_seeds(
+        one_seed, keys.shape[0], axes, donate=(0,))
+  else:
+    compiled = parallel.over_tasks(jax.vmap(one_seed, axes), devices)
   return lambda state, replay: compiled(state, replay, keys)
 
 

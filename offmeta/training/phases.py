@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta import evaluation, rollout
+from offmeta import evaluation, parallel, rollout
 from offmeta.data import buffer as buffers
 from offmeta.data import dataset as datasets
 from offmeta.data.buffer import Replay
@@ -55,7 +55,8 @@ def _gatherer(setup, algorithm, keys, visited, config):
   def fold(iteration):
     return jax.vmap(lambda k: jax.random.fold_in(k, iteration))(keys)
 
-  compiled = jax.jit(jax.vmap(one), donate_argnums=(1,))
+  compiled = parallel.over_seeds(
+      one, keys.shape[0], (0, 0, 0, 0), donate=(1,))
   return lambda state, replay, iteration: compiled(
       state, replay, visited[:, iteration], fold(iteration))
 
@@ -212,16 +213,17 @@ def _score_references(setup, evaluator, state):
   family = setup.family
   policy = rollout.uniform_policy(family.spec.action_size)
   keys = jax.vmap(lambda k: schedule.stream(k, 'evaluation'))(setup.keys)
-  random = jax.jit(jax.vmap(
+  random = parallel.over_seeds(
       lambda key: evaluation.meta_test(
           family, policy, (), setup.test_tasks, key, config.num_repeats,
-          config.num_steps, config.num_prior_episodes).returns))(keys)
+          config.num_steps, config.num_prior_episodes).returns,
+      keys.shape[0], (0,))(keys)
   arrays = {'random_test_returns': random}
   data = load_dataset(setup)
   arrays['behaviour_data_returns'] = data.episode_return
   if evaluator is not None:
     arrays['behaviour_test_returns'] = evaluator.full(
-        state, None)['test_self_returns']
+        state, None)[0]['test_self_returns']
   write_arrays(setup.workdir / 'evaluations' / 'collect.npz', arrays)
 
 
@@ -285,8 +287,19 @@ def offline_replay(
       data.transitions, data.size, sizes and sizes.encoder))
 
 
-def offline(setup: Setup):
-  """Meta-trains on the fixed data."""
+def make_evaluator(setup: Setup) -> Evaluator:
+  """Compiled evaluations for all phases after `collect`."""
+  algorithm = setup.algorithm('smac', setup.config.smac)
+  return Evaluator(setup, algorithm, setup.keys)
+
+
+def offline(setup: Setup, evaluator: Evaluator | None = None):
+  """Meta-trains on the fixed data.
+
+  Args:
+    setup: of the run.
+    evaluator: see `make_evaluator`; phases of one process share it.
+  """
   if setup.is_done('offline'):
     return
   config = setup.config
@@ -297,7 +310,7 @@ def offline(setup: Setup):
       lambda axis: setup.algorithm('smac', config.smac, axis).offline,
       setup.keys, config.chunk, shared_replay=True,
       max_devices=config.max_devices)
-  evaluator = Evaluator(setup, algorithm, shared_replay=True)
+  evaluator = evaluator or make_evaluator(setup)
   every = config.evaluation.every_updates
   _run_stage(
       setup, 'offline', setup.checkpointer('offline'), progress, updater,
@@ -344,11 +357,16 @@ def _online_start(setup, config, algorithm, visited):
   return loop.start(states, replays)
 
 
-def online(setup: Setup, name: str):
+def online(setup: Setup, name: str, evaluator: Evaluator | None = None):
   """Runs one variant of the self-supervised phase.
 
   Rewards are dropped inside the rollout unless the variant asks for true
   ones; labels come from the decoder and frozen offline data of the task.
+
+  Args:
+    setup: of the run.
+    name: of the variant.
+    evaluator: see `make_evaluator`; variants act alike, so they share it.
   """
   stage = f'online/{name}'
   if setup.is_done(stage):
@@ -363,7 +381,8 @@ def online(setup: Setup, name: str):
       lambda axis: setup.algorithm('smac', config.smac, axis).online,
       setup.keys, config.chunk, shared_replay=False,
       max_devices=config.max_devices)
-  evaluator = Evaluator(setup, algorithm)
+  evaluator = evaluator or make_evaluator(setup)
+  offline_data = offline_replay(setup)
   every = config.evaluation.every_iterations
   last = config.online.iterations - 1
   _run_stage(
@@ -373,7 +392,7 @@ def online(setup: Setup, name: str):
       label='smac', iterations=config.online.iterations,
       gather=_gatherer(
           setup, algorithm, setup.keys, visited, config.online.gather),
-      evaluate=evaluator.curve,
+      evaluate=lambda state, replay: evaluator.curve(state, offline_data),
       evaluate_due=lambda iteration, updates: updates == updater.total and (
           iteration % every == every - 1 or iteration == last))
   setup.mark_done(stage)
@@ -382,11 +401,11 @@ def online(setup: Setup, name: str):
 # Test.
 
 
-def test(setup: Setup):
+def test(setup: Setup, evaluator: Evaluator | None = None):
   """Scores the offline stage and every finished variant."""
   config = setup.config
   algorithm = setup.algorithm('smac', config.smac)
-  evaluator = Evaluator(setup, algorithm, shared_replay=True)
+  evaluator = evaluator or make_evaluator(setup)
   replay = offline_replay(setup)
   for stage in ('offline', *(f'online/{n}' for n in config.online.variants)):
     if stage == 'offline' or setup.is_done(stage):
@@ -395,10 +414,10 @@ def test(setup: Setup):
 
 
 def _score(setup, evaluator, point, states, replay):
-  arrays = dict(evaluator.full(states, replay))
+  arrays, adaptation = evaluator.full(states, replay)
   arrays['train_task_color'] = task_color(setup.train_tasks)
   if setup.family.spec.name.endswith('point_robot'):
-    arrays.update(_point_robot_paths(setup, evaluator, states))
+    arrays.update(_point_robot_paths(setup, adaptation))
   write_arrays(setup.workdir / 'evaluations' / f'{point}.npz', arrays)
 
 
@@ -410,15 +429,16 @@ def task_color(tasks: Mapping[str, Any]) -> np.ndarray:
   return np.arctan2(leaf[:, 1], leaf[:, 0])
 
 
-def _point_robot_paths(setup, evaluator, states):
+def _point_robot_paths(setup, adaptation):
   """Positions [M', E, T + 1, 2] and goals of seed 0 on held-out tasks."""
-  transitions, _ = evaluator.paths(states)
+  transitions = jax.tree.map(
+      lambda x: np.asarray(x[0, :4, 0]), adaptation.transitions)
   horizon = setup.family.spec.episode_length
-  position = transitions.observation[:, 0]
+  position = transitions.observation
   episodes = position.shape[1] // horizon
   shape = (position.shape[0], episodes, horizon, 2)
   before = position.reshape(shape)
-  after = transitions.next_observation[:, 0].reshape(shape)
+  after = transitions.next_observation.reshape(shape)
   return {
       'trajectories': np.concatenate([before, after[:, :, -1:]], axis=2),
       'trajectory_goals': np.asarray(setup.test_tasks['goal'])[:len(position)],
@@ -427,14 +447,16 @@ def _point_robot_paths(setup, evaluator, states):
 
 def run(setup: Setup, phases: tuple[str, ...]):
   """Runs the named phases, except 'report', and books their time."""
+  evaluator = make_evaluator(setup)
   for phase in phases:
     if phase == 'collect':
       setup.timed('collect', lambda: collect(setup))
     elif phase == 'offline':
-      setup.timed('offline', lambda: offline(setup))
+      setup.timed('offline', lambda: offline(setup, evaluator))
     elif phase == 'online':
       for name in setup.config.online.variants:
-        setup.timed(f'online/{name}', lambda n=name: online(setup, n))
+        setup.timed(
+            f'online/{name}', lambda n=name: online(setup, n, evaluator))
     elif phase == 'test':
-      setup.timed('test', lambda: test(setup))
+      setup.timed('test', lambda: test(setup, evaluator))
     sys.stdout.flush()

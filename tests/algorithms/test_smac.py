@@ -137,9 +137,8 @@ _ROUTES = {
 }
 
 
-@pytest.mark.parametrize('q_into_encoder', [False, True])
-@pytest.mark.parametrize('q_weight', [_OFFLINE, _ONLINE],
-                         ids=['offline', 'online'])
+@pytest.mark.parametrize('q_weight, q_into_encoder', [
+    (_OFFLINE, False), (_ONLINE, False), (_ONLINE, True)])
 def test_gradient_routing(state, batch, q_weight, q_into_encoder):
   config = dataclasses.replace(
       CONFIG, backprop_q_into_encoder=q_into_encoder)

@@ -1,0 +1,284 @@
+"""What `experiments.run` does: resolve the configuration, run the phases.
+
+ml_collections stays in this file and in the config files; everything below
+sees the frozen dataclass `ExperimentConfig`.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+import pathlib
+import platform
+import shlex
+import sys
+import time
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_DEFAULT = 'experiments/configs/smac.py:point_robot'
+_PACKAGES = (
+    'jax', 'jaxlib', 'flax', 'optax', 'chex', 'brax', 'mujoco', 'mujoco-mjx',
+    'orbax-checkpoint', 'numpy', 'scipy')
+
+
+def define_config_flag() -> Any:
+  """The --config flag: FILE or FILE:FAMILY, and --config.KEY=VALUE."""
+  return config_flags.DEFINE_config_file(
+      'config', default=str(_ROOT / _DEFAULT),
+      help_string='Config file and family, e.g.'
+      ' experiments/configs/smac.py:cheetah_vel.')
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses flags; a bad one gives one message and exit status 1."""
+  prepare_environment()  # config files import jax
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    message = str(e).strip().strip('"\'')
+    if isinstance(e, (AttributeError, KeyError)):
+      given = [a for a in argv if a.startswith('--config.')]
+      message = (
+          f'unknown key {message!r} in one of: {" ".join(given)}; the keys are'
+          ' the fields of offmeta/training/config.py')
+    print(f'error: {message}', file=sys.stderr)
+    sys.exit(1)
+
+
+def prepare_environment():
+  """Settings that must be there before jax starts.
+
+  On a CPU every core becomes a device of its own, over which seeds are
+  spread; small matrix products use one core each.
+  """
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  flag = '--xla_force_host_platform_device_count'
+  if flag not in os.environ.get('XLA_FLAGS', ''):
+    cores = min(os.cpu_count() or 1, 16)
+    os.environ['XLA_FLAGS'] = (
+        f'{os.environ.get("XLA_FLAGS", "")} {flag}={cores}'.strip())
+
+
+def _nest(flat: Mapping[str, Any]) -> dict:
+  nested: dict = {}
+  for key, value in flat.items():
+    *groups, last = key.split('.')
+    node = nested
+    for group in groups:
+      node = node.setdefault(group, {})
+    node[last] = value
+  return nested
+
+
+def resolve(values: Any, profile: str, overrides: Mapping[str, Any]) -> Any:
+  """The frozen configuration.
+
+  Args:
+    values: ConfigDict of a config file, with 'profiles'.
+    profile: name of a size profile.
+    overrides: dotted keys of the command line; they win over the profile.
+
+  Returns:
+    A validated ExperimentConfig.
+
+  Raises:
+    ConfigError: an unknown key, profile or value.
+  """
+  from offmeta.training import config as configs
+
+  values = values.to_dict()
+  profiles = values.pop('profiles', {})
+  if profile not in profiles:
+    raise configs.ConfigError(
+        f'this config has no profile {profile!r}; it has:'
+        f' {", ".join(profiles) or "none"}')
+  config = configs.from_dict(values)
+  config = configs.from_dict(profiles[profile], config)
+  config = configs.from_dict(_nest(overrides), config)
+  configs.validate(config)
+  return config
+
+
+def default_workdir(config_flag: Any, family: str, profile: str) -> str:
+  """runs/<config file>-<family>-<profile>."""
+  file = config_flags.get_config_filename(flags.FLAGS[config_flag.name])
+  stem = pathlib.Path(file.split(':')[0]).stem
+  return f'runs/{stem}-{family}-{profile}'
+
+
+def _differences(old: Any, new: Any, prefix: str = '') -> list[str]:
+  """Lines 'key: old -> new' for every leaf that differs."""
+  if isinstance(old, Mapping) and isinstance(new, Mapping):
+    lines = []
+    for key in sorted(set(old) | set(new)):
+      lines += _differences(
+          old.get(key, '(absent)'), new.get(key, '(absent)'),
+          f'{prefix}.{key}' if prefix else key)
+    return lines
+  return [] if old == new else [f'{prefix}: {old} -> {new}']
+
+
+def describe_run(
+    config: Any, workdir: pathlib.Path, profile: str, command: str
+) -> dict:
+  """Writes or checks WORKDIR/run.json.
+
+  Raises:
+    ConfigError: the workdir holds a run of another configuration.
+  """
+  import importlib.metadata
+
+  import jax
+  from offmeta.training import config as configs
+  from offmeta.training.setup import write_json
+
+  path = workdir / 'run.json'
+  record = {
+      'config': json.loads(json.dumps(configs.to_dict(config), default=list)),
+      'config_hash': configs.config_hash(config),
+      'command': command,
+      'profile': profile,
+      'family': config.family.name,
+      'algorithm': 'smac',
+      'num_seeds': config.num_seeds,
+      'headline_variant': config.online.headline,
+      'oracle_variant': config.online.oracle,
+      'variants': {
+          name: changes.get('description', '')
+          for name, changes in config.online.variants.items()
+      },
+      'versions': {'python': platform.python_version()} | {
+          name: importlib.metadata.version(name) for name in _PACKAGES},
+      'machine': {
+          'platform': platform.platform(),
+          'processor': _processor(),
+          'cores': os.cpu_count(),
+          'devices': [str(d.device_kind) for d in jax.local_devices()],
+      },
+  }
+  if path.exists():
+    try:
+      old = json.loads(path.read_text())
+      known = old['config_hash']
+    except (ValueError, KeyError) as error:
+      raise configs.ConfigError(
+          f'{path}: not readable as a run description ({error}); use another'
+          ' --workdir') from error
+    if known != record['config_hash']:
+      lines = _differences(old.get('config', {}), record['config'])
+      raise configs.ConfigError(
+          f'{workdir} holds a run of another configuration'
+          f' ({known}, this is {record["config_hash"]}); use another'
+          ' --workdir, or the old settings:\n  ' + '\n  '.join(lines[:20]))
+  write_json(path, record)
+  return record
+
+
+def _processor() -> str:
+  try:
+    for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
+      if line.startswith('model name'):
+        return line.split(':', 1)[1].strip()
+  except OSError:
+    pass
+  return platform.processor()
+
+
+def use_compilation_cache():
+  """Keeps compiled programs on disk, so that a second start is fast."""
+  import jax
+
+  cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(
+      os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
+      'offmeta', 'xla')
+  jax.config.update('jax_compilation_cache_dir', cache)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def _report(setup: Any) -> None:
+  from offmeta.results import report
+
+  begin = time.monotonic()
+  summary = report.build(setup.workdir)
+  print()
+  print(report.text_table(summary))
+  print(f'\nreport: {setup.workdir / "report" / "index.html"}'
+        f' (made in {time.monotonic() - begin:.1f} s)')
+
+
+def _execute(
+    config_flag, profile, workdir, phases, seeds, checkpoint_every_s, command
+):
+  from offmeta.training import config as configs
+  from offmeta.training import loop
+  from offmeta.training import phases as phases_lib
+  from offmeta.training import setup as setups
+
+  unknown = [name for name in phases if name not in phases_lib.PHASES]
+  if unknown or not phases:
+    raise configs.ConfigError(
+        f'--phases: unknown {", ".join(unknown) or "(empty)"}; known:'
+        f' {",".join(phases_lib.PHASES)}')
+  overrides = dict(config_flags.get_override_values(
+      flags.FLAGS[config_flag.name]))
+  if seeds is not None:
+    overrides['num_seeds'] = seeds
+  config = resolve(config_flag.value, profile, overrides)
+  folder = pathlib.Path(
+      workdir or default_workdir(config_flag, config.family.name, profile))
+  folder = folder.expanduser().absolute()
+  use_compilation_cache()
+  stop = loop.StopRequest()
+  stop.install()
+  setup = setups.make_setup(config, folder, stop, checkpoint_every_s)
+  folder.mkdir(parents=True, exist_ok=True)
+  describe_run(config, folder, profile, command)
+  print(f'{config.family.name}, profile {profile}, {config.num_seeds} seeds,'
+        f' workdir {folder}', flush=True)
+  phases_lib.run(setup, phases)
+  if 'report' in phases:
+    _report(setup)
+
+
+def run(
+    config_flag: Any,
+    profile: str,
+    workdir: str,
+    phases: tuple[str, ...],
+    seeds: int | None,
+    checkpoint_every_s: float,
+    argv: list[str],
+) -> int:
+  """Runs the phases; returns the exit status.
+
+  0: done. 1: bad input or a failed run, with one message on stderr. 143: a
+  SIGTERM was honoured; the same command continues.
+  """
+  from offmeta.data.dataset import DatasetError
+  from offmeta.training.checkpointing import CheckpointError
+  from offmeta.training.config import ConfigError
+  from offmeta.training.loop import Interrupted
+  from offmeta.training.metrics import DivergenceError
+  from offmeta.training.phases import PhaseError
+
+  command = 'python -m experiments.run ' + shlex.join(argv)
+  try:
+    _execute(config_flag, profile, workdir, phases, seeds, checkpoint_every_s,
+             command.strip())
+  except Interrupted:
+    print('\nstopped on request; the same command continues from here',
+          file=sys.stderr)
+    return 143
+  except (ConfigError, PhaseError, DatasetError, CheckpointError,
+          DivergenceError) as error:
+    print(f'\nerror: {error}', file=sys.stderr)
+    return 1
+  except OSError as error:
+    print(f'\nerror: {error.filename or ""}: {error.strerror or error}; what'
+          ' was finished before is intact and the same command continues',
+          file=sys.stderr)
+    return 1
+  return 0

@@ -1,0 +1,145 @@
+"""Meta-test and shift diagnostics on families with known answers."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from offmeta import evaluation, rollout
+from offmeta.data import buffer as buffers
+from offmeta.testing import probes
+from offmeta.types import Policy, Transition
+
+_FAMILY = probes.CountingFamily()
+_TASKS = {'value': jnp.array([1.0, -2.0, 0.5]), 'lifetime': jnp.full(3, 5.0)}
+_KEY = jax.random.key(0)
+
+
+def _mean_reward_policy():
+  """The action is the mean reward of the context / 100; 0 without one."""
+  zero = jnp.zeros(())
+
+  def adapt(params, state, context, valid, key):
+    return jnp.sum(context.reward * valid) / jnp.maximum(jnp.sum(valid), 1)
+
+  return Policy(
+      init=lambda params, key: zero,
+      act=lambda params, state, observation, key: (state[None] / 100, {}),
+      observe=lambda params, state, transition, key: state, adapt=adapt)
+
+
+def _test(tasks, repeats=2):
+  return jax.jit(lambda tasks: evaluation.meta_test(
+      _FAMILY, _mean_reward_policy(), (), tasks, _KEY, repeats, 15, 2))(tasks)
+
+
+def test_meta_test_batches_tasks_and_repetitions():
+  done = _test(_TASKS)
+  assert done.returns.shape == (3, 2, 3)
+  np.testing.assert_array_equal(
+      done.returns, np.array([15.0, -30.0, 7.5])[:, None, None]
+      * np.ones((3, 2, 3)))
+  np.testing.assert_array_equal(done.context_size, np.full((3, 2), 10))
+  # The third episode knows the mean reward 3 * value of its own task.
+  np.testing.assert_allclose(
+      done.transitions.action[:, :, 10:, 0],
+      0.03 * np.array([1.0, -2.0, 0.5])[:, None, None] * np.ones((3, 2, 5)),
+      rtol=1e-5)
+  assert not np.any(done.transitions.action[:, :, :10])
+  # Every repetition has its own starts.
+  starts = np.asarray(done.transitions.observation[:, :, ::5, 1])
+  assert len(np.unique(starts)) == 18
+
+
+def test_a_subset_of_tasks_scores_as_in_the_whole():
+  some = jax.tree.map(lambda x: x[:2], _TASKS)
+  np.testing.assert_array_equal(
+      _test(some).transitions.observation,
+      _test(_TASKS).transitions.observation[:2])
+
+
+def _buffer():
+  """Offline rewards 10 * task + (0 to 3); what came later is NaN."""
+  reward = 10.0 * jnp.arange(3.0)[:, None] + jnp.arange(4.0)
+  wide = reward[..., None]
+  buffer = buffers.make(
+      Transition(wide, wide, reward, jnp.ones_like(reward), wide),
+      jnp.full(3, 4), 8)
+  poison = jax.tree.map(lambda x: jnp.full_like(x[0, :2], jnp.nan), buffer.data)
+  for task in range(3):
+    buffer = buffers.append(buffer, task, poison, jnp.int32(2))
+  return buffer
+
+
+def test_given_context_is_offline_data_of_the_task():
+  """Spec smac 1.3 (a): also the first episode has it, and all have the same."""
+  spied = []
+  policy = _mean_reward_policy()
+
+  def adapt(params, state, context, valid, key):
+    jax.debug.callback(
+        lambda *x: spied.append(x), context.reward, valid, ordered=False)
+    return policy.adapt(params, state, context, valid, key)
+
+  ids = jnp.array([2, 0])
+  returns = jax.jit(lambda: evaluation.meta_test_given_context(
+      _FAMILY, policy._replace(adapt=adapt), (),
+      jax.tree.map(lambda x: x[ids], _TASKS), ids, _buffer(), _KEY, 2, 15,
+      6))()
+  jax.effects_barrier()
+  np.testing.assert_array_equal(
+      returns, np.array([7.5, 15.0])[:, None, None] * np.ones((2, 2, 3)))
+  contexts = [tuple(np.asarray(reward)) for reward, valid in spied
+              if np.all(valid == 1)]
+  assert len(contexts) == len(spied) == 2 * 2 * 3
+  for context in contexts:  # of task 2 or of task 0, offline rows only
+    assert len(context) == 6
+    assert set(context) <= {20, 21, 22, 23} or set(context) <= {0, 1, 2, 3}
+  # One draw per repetition, for its three episodes.
+  counts = {context: contexts.count(context) for context in contexts}
+  assert sorted(counts.values()) == [3, 3, 3, 3]
+
+
+def _adaptation(reward):
+  """[M, R, W] self-collected rewards, the last two after the context."""
+  reward = jnp.asarray(reward, jnp.float32)
+  size = jnp.full(reward.shape[:2], reward.shape[2] - 2, jnp.int32)
+  wide = reward[..., None]
+  return rollout.Adaptation(
+      jnp.zeros(reward.shape[:2] + (3,)),
+      Transition(wide, wide, reward, jnp.ones_like(reward), wide),
+      jnp.ones(reward.shape), size)
+
+
+@pytest.mark.parametrize('offset, expected', [(0.0, 0.0), (10.0, 0.5)])
+def test_distribution_shift(offset, expected):
+  """The posterior is N(mean reward, 1 / 4) here."""
+
+  def posterior(params, context, valid):
+    mean = jnp.sum(context.reward * valid) / jnp.sum(valid)
+    return mean[None], jnp.full(1, 0.5)
+
+  # Offline rewards of task m are exactly 10 m, so that draws do not differ.
+  buffer = _buffer()
+  buffer = buffer._replace(data=buffer.data._replace(
+      reward=jnp.floor(buffer.data.reward / 10) * 10))
+  own = (10.0 * jnp.arange(3)[:, None, None] + offset) * jnp.ones((3, 2, 6))
+  own = own.at[:, :, 4:].set(1e6)  # not part of the context
+  shift = jax.jit(lambda: evaluation.distribution_shift(
+      types.SimpleNamespace(posterior=posterior), (), _adaptation(own),
+      jnp.arange(3), buffer, _KEY, 5))()
+  np.testing.assert_allclose(
+      shift.offline_mean[..., 0], [[0, 0], [10, 10], [20, 20]])
+  np.testing.assert_allclose(
+      shift.self_mean[..., 0], shift.offline_mean[..., 0] + offset)
+  # KL to N(0, 1): 0.5 (0.25 + mu^2 - 1 - ln 0.25).
+  mu = np.array([0.0, 10.0, 20.0])
+  kl = lambda mu: 0.5 * (0.25 + mu ** 2 - 1 - np.log(0.25))
+  np.testing.assert_allclose(shift.kl_offline, kl(mu), rtol=1e-5)
+  np.testing.assert_allclose(shift.kl_self, kl(mu + offset), rtol=1e-5)
+  # KL between: (difference)^2 / (2 * 0.25). Within 0. To another task: 10,
+  # 10 and 20 apart, the mean of the squares is 200. Own: offset^2.
+  np.testing.assert_allclose(
+      shift.normalized_shift, expected, rtol=1e-5, atol=1e-12)
