@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -25,27 +25,54 @@ _PACKAGES = (
 
 
 def define_config_flag() -> Any:
-  """The --config flag: FILE or FILE:FAMILY, and --config.KEY=VALUE."""
-  return config_flags.DEFINE_config_file(
-      'config', default=str(_ROOT / _DEFAULT),
-      help_string='Config file and family, e.g.'
-      ' experiments/configs/smac.py:cheetah_vel.')
+  """The --config flag: FILE or FILE:FAMILY, and --config.KEY=VALUE.
+
+  An unknown key shows while the flag is defined; it gives one message and
+  exit status 1.
+  """
+  prepare_environment()  # config files import jax
+  try:
+    return config_flags.DEFINE_config_file(
+        'config', default=str(_ROOT / _DEFAULT),
+        help_string='Config file and family, e.g.'
+        ' experiments/configs/smac.py:cheetah_vel.')
+  except (AttributeError, KeyError) as error:  # from ml_collections
+    given = ' '.join(a for a in sys.argv if a.startswith('--config.'))
+    print(f'error: unknown key {_text(error)} in {given}; the keys are the'
+          ' fields of offmeta/training/config.py', file=sys.stderr)
+    sys.exit(1)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; a bad one gives one message and exit status 1."""
-  prepare_environment()  # config files import jax
   try:
     return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    message = str(e).strip().strip('"\'')
-    if isinstance(e, (AttributeError, KeyError)):
-      given = [a for a in argv if a.startswith('--config.')]
-      message = (
-          f'unknown key {message!r} in one of: {" ".join(given)}; the keys are'
-          ' the fields of offmeta/training/config.py')
-    print(f'error: {message}', file=sys.stderr)
+  except (flags.Error, TypeError, ValueError, OSError) as error:
+    print(f'error: {_text(error)}', file=sys.stderr)
     sys.exit(1)
+
+
+def _text(error: Exception) -> str:
+  """The last line of a message, without quotes around it."""
+  lines = [line for line in str(error).strip().splitlines() if line.strip()]
+  return lines[-1].strip().strip('"\'') if lines else type(error).__name__
+
+
+def _load(config_flag: Any) -> tuple[Any, dict]:
+  """The config file's value and the overrides (files are loaded lazily).
+
+  Raises:
+    ConfigError: the file or the family in it does not exist.
+  """
+  from offmeta.training.config import ConfigError
+
+  try:
+    values = config_flag.value
+    values.to_dict()  # a file that could not be loaded fails here
+    return values, dict(
+        config_flags.get_override_values(flags.FLAGS[config_flag.name]))
+  except (OSError, ValueError, TypeError, AttributeError) as error:
+    raise ConfigError(f'--config: {_text(error)}') from error
 
 
 def prepare_environment():
@@ -222,14 +249,15 @@ def _execute(
     raise configs.ConfigError(
         f'--phases: unknown {", ".join(unknown) or "(empty)"}; known:'
         f' {",".join(phases_lib.PHASES)}')
-  overrides = dict(config_flags.get_override_values(
-      flags.FLAGS[config_flag.name]))
+  values, overrides = _load(config_flag)
   if seeds is not None:
     overrides['num_seeds'] = seeds
-  config = resolve(config_flag.value, profile, overrides)
+  config = resolve(values, profile, overrides)
   folder = pathlib.Path(
       workdir or default_workdir(config_flag, config.family.name, profile))
   folder = folder.expanduser().absolute()
+  if not any(a.startswith('--verbosity') for a in sys.argv):
+    logging.set_verbosity(logging.WARNING)
   use_compilation_cache()
   stop = loop.StopRequest()
   stop.install()

@@ -311,7 +311,7 @@ ROBOT_CPU = {
     'smac': {
         **_ROBOT_CPU_ALGORITHM,
         'offline': {'num_updates': 5000, 'query_size': 64},
-        'online': {'num_updates': 800, 'query_size': 64},
+        'online': {'num_updates': 750, 'query_size': 64},
     },
     'online': {
         'iterations': 3,

@@ -113,7 +113,8 @@ class BanditFamily:
     """The only state; a random feature keeps episodes apart."""
     del task
     zero = jnp.zeros(())
-    return EnvState((), jnp.ones((1,)), zero, zero, jax.random.uniform(key, (1,)))
+    feature = jax.random.uniform(key, (1,))
+    return EnvState((), jnp.ones((1,)), zero, zero, feature)
 
   def step(self, state: EnvState, action: Array, task: Task) -> EnvState:
     """Pays."""
