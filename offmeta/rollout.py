@@ -83,7 +83,7 @@ def episode(
         reward=after.reward,
         discount=1.0 - after.terminal,
         next_observation=after.observation,
-          extras={'features': after.features, 'time': t.astype(jnp.float32)},
+        extras={'features': after.features, 'time': t.astype(jnp.float32)},
     )
     if reward_free:
       transition = without_reward(transition)

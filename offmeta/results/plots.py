@@ -300,7 +300,7 @@ def z_space(
   center, basis, share = _pca(np.concatenate(
       [panel[1].reshape(-1, panel[1].shape[-1]) for panel in panels]))
   with _rc():
-    figure = _figure(4.7 * len(panels) + 1.0, 5.0, layout='compressed')
+    figure = _figure(4.7 * len(panels) + 1.0, 4.2, layout='constrained')
     axes = figure.subplots(1, len(panels), squeeze=False, sharex=True,
                            sharey=True)[0]
     for axis, (title, offline, own) in zip(axes, panels):
@@ -308,7 +308,6 @@ def z_space(
       points = _draw_clouds(axis, clouds, color, shown)
       axis.set_title(title)
       axis.set_xlabel(f'z, first component ({share[0]:.0%} of variance)')
-      axis.set_aspect('equal')
     axes[0].set_ylabel(f'z, second component ({share[1]:.0%})')
     bar = figure.colorbar(points, ax=list(axes), pad=0.02, fraction=0.04,
                           aspect=30)

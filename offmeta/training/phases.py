@@ -430,18 +430,21 @@ def task_color(tasks: Mapping[str, Any]) -> np.ndarray:
 
 
 def _point_robot_paths(setup, adaptation):
-  """Positions [M', E, T + 1, 2] and goals of seed 0 on held-out tasks."""
+  """Positions [4, E, T + 1, 2] and goals [4, 2]: seed 0, held-out tasks that
+  are spread over the task parameter."""
+  order = np.argsort(task_color(setup.test_tasks), kind='stable')
+  shown = order[np.linspace(0, len(order) - 1, min(4, len(order))).astype(int)]
   transitions = jax.tree.map(
-      lambda x: np.asarray(x[0, :4, 0]), adaptation.transitions)
+      lambda x: np.asarray(x[0, shown, 0]), adaptation.transitions)
   horizon = setup.family.spec.episode_length
   position = transitions.observation
   episodes = position.shape[1] // horizon
   shape = (position.shape[0], episodes, horizon, 2)
-  before = position.reshape(shape)
   after = transitions.next_observation.reshape(shape)
   return {
-      'trajectories': np.concatenate([before, after[:, :, -1:]], axis=2),
-      'trajectory_goals': np.asarray(setup.test_tasks['goal'])[:len(position)],
+      'trajectories': np.concatenate(
+          [position.reshape(shape), after[:, :, -1:]], axis=2),
+      'trajectory_goals': np.asarray(setup.test_tasks['goal'])[shown],
   }
 
 
