@@ -227,9 +227,13 @@ def use_compilation_cache():
 
 def _report(setup: Any) -> None:
   from offmeta.results import report
+  from offmeta.training.phases import PhaseError
 
   begin = time.monotonic()
-  summary = report.build(setup.workdir)
+  try:
+    summary = report.build(setup.workdir)
+  except (ImportError, ValueError) as error:
+    raise PhaseError(f'report: {error}') from error
   print()
   print(report.text_table(summary))
   print(f'\nreport: {setup.workdir / "report" / "index.html"}'
@@ -305,8 +309,9 @@ def run(
     print(f'\nerror: {error}', file=sys.stderr)
     return 1
   except OSError as error:
-    print(f'\nerror: {error.filename or ""}: {error.strerror or error}; what'
-          ' was finished before is intact and the same command continues',
+    where = f'{error.filename}: ' if error.filename else ''
+    print(f'\nerror: {where}{error.strerror or error}; what was finished'
+          ' before is intact and the same command continues',
           file=sys.stderr)
     return 1
   return 0

@@ -99,6 +99,7 @@ def collect(setup: Setup):
   num_train = setup.config.family.num_train
   visited = schedule.visits(
       keys, config.iterations, config.gather, num_train)
+  _check_slices(setup, visited)
   progress = _behaviour_start(setup, algorithm, keys, visited)
   updater = loop.Updater(
       lambda axis: setup.algorithm('pearl', config.behaviour, axis).online,
@@ -126,6 +127,29 @@ def collect(setup: Setup):
       overwrite=True)
   _score_references(setup, evaluator, progress.state)
   setup.mark_done('collect')
+
+
+def _check_slices(setup, visited):
+  """Fails before the training if its replay will be too short to cut."""
+  config, gather = setup.config.collect, setup.config.collect.gather
+  initial, prior, posterior = (
+      schedule.longest(setup.family.spec, quota) for quota in (
+          config.initial_steps, gather.prior_steps, gather.posterior_steps))
+  tasks = np.arange(setup.config.family.num_train)
+  visits = np.sum(np.asarray(visited)[0, :, :, None] == tasks, axis=1)
+  rl = initial + visits.sum(0) * (prior + posterior)
+  per_visit = prior + (posterior if gather.posterior_to_encoder else 0)
+  encoder = initial + visits.sum(0) * per_visit
+  if gather.clear_encoder_buffer:  # the last iteration's visits stay
+    encoder = np.full(tasks.shape, initial)
+    for counts in visits:
+      encoder = np.where(counts > 0, counts * per_visit, encoder)
+  for name, held in (('rl_size', rl), ('encoder_size', encoder)):
+    if getattr(config, name) > held.min():
+      raise configs.ConfigError(
+          f'config.collect.{name}: {getattr(config, name)} transitions per'
+          f' task asked for, but the schedule gathers only {held.min()} in'
+          f' training task {held.argmin()}; ask for less, or collect more')
 
 
 def _behaviour_start(setup, algorithm, keys, visited):
@@ -449,17 +473,29 @@ def _point_robot_paths(setup, adaptation):
 
 
 def run(setup: Setup, phases: tuple[str, ...]):
-  """Runs the named phases, except 'report', and books their time."""
+  """Runs the named phases, except 'report', and books their time.
+
+  Raises:
+    Interrupted: a stop was requested; the same call continues.
+  """
   evaluator = make_evaluator(setup)
   for phase in phases:
+    _honour_stop(setup)
     if phase == 'collect':
       setup.timed('collect', lambda: collect(setup))
     elif phase == 'offline':
       setup.timed('offline', lambda: offline(setup, evaluator))
     elif phase == 'online':
       for name in setup.config.online.variants:
+        _honour_stop(setup)
         setup.timed(
             f'online/{name}', lambda n=name: online(setup, n, evaluator))
     elif phase == 'test':
       setup.timed('test', lambda: test(setup, evaluator))
     sys.stdout.flush()
+
+
+def _honour_stop(setup: Setup):
+  """Stops between two stages; within one the loop does."""
+  if setup.stop.requested:
+    raise loop.Interrupted

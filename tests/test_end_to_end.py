@@ -1,0 +1,212 @@
+"""Whole runs: what they leave behind, and that nothing depends on luck."""
+
+import json
+import math
+import os
+import pathlib
+import pprint
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny_run
+
+from offmeta.results import report
+from offmeta.training import phases
+
+pytestmark = pytest.mark.usefixtures('compile_once')
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_NUMBER = {'mean', 'low', 'high', 'seeds'}
+_ROWS = {
+    'random', 'behaviour', 'offline_self_context', 'offline_offline_context',
+    'online_self_context', 'online_offline_context', 'oracle',
+    'train_offline_self_context', 'train_online_self_context'}
+_PAIRED = {'online_minus_offline', 'gap_closed', 'shift_before', 'shift_after'}
+
+
+# Report.
+
+
+@pytest.fixture(name='reported', scope='module')
+def _reported(compile_once, finished_run, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('report') / 'run'
+  shutil.copytree(finished_run, workdir)
+  return workdir, report.build(workdir)
+
+
+def test_run_leaves_every_file(reported):
+  workdir, _ = reported
+  for stage in tiny_run.STAGES:
+    for name in ('metrics.jsonl', 'done.json', 'tensorboard', 'checkpoints',
+                 'final/0/record.json'):
+      assert (workdir / stage / name).exists(), f'{stage}/{name}'
+  points = {p.name for p in (workdir / 'evaluations').iterdir()}
+  assert points == {
+      'collect.npz', 'offline.npz', 'online-matched.npz', 'online-oracle.npz'}
+  assert {p.name for p in (workdir / 'report').iterdir()} >= {
+      'summary.json', 'table.txt', 'table.csv', 'table.md', 'index.html'}
+  timing = json.loads((workdir / 'timing.json').read_text())
+  assert timing.keys() == {*tiny_run.STAGES, 'test'}
+  assert min(timing.values()) > 0
+
+
+def test_summary_has_the_documented_schema(reported):
+  workdir, built = reported
+  summary = json.loads((workdir / 'report' / 'summary.json').read_text())
+  assert summary == built
+  assert summary.keys() >= {
+      'rows', 'paired', 'command', 'wall_time_s', 'config_hash'}
+  assert summary['rows'].keys() >= _ROWS
+  assert summary['paired'].keys() == _PAIRED
+  for name in _ROWS | {'behaviour_data'}:
+    row = summary['rows'][name]
+    assert row.keys() >= _NUMBER, name
+    assert math.isfinite(row['mean']), name
+    few = name in ('behaviour', 'behaviour_data')  # one behaviour policy
+    assert row['seeds'] == (1 if few else 2), name
+    if not few:
+      assert row['low'] <= row['mean'] <= row['high'], name
+  for name in _PAIRED - {'gap_closed'}:  # a gap of two seeds may be undefined
+    entry = summary['paired'][name]
+    assert entry.keys() >= _NUMBER, name
+    assert math.isfinite(entry['mean']) and entry['seeds'] == 2, name
+  rows = summary['rows']
+  assert summary['paired']['online_minus_offline']['mean'] == pytest.approx(
+      rows['online_self_context']['mean']
+      - rows['offline_self_context']['mean'])
+  assert summary['command'] == 'the command'
+  assert summary['wall_time_s'] > 0
+  assert re.fullmatch('[0-9a-f]{12}', summary['config_hash'])
+
+
+def test_page_is_self_contained(reported):
+  workdir, summary = reported
+  page = (workdir / 'report' / 'index.html').read_text()
+  assert page.count('data:image/png;base64,') >= 3
+  assert summary['config_hash'] in page
+  links = re.findall(r'(?:src|href)\s*=\s*["\']([^"\']*)', page)
+  outside = [x[:60] for x in links if not x.startswith(('data:', '#'))]
+  assert not outside
+  assert '@import' not in page and 'url(' not in page
+
+
+# Determinism.
+
+
+def test_same_seed_gives_the_same_bits(finished_run, tmp_path):
+  with tiny_run.shared_programs():
+    phases.run(tiny_run.make_setup(tmp_path), tiny_run.PHASES)
+  assert not tiny_run.differing(
+      tiny_run.results(finished_run), tiny_run.results(tmp_path))
+
+
+@pytest.mark.parametrize(
+    'changes, stages',
+    [({'seed': 1}, ('offline',)),
+     ({'collect': {'seed': 1}}, ('collect', 'offline'))],
+    ids=['seed', 'collect.seed'])
+def test_another_seed_gives_others(finished_run, tmp_path, changes, stages):
+  if 'seed' in changes:  # same data
+    changes = {
+        **changes, 'collect': {'dataset': str(finished_run / 'dataset')}}
+  setup = tiny_run.make_setup(tmp_path, changes)
+
+  class NoEvaluator:
+    curve = staticmethod(lambda state, replay: {})
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(phases, '_score_references', lambda *args: None)
+    patch.setattr(phases, 'Evaluator', lambda *args: NoEvaluator)
+    phases.collect(setup)
+    phases.offline(setup, NoEvaluator)
+  for stage in stages:
+    ours = tiny_run.saved(tmp_path / stage / 'final' / '0')
+    theirs = tiny_run.saved(finished_run / stage / 'final' / '0')
+    different = tiny_run.differing(ours, theirs)
+    assert any('params.actor' in name for name in different), different
+  if 'seed' not in changes:
+    assert tiny_run.differing(
+        dict(enumerate_dataset(tmp_path)),
+        dict(enumerate_dataset(finished_run)))
+
+
+def enumerate_dataset(workdir):
+  """(name, bytes) of every array of a dataset."""
+  for path in (workdir / 'dataset').glob('*.npy'):
+    yield path.name, path.read_bytes()
+
+
+# The command.
+
+
+def _command(workdir, *flags):
+  return [sys.executable, '-m', 'experiments.run', f'--workdir={workdir}',
+          '--profile=smoke', *flags]
+
+
+@pytest.fixture(name='environment')
+def _environment(compilation_cache_dir):
+  path = os.pathsep.join(
+      x for x in (str(_ROOT), os.environ.get('PYTHONPATH')) if x)
+  return {**os.environ, 'PYTHONPATH': path,
+          'JAX_COMPILATION_CACHE_DIR': compilation_cache_dir}
+
+
+def test_sigterm_then_the_same_command(finished_run, tmp_path, environment):
+  config = tmp_path / 'tiny.py'
+  config.write_text(
+      'import ml_collections\n'
+      'from offmeta.training import config as configs\n'
+      f'CONFIG = {pprint.pformat(tiny_run.CONFIG)}\n\n\n'
+      'def get_config():\n'
+      '  config = configs.to_dict(configs.from_dict(CONFIG))\n'
+      "  return ml_collections.ConfigDict({**config, 'profiles': "
+      "{'smoke': {}}})\n")
+  workdir = tmp_path / 'run'
+  command = _command(workdir, f'--config={config}', '--checkpoint_every_s=900')
+  with subprocess.Popen(
+      command, cwd=_ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE) as process:
+    first = process.stdout.readline()  # it listens by then
+    deadline = time.monotonic() + 120
+    while (process.poll() is None and time.monotonic() < deadline
+           and not (workdir / 'collect' / 'checkpoints').exists()):
+      time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=240)
+  assert 'workdir' in first, error
+  assert process.returncode == 143, error
+  assert 'the same command continues' in error
+  assert 'Traceback' not in error
+  step, = tiny_run.checkpoint_steps(workdir, 'collect')
+  assert 0 < step < 8
+  done = subprocess.run(
+      command, cwd=_ROOT, env=environment, text=True, capture_output=True,
+      timeout=400)
+  assert done.returncode == 0, done.stderr
+  assert 'online' in done.stdout and 'index.html' in done.stdout
+  summary = json.loads((workdir / 'report' / 'summary.json').read_text())
+  assert summary['command'] == 'python -m experiments.run ' + ' '.join(
+      command[3:])
+  assert not tiny_run.differing(
+      tiny_run.results(finished_run), tiny_run.results(workdir))
+
+
+@pytest.mark.parametrize(
+    'flag, message',
+    [('--config.smac.kl_wieght=1.0', 'kl_wieght'),
+     ('--config.chunk=many', 'many')])
+def test_bad_flag_is_one_message(tmp_path, environment, flag, message):
+  done = subprocess.run(
+      _command(tmp_path / 'run', flag), cwd=_ROOT, env=environment, text=True,
+      capture_output=True, timeout=120)
+  assert done.returncode == 1
+  lines = done.stderr.strip().splitlines()
+  assert len(lines) == 1 and lines[0].startswith('error:'), done.stderr
+  assert message in lines[0]
+  assert not (tmp_path / 'run').exists()

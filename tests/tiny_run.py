@@ -1,0 +1,213 @@
+"""The smallest run that has every phase, and how two runs are compared."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import json
+import os
+import pathlib
+from typing import Any
+from unittest import mock
+import warnings
+
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from offmeta.training import config as configs
+from offmeta.training import loop, phases
+from offmeta.training import setup as setups
+
+PHASES = ('collect', 'offline', 'online', 'test')
+STAGES = ('collect', 'offline', 'online/matched', 'online/oracle')
+
+_WIDTH = (8,)
+_NETS = {
+    'latent_size': 2,
+    'encoder_hidden': _WIDTH,
+    'decoder_hidden': _WIDTH,
+    'critic_hidden': _WIDTH,
+    'actor_hidden': _WIDTH,
+}
+_OFFLINE = {
+    'num_updates': 6, 'num_tasks': 2, 'query_size': 4, 'context_size': 8}
+_ONLINE = {**_OFFLINE, 'num_updates': 4, 'task_repeat': 1}
+_GATHER = {
+    'tasks_per_iteration': 2, 'prior_steps': 40, 'posterior_steps': 40,
+    'context_size': 8, 'label_context_size': 8}
+_MATCHED = {'train_context_online': True, 'online': {'context': 'episodes'}}
+
+# Steps per stage: collect 2 x 4, offline 6, online 2 x 4; two per chunk.
+CONFIG = {
+    'num_seeds': 2,
+    'chunk': 2,
+    'family': {'num_train': 3, 'num_test': 2},
+    'collect': {
+        'iterations': 2,
+        'initial_steps': 40,
+        'rl_size': 40,
+        'gather': _GATHER,
+        'behaviour': {**_NETS, 'value_hidden': _WIDTH, 'online': _ONLINE},
+    },
+    'smac': {
+        **_NETS,
+        'offline': _OFFLINE,
+        'online': {**_ONLINE, 'sequence_size': 40},
+    },
+    'online': {
+        'iterations': 2,
+        'share_encoder_buffer': True,
+        'gather': _GATHER,
+        'headline': 'matched',
+        'oracle': 'oracle',
+        'variants': {
+            'matched': {'description': 'recipe', 'smac': _MATCHED},
+            'oracle': {
+                'description': 'with true rewards',
+                'smac': _MATCHED,
+                'online': {'gather': {'rewards': 'true'}},
+            },
+        },
+    },
+    'evaluation': {
+        'num_repeats': 2, 'num_steps': 40, 'context_size': 8,
+        'num_train_tasks': 2, 'every_updates': 4},
+}
+
+
+def make_config(changes: Mapping = {}) -> configs.ExperimentConfig:
+  """The tiny configuration with nested `changes`."""
+  config = configs.from_dict(changes, configs.from_dict(CONFIG))
+  configs.validate(config)
+  return config
+
+
+def make_setup(
+    workdir: str | os.PathLike[str],
+    changes: Mapping = {},
+    stop: loop.StopRequest | None = None,
+) -> setups.Setup:
+  """A quiet setup that saves a checkpoint after every chunk."""
+  return setups.make_setup(
+      make_config(changes), workdir, stop, checkpoint_every_s=-1.0, quiet=True)
+
+
+@contextlib.contextmanager
+def shared_programs() -> Iterator[None]:
+  """Lets runs of one configuration share their compiled programs.
+
+  Tracing takes nearly all the time of a tiny run. What is shared holds no
+  state of a run, only programs, tasks and the keys of the seeds.
+  """
+  make = {
+      'evaluator': phases.Evaluator,
+      'gatherer': phases._gatherer,
+      'updater': loop.Updater,
+  }
+
+  def once(kind, key, *args, **kw):
+    key = (kind, *key)
+    if key not in _PROGRAMS:
+      _PROGRAMS[key] = make[kind](*args, **kw)
+    return _PROGRAMS[key]
+
+  def about(setup, keys):
+    family = setup.family
+    return (configs.config_hash(setup.config), keys.shape[0],
+            type(family).__name__, str(vars(family).get('_value')))
+
+  def evaluator(setup, algorithm, keys):
+    return once('evaluator', about(setup, keys), setup, algorithm, keys)
+
+  def gatherer(setup, algorithm, keys, visited, config):
+    return once('gatherer', (*about(setup, keys), config), setup, algorithm,
+                keys, visited, config)
+
+  def updater(make_stages, keys, chunk, shared_replay, max_devices=1):
+    # The configuration is not known here; the closure holds it.
+    cells = [cell.cell_contents for cell in make_stages.__closure__]
+    setup = next(c for c in cells if isinstance(c, setups.Setup))
+    stages = tuple(
+        (s.name, s.num_steps, s.batch) for s in make_stages(None))
+    return once('updater', (*about(setup, keys), stages), make_stages, keys,
+                chunk, shared_replay=shared_replay, max_devices=max_devices)
+
+  with (mock.patch.object(phases, 'Evaluator', evaluator),
+        mock.patch.object(phases, '_gatherer', gatherer),
+        mock.patch.object(loop, 'Updater', updater)):
+    yield
+
+
+_PROGRAMS: dict[tuple, Any] = {}
+
+
+class StopAt(loop.StopRequest):
+  """Asks to stop once a stage has written the metrics of a step."""
+
+  def __init__(self, stage: pathlib.Path, step: int):
+    self._metrics = stage / 'metrics.jsonl'
+    self._step = step
+
+  @property
+  def requested(self) -> bool:
+    """Whether that has happened."""
+    rows = metrics(self._metrics) if self._metrics.exists() else []
+    return any(row['step'] >= self._step for row in rows)
+
+
+def metrics(path: pathlib.Path) -> list[dict]:
+  """The rows of a metrics file without wall times."""
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  return [{k: v for k, v in row.items() if k != 'wall_time_s'} for row in rows]
+
+
+def checkpoint_steps(workdir: pathlib.Path, stage: str) -> list[int]:
+  """Which checkpoints of a stage there are."""
+  folder = workdir / stage / 'checkpoints'
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
+
+
+def saved(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
+  """The arrays of one checkpoint by their names."""
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # it finds the shardings by itself
+    arrays = ocp.load(checkpoint / 'state')
+  return {name: np.asarray(value) for name, value in arrays.items()}
+
+
+def last_progress(workdir: pathlib.Path, stage: str) -> dict[str, np.ndarray]:
+  """Learner state, replay and counters at the last checkpoint."""
+  step = checkpoint_steps(workdir, stage)[-1]
+  return saved(workdir / stage / 'checkpoints' / str(step))
+
+
+def results(
+    workdir: pathlib.Path, stages: tuple[str, ...] = STAGES
+) -> dict[str, Any]:
+  """All that a run computed: arrays and metric rows by name."""
+  found: dict[str, Any] = {}
+
+  def add(prefix, arrays):
+    found.update({f'{prefix}:{k}': v for k, v in arrays.items()})
+
+  for stage in stages:
+    add(f'{stage}/final', saved(workdir / stage / 'final' / '0'))
+    add(f'{stage}/last', last_progress(workdir, stage))
+    found[f'{stage}/metrics'] = metrics(workdir / stage / 'metrics.jsonl')
+  for path in (workdir / 'dataset').glob('*.npy'):
+    found[f'dataset/{path.name}'] = np.load(path)
+  for path in (workdir / 'evaluations').glob('*.npz'):
+    add(f'evaluations/{path.stem}', dict(np.load(path)))
+  return found
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+  """Names whose values are not the same bit for bit, or in one only."""
+
+  def same(x, y):
+    if not isinstance(x, np.ndarray):
+      return x == y
+    return (x.shape, x.dtype, x.tobytes()) == (y.shape, y.dtype, y.tobytes())
+
+  assert a and b
+  return sorted(
+      name for name in a.keys() | b.keys()
+      if name not in a or name not in b or not same(a[name], b[name]))

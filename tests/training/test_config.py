@@ -1,0 +1,241 @@
+"""The configuration: what it accepts, refuses and hashes."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+
+from experiments import launch
+from experiments.configs import smac as smac_configs
+from offmeta.training import config as configs
+from offmeta.training.config import ConfigError
+
+_DEFAULT = configs.ExperimentConfig()
+
+
+def _nested(key, value):
+  for part in reversed(key.split('.')):
+    value = {part: value}
+  return value
+
+
+def _leaves(config, prefix=''):
+  """(dotted key, value) of every field that is not a group."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from _leaves(value, f'{prefix}{field.name}.')
+    else:
+      yield f'{prefix}{field.name}', value
+
+
+def _get(config, key):
+  for part in key.split('.'):
+    config = getattr(config, part)
+  return config
+
+
+def _other(value):
+  """A valid value of the same type that differs."""
+  if isinstance(value, bool):
+    return not value
+  if isinstance(value, (int, float)):
+    return value + 1
+  if isinstance(value, str):
+    return value + 'x'
+  if isinstance(value, tuple):
+    return value + (7,)
+  return {**value, 'extra': {'description': 'x'}}
+
+
+# Types and keys.
+
+
+@pytest.mark.parametrize('key', [
+    'typo', 'smac.typo', 'smac.online.typo', 'collect.behaviour.online.typo',
+    'online.gather.typo'])
+def test_unknown_key_is_named_in_full(key):
+  with pytest.raises(ConfigError, match=rf'config\.{key}: unknown key; known'):
+    configs.from_dict(_nested(key, 1))
+
+
+@pytest.mark.parametrize('key, value', [
+    ('chunk', 'many'), ('chunk', 2.0), ('chunk', True), ('chunk', None),
+    ('smac.discount', '0.9'), ('smac.discount', True),
+    ('online.share_encoder_buffer', 1), ('family.name', 3),
+    ('smac.actor_hidden', 64), ('online.variants', 'smac')])
+def test_wrong_type_is_named_in_full(key, value):
+  with pytest.raises(
+      ConfigError, match=rf'config\.{key}: .* is {type(value).__name__}, but'):
+    configs.from_dict(_nested(key, value))
+
+
+def test_a_group_needs_a_group():
+  with pytest.raises(ConfigError, match=r'config\.smac\.online: expected a gr'):
+    configs.from_dict({'smac': {'online': 3}})
+
+
+def test_whole_numbers_serve_as_floats():
+  config = configs.from_dict({'smac': {'reward_scale': 5}})
+  assert isinstance(config.smac.reward_scale, float)
+  same = configs.from_dict({'smac': {'reward_scale': 5.0}})
+  assert configs.config_hash(config) == configs.config_hash(same)
+
+
+def test_lists_serve_as_tuples():
+  config = configs.from_dict({'smac': {'actor_hidden': [8, 9]}})
+  assert config.smac.actor_hidden == (8, 9)
+
+
+def test_override_keeps_the_rest():
+  config = configs.from_dict({'smac': {'online': {'num_updates': 3}}})
+  changed = [k for k, v in _leaves(config) if v != _get(_DEFAULT, k)]
+  assert changed == ['smac.online.num_updates']
+
+
+def test_round_trip():
+  config = configs.from_dict(
+      {'seed': 3, 'smac': {'actor_hidden': (8,)},
+       'family': {'options': {'goals': 'square'}}})
+  values = configs.to_dict(config)
+  assert configs.from_dict(values) == config
+  text = json.loads(json.dumps(values))  # lists for tuples
+  assert configs.from_dict(text) == config
+
+
+def test_nothing_given_is_altered_or_shared():
+  before = configs.to_dict(configs.ExperimentConfig())
+  base = configs.ExperimentConfig()
+  given = {'online': {'variants': {'smac': {'smac': {'discount': 0.5}},
+                                   'oracle': {}}},
+           'family': {'options': {'goals': 'square'}}}
+  copied = copy.deepcopy(given)
+  config = configs.from_dict(given, base)
+  configs.variant(config, 'smac')
+  config.online.variants['smac']['smac']['discount'] = 0.1
+  config.family.options['goals'] = 'circle'
+  assert given == copied
+  assert configs.to_dict(base) == before
+  assert configs.to_dict(configs.ExperimentConfig()) == before
+
+
+# Variants and the hash.
+
+
+def test_variant_changes_what_it_says_only():
+  config = configs.from_dict({'online': {'variants': {
+      'smac': {'description': 'd'},
+      'oracle': {'description': 'e', 'online': {'gather': {
+          'rewards': 'true'}}}}}})
+  assert configs.variant(config, 'smac') == config
+  oracle = configs.variant(config, 'oracle')
+  changed = [k for k, v in _leaves(oracle) if v != _get(config, k)]
+  assert changed == ['online.gather.rewards']
+
+
+@pytest.mark.parametrize('changes, part', [
+    ({'family': {'num_train': 3}}, 'family'),
+    ({'collect': {'iterations': 3}}, 'collect'),
+    ({'evaluation': {'num_repeats': 9}}, 'evaluation'),
+    ({'seed': 9}, 'seed'), ({'num_seeds': 9}, 'num_seeds')])
+def test_variant_leaves_other_phases_alone(changes, part):
+  config = configs.from_dict(
+      {'online': {'variants': {'smac': changes, 'oracle': {}}}})
+  with pytest.raises(ConfigError, match=f"variants.smac: .*config.{part}"):
+    configs.validate(config)
+
+
+@pytest.mark.parametrize('key', [key for key, _ in _leaves(_DEFAULT)])
+def test_hash_covers_every_field(key):
+  changed = configs.from_dict(_nested(key, _other(_get(_DEFAULT, key))))
+  assert configs.config_hash(changed) != configs.config_hash(_DEFAULT)
+
+
+# Values.
+
+
+def test_default_is_valid():
+  configs.validate(_DEFAULT)
+
+
+@pytest.mark.parametrize('key, value, message', [
+    ('num_seeds', 0, 'num_seeds: must be at least 1, not 0'),
+    ('chunk', 0, 'chunk: must be at least 1'),
+    ('max_devices', -1, 'max_devices: must be at least 1'),
+    ('family.num_train', 0, 'family.num_train: must'),
+    ('family.num_test', 0, 'family.num_test: must'),
+    ('evaluation.every_updates', 0, 'evaluation.every_updates: must'),
+    ('collect.rl_size', 0, 'collect.rl_size: must'),
+    ('collect.rl_slice', 'middle', 'collect.rl_slice: .*choose "first"'),
+    ('online.headline', 'best', "online.headline: no variant 'best'; known"),
+    ('online.oracle', 'best', "online.oracle: no variant 'best'; known"),
+    ('online.gather.rewards', 'some', "gather.rewards of .*'some'; choose"),
+    ('smac.online.context', 'any', "smac.online.context of .*'any'; choose"),
+    ('smac.online.num_updates', 0, 'smac.online.num_updates: must'),
+    ('smac.offline.query_size', 0, 'smac.offline.query_size: must'),
+    ('smac.kl_over_tasks', 'max', "kl_over_tasks='max'; choose"),
+    ('smac.label_with', 'none', "label_with='none'; choose"),
+    ('online.variants.smac.smac.typo', 1, r'config\.smac\.typo: unknown key'),
+])
+def test_bad_value_is_refused(key, value, message):
+  changes = _nested(key, value)
+  if 'variants' in key:
+    changes['online']['variants']['oracle'] = {}
+  with pytest.raises(ConfigError, match=message):
+    configs.validate(configs.from_dict(changes))
+
+
+# The config files.
+
+_SIZES = [(family, profile) for family, (_, profiles)
+          in smac_configs.FAMILIES.items() for profile in profiles]
+
+
+@pytest.mark.parametrize('family, profile', _SIZES)
+def test_every_profile_is_valid(family, profile):
+  config = launch.resolve(smac_configs.get_config(family), profile, {})
+  assert config.family.name == family
+  for name in config.online.variants:
+    assert config.online.variants[name]['description']
+    configs.variant(config, name)
+  oracle = configs.variant(config, config.online.oracle)
+  assert oracle.online.gather.rewards == 'true'
+  headline = configs.variant(config, config.online.headline)
+  assert headline.online.gather.rewards == 'decoder'
+
+
+def test_all_profiles_exist():
+  assert sorted(_SIZES) == sorted(
+      (f, p) for f in ('point_robot', 'cheetah_vel', 'ant_dir')
+      for p in ('smoke', 'cpu', 'paper'))
+
+
+@pytest.mark.parametrize('family, profile', _SIZES)
+def test_command_line_wins_over_the_profile(family, profile):
+  plain = launch.resolve(smac_configs.get_config(family), profile, {})
+  overrides = {
+      'num_seeds': plain.num_seeds + 1,
+      'smac.offline.num_updates': plain.smac.offline.num_updates + 1,
+      'collect.gather.tasks_per_iteration': 1}
+  config = launch.resolve(
+      smac_configs.get_config(family), profile, overrides)
+  for key, value in overrides.items():
+    assert _get(config, key) == value, key
+  changed = [k for k, v in _leaves(config) if v != _get(plain, k)]
+  assert sorted(changed) == sorted(overrides)
+
+
+def test_resolving_leaves_the_profiles_alone():
+  before = copy.deepcopy(smac_configs.FAMILIES)
+  launch.resolve(
+      smac_configs.get_config('point_robot'), 'smoke',
+      {'online.gather.rewards': 'true', 'chunk': 1})
+  assert smac_configs.FAMILIES == before
+
+
+def test_unknown_profile_and_family():
+  with pytest.raises(ConfigError, match="no profile 'huge'; it has: .*smoke"):
+    launch.resolve(smac_configs.get_config('ant_dir'), 'huge', {})
+  with pytest.raises(ValueError, match="'moon'; known: point_robot"):
+    smac_configs.get_config('moon')
