@@ -37,19 +37,25 @@ def define_config_flag() -> Any:
         help_string='Config file and family, e.g.'
         ' experiments/configs/smac.py:cheetah_vel.')
   except (AttributeError, KeyError) as error:  # from ml_collections
-    given = ' '.join(a for a in sys.argv if a.startswith('--config.'))
-    print(f'error: unknown key {_text(error)} in {given}; the keys are the'
-          ' fields of offmeta/training/config.py', file=sys.stderr)
-    sys.exit(1)
+    _unknown_key(error)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; a bad one gives one message and exit status 1."""
   try:
     return flags.FLAGS(argv)
+  except (AttributeError, KeyError) as error:  # from ml_collections
+    _unknown_key(error)
   except (flags.Error, TypeError, ValueError, OSError) as error:
     print(f'error: {_text(error)}', file=sys.stderr)
     sys.exit(1)
+
+
+def _unknown_key(error: Exception):
+  given = ' '.join(a for a in sys.argv if a.startswith('--config.'))
+  print(f'error: unknown key {_text(error)} in {given}; the keys are the'
+        ' fields of offmeta/training/config.py', file=sys.stderr)
+  sys.exit(1)
 
 
 def _text(error: Exception) -> str:
@@ -100,6 +106,16 @@ def _nest(flat: Mapping[str, Any]) -> dict:
   return nested
 
 
+def _deep_merge(base: Mapping, changes: Mapping) -> dict:
+  merged = dict(base)
+  for key, value in changes.items():
+    old = merged.get(key)
+    merged[key] = (
+        _deep_merge(old, value)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) else value)
+  return merged
+
+
 def resolve(values: Any, profile: str, overrides: Mapping[str, Any]) -> Any:
   """The frozen configuration.
 
@@ -124,7 +140,8 @@ def resolve(values: Any, profile: str, overrides: Mapping[str, Any]) -> Any:
         f' {", ".join(profiles) or "none"}')
   config = configs.from_dict(values)
   config = configs.from_dict(profiles[profile], config)
-  config = configs.from_dict(_nest(overrides), config)
+  merged = _deep_merge(configs.to_dict(config), _nest(overrides))
+  config = configs.from_dict(merged, config)
   configs.validate(config)
   return config
 
@@ -243,6 +260,8 @@ def _report(setup: Any) -> None:
 def _execute(
     config_flag, profile, workdir, phases, seeds, checkpoint_every_s, command
 ):
+  import jax
+  from offmeta import parallel
   from offmeta.training import config as configs
   from offmeta.training import loop
   from offmeta.training import phases as phases_lib
@@ -270,6 +289,11 @@ def _execute(
   describe_run(config, folder, profile, command)
   print(f'{config.family.name}, profile {profile}, {config.num_seeds} seeds,'
         f' workdir {folder}', flush=True)
+  used, known = (
+      parallel.usable_devices(config.num_seeds), jax.local_device_count())
+  if used < known:
+    print(f'seeds are spread over {used} of {known} devices; a multiple of'
+          f' {known} seeds would use all of them', flush=True)
   phases_lib.run(setup, phases)
   if 'report' in phases:
     _report(setup)

@@ -117,10 +117,13 @@ class Shift(NamedTuple):
 
   Attributes:
     offline_mean, offline_std: [M, R, Z] of offline contexts.
-    self_mean, self_std: [M, R, Z] of self-collected contexts.
+    self_mean, self_std: [M, R, Z] of the full self-collected contexts, the
+      last episode included.
     kl_offline, kl_self: [M], KL to the prior, mean over R.
     normalized_shift: [], (within_off_on - within_off_off) /
-      (between_off_off - within_off_off) of the KL between posteriors; 0 when
+      (between_off_off - within_off_off), where 'off_on' is KL(self || offline)
+      of the same task, 'off_off' KL between two offline draws, within a task
+      or over all pairs of tasks (meaningless with a single task); 0 when
       self-collected contexts read like offline ones of the same task, 1 when
       they are as far away as another task's.
   """
@@ -162,9 +165,7 @@ def distribution_shift(
     return algorithm.posterior(params, context, mask)
 
   def own(one):
-    mask = jnp.arange(one.valid.shape[0]) < one.context_size
-    return algorithm.posterior(
-        params, one.transitions, mask.astype(jnp.float32))
+    return algorithm.posterior(params, one.transitions, one.valid)
 
   def draw(stream):
     keys = _task_keys(jax.random.fold_in(key, stream), num_tasks, num_repeats)
@@ -180,9 +181,16 @@ def distribution_shift(
     return jnp.mean(latent.kl_to_standard_normal(p[0], p[1] ** 2), axis=1)
 
   within = jnp.mean(kl(off, off_again))
-  on = jnp.mean(kl(off, self_))
-  other = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), off_again)
-  between = jnp.mean(kl(off, other))
+  on = jnp.mean(kl(self_, off_again))
+
+  def to_all(one):  # one task's posteriors [R, Z] against every task's
+    wide = jax.tree.map(
+        lambda x, y: jnp.broadcast_to(x, y.shape), one, off_again)
+    return jnp.mean(kl(wide, off_again), axis=1)
+
+  pairs = jax.vmap(to_all)(off)  # [M, M]
+  between = (jnp.sum(pairs) - jnp.trace(pairs)) / max(
+      num_tasks * (num_tasks - 1), 1)
   return Shift(
       offline_mean=off[0], offline_std=off[1],
       self_mean=self_[0], self_std=self_[1],

@@ -103,14 +103,14 @@ def test_given_context_is_offline_data_of_the_task():
 
 
 def _adaptation(reward):
-  """[M, R, W] self-collected rewards, the last two after the context."""
+  """[M, R, W] self-collected rewards, the last two not of any step."""
   reward = jnp.asarray(reward, jnp.float32)
   size = jnp.full(reward.shape[:2], reward.shape[2] - 2, jnp.int32)
   wide = reward[..., None]
   return rollout.Adaptation(
       jnp.zeros(reward.shape[:2] + (3,)),
       Transition(wide, wide, reward, jnp.ones_like(reward), wide),
-      jnp.ones(reward.shape), size)
+      jnp.ones(reward.shape).at[..., -2:].set(0.0), size)
 
 
 @pytest.mark.parametrize('offset, expected', [(0.0, 0.0), (10.0, 0.5)])
@@ -126,7 +126,7 @@ def test_distribution_shift(offset, expected):
   buffer = buffer._replace(data=buffer.data._replace(
       reward=jnp.floor(buffer.data.reward / 10) * 10))
   own = (10.0 * jnp.arange(3)[:, None, None] + offset) * jnp.ones((3, 2, 6))
-  own = own.at[:, :, 4:].set(1e6)  # not part of the context
+  own = own.at[:, :, 4:].set(1e6)  # not valid
   shift = jax.jit(lambda: evaluation.distribution_shift(
       types.SimpleNamespace(posterior=posterior), (), _adaptation(own),
       jnp.arange(3), buffer, _KEY, 5))()
@@ -139,7 +139,27 @@ def test_distribution_shift(offset, expected):
   kl = lambda mu: 0.5 * (0.25 + mu ** 2 - 1 - np.log(0.25))
   np.testing.assert_allclose(shift.kl_offline, kl(mu), rtol=1e-5)
   np.testing.assert_allclose(shift.kl_self, kl(mu + offset), rtol=1e-5)
-  # KL between: (difference)^2 / (2 * 0.25). Within 0. To another task: 10,
-  # 10 and 20 apart, the mean of the squares is 200. Own: offset^2.
+  # KL between: (difference)^2 / (2 * 0.25). Within 0. Over all pairs of
+  # tasks: 4 times 10 and 2 times 20 apart, mean square 200. Own: offset^2.
   np.testing.assert_allclose(
       shift.normalized_shift, expected, rtol=1e-5, atol=1e-12)
+
+
+def test_distribution_shift_is_kl_from_the_self_collected_posterior():
+  """Offline N(10 m, 1), self-collected N(10 m, 1 / 4): KL is not symmetric."""
+
+  def posterior(params, context, valid):
+    mean = jnp.sum(context.reward * valid) / jnp.sum(valid)
+    return mean[None], jnp.where(valid.shape[0] == 5, 1.0, 0.5)[None]
+
+  buffer = _buffer()
+  buffer = buffer._replace(data=buffer.data._replace(
+      reward=jnp.floor(buffer.data.reward / 10) * 10))
+  own = 10.0 * jnp.arange(3)[:, None, None] * jnp.ones((3, 2, 6))
+  shift = jax.jit(lambda: evaluation.distribution_shift(
+      types.SimpleNamespace(posterior=posterior), (), _adaptation(own),
+      jnp.arange(3), buffer, _KEY, 5))()
+  # KL(N(0, 1/4) || N(0, 1)) = 0.5 (1/4 - 1 + ln 4) over the mean of
+  # 0.5 difference^2 = 0.5 * 200 between tasks.
+  expected = 0.5 * (0.25 - 1 + np.log(4)) / 100
+  np.testing.assert_allclose(shift.normalized_shift, expected, rtol=1e-5)

@@ -17,7 +17,7 @@ _TASKS, _QUERY, _CONTEXT = range(3)  # random streams
 def draw_tasks(key: Key, step: Array, spec: BatchSpec, num_train: int) -> Array:
   """Training tasks [num_tasks] of one update, uniform with replacement."""
   key = jax.random.fold_in(
-      jax.random.fold_in(key, _TASKS), step // spec.task_repeat)
+      jax.random.fold_in(key, _TASKS), step - step % spec.task_repeat)
   return jax.random.randint(key, (spec.num_tasks,), 0, num_train)
 
 

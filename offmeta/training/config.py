@@ -226,6 +226,16 @@ def validate(config: ExperimentConfig):
           f'config.smac.online.context of variant {name!r}:'
           f' {changed.smac.online.context!r}; choose "transitions",'
           ' "episodes" or "offline"')
+    if changed.online.gather.clear_encoder_buffer:
+      raise ConfigError(
+          f'config.online.gather.clear_encoder_buffer of variant {name!r}:'
+          ' labels need the offline part of the encoder buffer; only False')
+    for part in (
+        'offline', 'latent_resample_period', 'use_next_observation'):
+      if getattr(changed.smac, part) != getattr(config.smac, part):
+        raise ConfigError(
+            f'config.online.variants.{name}: a variant cannot change'
+            f' config.smac.{part}')
     try:
       smac_lib.validate(changed.smac)
     except ValueError as error:

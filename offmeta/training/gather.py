@@ -17,7 +17,6 @@ from offmeta.types import (
     Key,
     LearnerState,
     Task,
-    Transition,
 )
 
 
@@ -28,15 +27,11 @@ class _Visit(NamedTuple):
     task_id: [K] rows of the replay.
     tasks: leaves [K, ...].
     keys: [K].
-    label_context: leaves [K, N, ...], frozen offline data of the same task.
-    label_mask: [K, N].
   """
 
   task_id: Array
   tasks: Task
   keys: Key
-  label_context: Transition
-  label_mask: Array
 
 
 def _store(replay, visit, data, counts, to_encoder):
@@ -93,17 +88,20 @@ def _episodes(
   policy = algorithm.explore
   label = config.rewards == 'decoder'
 
-  def one(
-      task_id, task, key, label_context, label_mask, replay, number, adapt):
+  def one(task_id, task, key, replay, number, adapt):
     key = jax.random.fold_in(key, number)
-    k_context, k_adapt, k_episode, k_label = jax.random.split(key, 4)
+    k_context, k_adapt, k_episode, k_offline, k_label = jax.random.split(
+        key, 5)
     context, mask = sampler.draw_context(
         k_context, replay.contexts(), task_id, config.context_size, False)
     belief = policy.init(params, k_adapt)
     belief = policy.adapt(params, belief, context, mask * adapt, k_adapt)
     _, data, valid = rollout.episode(
         family, policy, params, belief, task, k_episode, reward_free=label)
-    if label:
+    if label:  # by a fresh offline context of the same task
+      label_context, label_mask = sampler.draw_context(
+          k_offline, replay.contexts(), task_id, config.label_context_size,
+          True)
       rewards = algorithm.relabel(
           state, label_context, label_mask, data, k_label)
       data = data._replace(reward=rewards)
@@ -115,9 +113,8 @@ def _episodes(
     counts, replay = carry
     exploring = jnp.any(counts.prior < prior_steps)
     adapt = ~exploring & (counts.episode > 0)
-    data, steps = jax.vmap(one, (0, 0, 0, 0, 0, None, None, None))(
-        visit.task_id, visit.tasks, visit.keys, visit.label_context,
-        visit.label_mask, replay, counts.number, adapt)
+    data, steps = jax.vmap(one, (0, 0, 0, None, None, None))(
+        visit.task_id, visit.tasks, visit.keys, replay, counts.number, adapt)
     prior = jnp.where(exploring & (counts.prior < prior_steps), steps, 0)
     posterior = jnp.where(
         ~exploring & (counts.posterior < posterior_steps), steps, 0)
@@ -140,15 +137,10 @@ def _episodes(
   return replay, counts.prior
 
 
-def _make_visit(replay, tasks, task_id, key, config):
+def _make_visit(tasks, task_id, key):
   keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(
       jnp.arange(task_id.shape[0]))
-  context, mask = jax.vmap(
-      lambda k, m: sampler.draw_context(
-          jax.random.fold_in(k, 1), replay.contexts(), m,
-          config.label_context_size, True))(keys, task_id)
-  chosen = jax.tree.map(lambda x: x[task_id], tasks)
-  return _Visit(task_id, chosen, keys, context, mask)
+  return _Visit(task_id, jax.tree.map(lambda x: x[task_id], tasks), keys)
 
 
 def initial_data(
@@ -163,7 +155,7 @@ def initial_data(
 ) -> Replay:
   """`num_steps` prior steps in every training task, into both buffers."""
   ids = jnp.arange(replay.rl.size.shape[0])
-  visit = _make_visit(replay, tasks, ids, key, config)
+  visit = _make_visit(tasks, ids, key)
   return _episodes(
       family, algorithm, state, replay, visit, num_steps, 0, config)[0]
 
@@ -202,7 +194,7 @@ def gather(
         0, task_id.shape[0],
         lambda i, b: buffers.clear(b, task_id[i]), replay.encoder)
     replay = replay._replace(encoder=encoder)
-  visit = _make_visit(replay, tasks, task_id, key, config)
+  visit = _make_visit(tasks, task_id, key)
   first = replay.contexts().size
   replay, used = _episodes(
       family, algorithm, state, replay, visit, config.prior_steps,

@@ -200,7 +200,7 @@ def run(
   """
   state, data = progress.state, progress.replay
   iteration, updates = int(progress.iteration), int(progress.updates)
-  saved_at = time.monotonic()
+  saved_at, cost = time.monotonic(), 0.0
 
   def save():
     current = Progress(
@@ -225,9 +225,13 @@ def run(
       values.update(evaluate(state, current))
     writer.write(step, values, iteration=iteration, env_steps=_new(current))
     stopping = stop is not None and stop.requested
-    if stopping or time.monotonic() - saved_at > checkpoint_every_s:
+    # At most a twentieth of the time goes into checkpoints.
+    due = time.monotonic() - saved_at > max(checkpoint_every_s, 20 * cost)
+    if stopping or due:
+      begin = time.monotonic()
       save()
       saved_at = time.monotonic()
+      cost = saved_at - begin
     if stopping and iteration < iterations:
       raise Interrupted
   return save()

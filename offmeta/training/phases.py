@@ -84,6 +84,12 @@ def _run_stage(setup, stage, checkpointer, progress, updater, show=(), **kw):
 # Collect.
 
 
+def behaviour_keys(seed: int):
+  """Keys [1] of the behaviour policy; apart from those of any seed."""
+  return jax.vmap(lambda k: schedule.stream(k, 'collect'))(
+      schedule.seed_keys(seed, 1))
+
+
 def collect(setup: Setup):
   """Trains PEARL, keeps a slice of its replay, scores the references."""
   config = setup.config.collect
@@ -95,7 +101,7 @@ def collect(setup: Setup):
     setup.mark_done('collect')
     return
   algorithm = setup.algorithm('pearl', config.behaviour)
-  keys = schedule.seed_keys(config.seed, 1)
+  keys = behaviour_keys(config.seed)
   num_train = setup.config.family.num_train
   visited = schedule.visits(
       keys, config.iterations, config.gather, num_train)
@@ -132,8 +138,10 @@ def collect(setup: Setup):
 def _check_slices(setup, visited):
   """Fails before the training if its replay will be too short to cut."""
   config, gather = setup.config.collect, setup.config.collect.gather
-  initial, prior, posterior = (
-      schedule.longest(setup.family.spec, quota) for quota in (
+  spec = setup.family.spec
+  initial, prior, posterior = (  # with terminations at least the quota
+      quota if spec.terminates else schedule.longest(spec, quota)
+      for quota in (
           config.initial_steps, gather.prior_steps, gather.posterior_steps))
   tasks = np.arange(setup.config.family.num_train)
   visits = np.sum(np.asarray(visited)[0, :, :, None] == tasks, axis=1)
@@ -368,7 +376,11 @@ def _online_start(setup, config, algorithm, visited):
   """States and replays [S, ...] at the phase switch."""
   states = _final_states(setup, 'offline', algorithm)
   data = load_dataset(setup)
-  shared = config.online.share_encoder_buffer and data.context is None
+  shared = config.online.share_encoder_buffer
+  if shared and data.context is not None:
+    raise configs.ConfigError(
+        'config.online.share_encoder_buffer: the dataset has encoder data of'
+        ' its own; set it to False, or config.collect.encoder_size to 0')
   context = data.transitions if data.context is None else data.context
   sizes = schedule.sizes(
       setup.family.spec, config.online.gather, visited,
