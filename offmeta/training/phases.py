@@ -106,7 +106,10 @@ def collect(setup: Setup):
   visited = schedule.visits(
       keys, config.iterations, config.gather, num_train)
   _check_slices(setup, visited)
-  progress = _behaviour_start(setup, algorithm, keys, visited)
+  checkpointer = setup.checkpointer('collect')
+  begin = lambda: _behaviour_start(setup, algorithm, keys, visited)
+  fresh = checkpointer.latest_step() is None
+  progress = begin() if fresh else jax.eval_shape(begin)
   updater = loop.Updater(
       lambda axis: setup.algorithm('pearl', config.behaviour, axis).online,
       keys, setup.config.chunk, shared_replay=False,
@@ -115,7 +118,7 @@ def collect(setup: Setup):
   last = config.iterations - 1
   every = max(1, config.iterations // 10)
   progress = _run_stage(
-      setup, 'collect', setup.checkpointer('collect'), progress, updater,
+      setup, 'collect', checkpointer, progress, updater,
       show=('eval/test/self_context/final_return',),
       label='pearl', iterations=config.iterations,
       gather=_gatherer(setup, algorithm, keys, visited, config.gather),
