@@ -43,14 +43,20 @@ def shaken(tree, seed=0, scale=0.3):
       for leaf in leaves])
 
 
-def assert_close(actual, desired, rtol, atol=0.0):
-  """Leaf by leaf, with the path of the first leaf that differs."""
+def assert_close(actual, desired, rtol, atol=0.0, leaf_rtol=0.0):
+  """Leaf by leaf, with the path of the first leaf that differs.
+
+  `leaf_rtol` is relative to the leaf's largest entry: a sum of float32 terms
+  that nearly cancel keeps the rounding error of its terms.
+  """
   actual = jax.tree.leaves_with_path(actual)
   desired = jax.tree.leaves_with_path(desired)
   assert [p for p, _ in actual] == [p for p, _ in desired]
   for (path, a), (_, d) in zip(actual, desired):
+    inexact = np.issubdtype(numbers(d).dtype, np.floating)
+    scale = np.max(np.abs(numbers(d)), initial=0.0) if inexact else 0.0
     np.testing.assert_allclose(
-        numbers(a), numbers(d), rtol=rtol, atol=atol,
+        numbers(a), numbers(d), rtol=rtol, atol=atol + leaf_rtol * scale,
         err_msg=jax.tree_util.keystr(path))
 
 
