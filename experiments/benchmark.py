@@ -41,7 +41,7 @@ from offmeta import envs, rollout
 from offmeta.algorithms import ALGORITHMS, pearl, smac
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
-from offmeta.envs import brax_base
+from offmeta.envs import simulator
 from offmeta.training import config as configs
 from offmeta.training import loop, schedule
 from offmeta.training.config import ExperimentConfig
@@ -105,7 +105,7 @@ def validate(options: Options):
   _known('only', options.only, PARTS)
   _known('profile', (options.profile,), PROFILES)
   _known('env_families', options.env_families, sorted(envs.FAMILIES))
-  _known('env_backends', options.env_backends, brax_base.BACKENDS)
+  _known('env_backends', options.env_backends, simulator.BACKENDS)
   if not options.seeds or min(options.seeds) < 1:
     raise BenchmarkError('--seeds: a list of numbers of at least 1')
   for name in ('repeats', 'num_envs'):

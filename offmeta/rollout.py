@@ -4,7 +4,7 @@ All functions here serve one environment of one task; batch them with vmap.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,10 @@ def without_reward(transition: Transition) -> Transition:
       reward=jnp.zeros_like(transition.reward), extras={})
 
 
+def _select(condition: Array, yes: Any, no: Any) -> Any:
+  return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)
+
+
 def episode(
     family: EnvFamily,
     policy: Policy,
@@ -54,7 +58,10 @@ def episode(
   """One episode from a random start.
 
   The environment is frozen after a termination, so nothing that a fallen
-  body does afterwards (NaN included) reaches the result.
+  body does afterwards (NaN included) reaches the result. In a family without
+  terminations a simulation that blows up is a time limit: the flag
+  `extras['diverged']` is set, the discount stays 1, and the rest of the
+  episode is another one from the same start.
 
   Args:
     family: supplies reset and step.
@@ -73,7 +80,7 @@ def episode(
   k_reset, k_steps = jax.random.split(key)
 
   def step(carry, t):
-    env_state, belief, alive = carry
+    env_state, belief, alive, time = carry
     k_act, k_observe = jax.random.split(jax.random.fold_in(k_steps, t))
     action, _ = policy.act(params, belief, env_state.observation, k_act)
     after = family.step(env_state, action, task)
@@ -83,25 +90,30 @@ def episode(
         reward=after.reward,
         discount=1.0 - after.terminal,
         next_observation=after.observation,
-        extras={'features': after.features, 'time': t.astype(jnp.float32)},
+        extras={'features': after.features, 'time': time.astype(jnp.float32)},
     )
     if reward_free:
       transition = without_reward(transition)
     new_belief = policy.observe(params, belief, transition, k_observe)
+    transition = transition._replace(
+        extras={**transition.extras, 'diverged': jnp.asarray(after.diverged)})
     if not spec.terminates:
-      return (after, new_belief, alive), (transition, jnp.ones(()))
-    keep = lambda new, old: jax.tree.map(
-        lambda n, o: jnp.where(alive, n, o), new, old)
-    transition = jax.tree.map(
-        lambda x: jnp.where(alive, x, jnp.zeros_like(x)), transition)
+      again = after.diverged > 0.5
+      carry = (
+          _select(again, start, after), new_belief, alive,
+          jnp.where(again, 0, time + 1))
+      return carry, (transition, jnp.ones(()))
+    transition = _select(
+        alive, transition, jax.tree.map(jnp.zeros_like, transition))
     carry = (
-        keep(after, env_state), keep(new_belief, belief),
-        alive & (after.terminal < 0.5))
+        _select(alive, after, env_state), _select(alive, new_belief, belief),
+        alive & (after.terminal < 0.5), time + 1)
     return carry, (transition, alive.astype(jnp.float32))
 
-  start = (family.reset(k_reset, task), state, jnp.ones((), bool))
-  (_, belief, _), (transitions, valid) = jax.lax.scan(
-      step, start, jnp.arange(spec.episode_length))
+  start = family.reset(k_reset, task)
+  (_, belief, _, _), (transitions, valid) = jax.lax.scan(
+      step, (start, state, jnp.ones((), bool), jnp.zeros((), jnp.int32)),
+      jnp.arange(spec.episode_length))
   return belief, transitions, valid
 
 

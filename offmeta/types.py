@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax import struct
 import jax
+import numpy as np
 
 Array = jax.Array
 Key = jax.Array  # a typed key: jax.random.key
@@ -92,6 +93,9 @@ class EnvState(NamedTuple):
     terminal: [], 1.0 at a true termination, else 0.0 (a time limit is the
       caller's business).
     features: [F], what `EnvFamily.reward` needs beyond the action.
+    diverged: [], 1.0 if the simulation blew up in this step, else 0.0. All
+      other leaves are finite even so (the physics from before the step). A
+      family that terminates sets `terminal` too.
   """
 
   physics: Any
@@ -99,6 +103,7 @@ class EnvState(NamedTuple):
   reward: Array
   terminal: Array
   features: Array
+  diverged: Array = np.float32(0.0)
 
 
 @runtime_checkable

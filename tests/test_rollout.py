@@ -75,6 +75,30 @@ def test_an_episode_freezes_at_its_termination():
       assert not np.any(leaf[3:])
 
 
+class _BlowsUp(probes.CountingFamily):
+  """Diverges in every third step; like a simulator, it then stays put."""
+
+  def step(self, state, action, task):
+    after = super().step(state, action, task)
+    diverged = (after.physics == 3.0).astype(jnp.float32)
+    return after._replace(
+        diverged=diverged,
+        observation=jnp.where(
+            diverged > 0, state.observation, after.observation))
+
+
+def test_a_simulation_that_blows_up_starts_over():
+  _, data, valid = _episode(_BlowsUp(), _spy(), _task())
+  np.testing.assert_array_equal(valid, np.ones(5))
+  np.testing.assert_array_equal(data.extras['diverged'], [0, 0, 1, 0, 0])
+  np.testing.assert_array_equal(data.extras['time'], [0, 1, 2, 0, 1])
+  np.testing.assert_array_equal(data.observation[:, 0], [0, 1, 2, 0, 1])
+  np.testing.assert_array_equal(data.next_observation[:, 0], [1, 2, 2, 1, 2])
+  np.testing.assert_array_equal(data.discount, np.ones(5))
+  start = data.observation[0, 1]  # the same start again
+  np.testing.assert_array_equal(data.observation[:, 1], np.full(5, start))
+
+
 def test_the_same_key_gives_the_same_episode():
   start = lambda key: np.asarray(_episode(
       _FOREVER, rollout.uniform_policy(1), _task(), key)[1].observation)
@@ -101,7 +125,7 @@ def test_reward_free_hides_rewards_from_the_policy(family):
   belief, data, _ = _episode(
       family, spy._replace(observe=observe), _task(), reward_free=True)
   assert belief['seen'] == 0.0
-  assert data.extras == {} and not np.any(data.reward)
+  assert set(data.extras) == {'diverged'} and not np.any(data.reward)
   poisoned = _episode(
       probes.PoisonedReward(family), spy._replace(observe=observe), _task(),
       reward_free=True)

@@ -372,9 +372,10 @@ def _check_part(
   action, discount = arrays['action'], arrays['discount']
   bad = (np.abs(action) > 1 + _ACTION_TOLERANCE) & _expand(valid, action)
   _check_values(f'{where}.action', action, bad, 'within [-1, 1]')
-  # 0 also where a family has no termination rule: its simulator blew up.
-  allowed = (discount == 0) | (discount == 1)
-  _check_values(f'{where}.discount', discount, ~allowed & valid, '0 or 1')
+  allowed, text = (discount == 0) | (discount == 1), '0 or 1'
+  if not spec.terminates:
+    allowed, text = discount == 1, '1, this family never terminates'
+  _check_values(f'{where}.discount', discount, ~allowed & valid, text)
 
 
 def _expand(valid: np.ndarray, array: np.ndarray) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 Source: oyster's and SMAC's `ant_dir.py`, on Brax's ant: r = v_xy . (cos, sin)
 - 0.5 sum(a^2) + 1 with v_xy the displacement of the torso over one control
-step of 0.05 s, 200 steps. The episode terminates when the torso's height
-leaves [0.2, 1.0] m or the state is not finite; such a non-finite step has
-velocity 0 and the observation from before.
+step of 0.05 s, 200 steps, gym's noisy start (q +- 0.1, qd 0.1 N(0, 1)). The
+episode terminates when the torso's height leaves [0.2, 1.0] m or the state is
+not finite.
 
 Differs from the original: no contact cost (Brax computes no contact forces on
 the fast backends; the term is at most 0.042 per step, and 0 with MuJoCo 2 in
@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from offmeta.envs import base
-from offmeta.envs import brax_base
-from offmeta.types import Array, EnvSpec, EnvState, Key, Task
+from offmeta.envs import brax_family
+from offmeta.envs import simulator as simulators
+from offmeta.types import Array, Key, Task
 
 _DT = 0.05  # seconds per control step, in every backend
 # 5 frames on 'generalized', Brax's choice, go NaN in 1 of 64 random episodes.
@@ -42,7 +43,7 @@ _MACAW_ANGLES = (
 _MACAW_TEST = (6, 17, 23, 30, 41)
 
 
-class AntDir:
+class AntDir(brax_family.BraxFamily):
   """The family.
 
   Task lists: 'smac' (120 draws over the full circle, 100/20), also under the
@@ -66,7 +67,7 @@ class AntDir:
     """Makes the family.
 
     Args:
-      backend: one of `brax_base.BACKENDS`.
+      backend: one of `simulator.BACKENDS`.
       reward: 'full' or 'forward' (only v_xy . direction, as UNICORN).
       terminate: False (as UNICORN) lets a fallen or flying ant go on. Its
         torso then sinks through the floor, which only the feet touch.
@@ -78,12 +79,10 @@ class AntDir:
     Raises:
       ValueError: an unknown value; the message names the known ones.
     """
-    base.require_choice('backend', backend, brax_base.BACKENDS)
+    base.require_choice('backend', backend, simulators.BACKENDS)
     base.require_choice('reward', reward, ('full', 'forward'))
-    base.require_count('episode_length', episode_length)
     self._full_reward = reward == 'full'
-    self._terminate = bool(terminate)
-    self.simulator = brax_base.make_simulator(
+    simulator = simulators.make_simulator(
         _model_xml(backend),
         backend,
         _N_FRAMES[backend] if n_frames is None else n_frames,
@@ -91,61 +90,46 @@ class AntDir:
         solver_iterations,
         ls_iterations,
     )
-    self.spec = EnvSpec(
-        name=self.name,
+    super().__init__(
+        simulator,
         observation_size=27,
-        action_size=int(self.simulator.model.nu),
         feature_size=2,
         episode_length=episode_length,
-        terminates=self._terminate,
-        options={
-            **self.simulator.options,
-            'reward': reward,
-            'terminate': self._terminate,
-            'episode_length': episode_length,
-            'reset_noise': _RESET_NOISE,
-        },
+        terminates=bool(terminate),
+        reset_noise=_RESET_NOISE,
+        options={'reward': reward, 'terminate': bool(terminate)},
     )
 
   def sample_tasks(self, key: Key, num_tasks: int) -> Task:
     """Fresh directions {'angle': [num_tasks]} ~ U(0, 2 pi)."""
     return {'angle': jax.random.uniform(key, (num_tasks,), maxval=2 * np.pi)}
 
-  def task_list(self, name: str) -> tuple[Task, Task]:
-    """A (train, test) list by name; ValueError names the known ones."""
-    return base.select_list(self.name, {
+  def _task_lists(self) -> base.TaskLists:
+    return {
         'default': _smac_list,
         'smac': _smac_list,
         'macaw': _macaw_list,
         'pearl': _pearl_list,
-    }, name)
+    }
 
-  def reset(self, key: Key, task: Task) -> EnvState:
-    """Gym's noisy start: q +- 0.1 (quaternion normalised), qd 0.1 N(0, 1)."""
-    del task
-    q, qd = brax_base.noisy_start(self.simulator, key, _RESET_NOISE)
+  def _start(self, key: Key) -> tuple[Array, Array]:
+    """Gym's noisy start with a normalised quaternion."""
+    q, qd = super()._start(key)
     rotation = q[3:7] / jnp.linalg.norm(q[3:7])
-    physics = self.simulator.init(
-        jnp.concatenate([q[:3], rotation, q[7:]]), qd)
-    zero = jnp.zeros(())
-    return EnvState(physics, _observe(physics), zero, zero, jnp.zeros((2,)))
+    return jnp.concatenate([q[:3], rotation, q[7:]]), qd
 
-  def step(self, state: EnvState, action: Array, task: Task) -> EnvState:
-    """0.05 s; action [8] is clipped to [-1, 1]."""
-    action = base.clip_action(action)
-    physics, finite = self.simulator.step(state.physics, action)
-    features = (physics.q[:2] - state.physics.q[:2]) / _DT
-    alive = finite
-    if self._terminate:
-      low, high = _HEALTHY_HEIGHT
-      alive &= (low <= physics.q[2]) & (physics.q[2] <= high)
-    return EnvState(
-        physics=physics,
-        observation=_observe(physics),
-        reward=self.reward(features, action, task),
-        terminal=jnp.logical_not(alive).astype(jnp.float32),
-        features=features,
-    )
+  def _observe(self, physics: simulators.Physics, action: Array) -> Array:
+    """[27]: height, quaternion and joints (13), velocities (14)."""
+    del action
+    return jnp.concatenate([physics.q[2:], physics.qd])
+
+  def _features(
+      self, before: simulators.Physics, after: simulators.Physics) -> Array:
+    return (after.q[:2] - before.q[:2]) / _DT
+
+  def _healthy(self, physics: simulators.Physics) -> Array:
+    low, high = _HEALTHY_HEIGHT
+    return (low <= physics.q[2]) & (physics.q[2] <= high)
 
   def reward(self, features: Array, action: Array, task: Task) -> Array:
     """The reward [...] of features [..., 2], action [..., 8]."""
@@ -158,14 +142,9 @@ class AntDir:
     return forward - _CONTROL_WEIGHT * cost + _SURVIVE_REWARD
 
 
-def _observe(physics: brax_base.Physics) -> Array:
-  """[27]: height, quaternion and joints (13), velocities (14)."""
-  return jnp.concatenate([physics.q[2:], physics.qd])
-
-
 def _model_xml(backend: str) -> ElementTree.Element:
   """Brax's XML with what its Ant class overrides per backend."""
-  xml = brax_base.stock_xml('ant')
+  xml = simulators.stock_xml('ant')
   if backend == 'positional':
     for motor in xml.find('actuator'):
       motor.set('gear', '200')

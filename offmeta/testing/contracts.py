@@ -152,6 +152,7 @@ def _check_state(family: EnvFamily, state: EnvState, where: str) -> None:
       'reward': (),
       'terminal': (),
       'features': (spec.feature_size,),
+      'diverged': (),
   }
   for name, shape in shapes.items():
     value = getattr(state, name)
@@ -160,11 +161,16 @@ def _check_state(family: EnvFamily, state: EnvState, where: str) -> None:
     assert value.dtype == jnp.float32, (
         f'{where}: {name} is {value.dtype}, not float32')
     assert np.all(np.isfinite(value)), f'{where}: {name} is not finite'
-  assert float(state.terminal) in (0.0, 1.0), (
-      f'{where}: terminal is {float(state.terminal)}, not 0 or 1')
+  for name in ('terminal', 'diverged'):
+    value = float(getattr(state, name))
+    assert value in (0.0, 1.0), f'{where}: {name} is {value}, not 0 or 1'
+  assert not (
+      spec.terminates and state.diverged > 0.5 and state.terminal < 0.5), (
+          f'{where}: diverged without being terminal')
   if where == 'reset':
-    assert float(state.reward) == 0.0 and float(state.terminal) == 0.0, (
-        'reward and terminal must be 0 after a reset')
+    for name in ('reward', 'terminal', 'diverged'):
+      assert float(getattr(state, name)) == 0.0, (
+          f'{name} must be 0 after a reset')
   if not spec.terminates:
     assert float(state.terminal) == 0.0, (
         f'{where}: terminal is 1 but spec.terminates is False')

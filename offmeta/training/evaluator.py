@@ -79,7 +79,8 @@ class Evaluator:
       replay: offline data, leaves [M, C, ...]; None leaves their scores out.
     """
     params = self._params(state)
-    returns = self._self_collected(params, self._some).returns
+    adaptation = self._self_collected(params, self._some)
+    returns = adaptation.returns
     scores = {
         'test/self_context': returns[:, :self._num_test],
         'train/self_context': returns[:, self._num_test:],
@@ -87,11 +88,14 @@ class Evaluator:
     if replay is not None:
       scores['train/offline_context'] = self._given(
           params, replay, self._some, self._keys[1])
-    return {
+    out = {
         f'eval/{name}/final_return': np.mean(
             np.asarray(rollout.final_return(value)), axis=(1, 2))
         for name, value in scores.items()
     }
+    diverged = np.asarray(adaptation.transitions.extras['diverged'])
+    out['eval/diverged'] = diverged.sum(axis=(1, 2, 3))
+    return out
 
   def full(
       self, state: LearnerState, replay: Replay | None

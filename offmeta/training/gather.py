@@ -16,6 +16,7 @@ from offmeta.types import (
     EnvFamily,
     Key,
     LearnerState,
+    Metrics,
     Task,
 )
 
@@ -56,12 +57,14 @@ class _Counts(NamedTuple):
     prior, posterior: [K] steps used of either quota.
     episode: [] episodes of the current part, 0 at the start of the posterior.
     number: [] episodes so far.
+    diverged: [] how often the simulation blew up, in all visits.
   """
 
   prior: Array
   posterior: Array
   episode: Array
   number: Array
+  diverged: Array
 
 
 def _episodes(
@@ -73,7 +76,7 @@ def _episodes(
     prior_steps: int,
     posterior_steps: int,
     config: GatherConfig,
-) -> tuple[Replay, Array]:
+) -> tuple[Replay, _Counts]:
   """Whole episodes in K tasks side by side until both quotas are used.
 
   First `prior_steps` under the prior, then `posterior_steps` of which the
@@ -82,7 +85,7 @@ def _episodes(
   loop serves both parts, so an episode is compiled once.
 
   Returns:
-    The replay, and the prior steps used [K].
+    The replay and what was counted.
   """
   params = algorithm.actor_params(state)
   policy = algorithm.explore
@@ -98,22 +101,23 @@ def _episodes(
     belief = policy.adapt(params, belief, context, mask * adapt, k_adapt)
     _, data, valid = rollout.episode(
         family, policy, params, belief, task, k_episode, reward_free=label)
+    diverged = jnp.sum(data.extras['diverged']).astype(jnp.int32)
     if label:  # by a fresh offline context of the same task
       label_context, label_mask = sampler.draw_context(
           k_offline, replay.contexts(), task_id, config.label_context_size,
           True)
       rewards = algorithm.relabel(
-          state, label_context, label_mask, data, k_label)
+          state, label_context, label_mask, data._replace(extras={}), k_label)
       data = data._replace(reward=rewards)
     kept = {name: data.extras[name] for name in replay.rl.data.extras}
     data = data._replace(extras=kept)
-    return data, jnp.sum(valid).astype(jnp.int32)
+    return data, jnp.sum(valid).astype(jnp.int32), diverged
 
   def round_(carry):
     counts, replay = carry
     exploring = jnp.any(counts.prior < prior_steps)
     adapt = ~exploring & (counts.episode > 0)
-    data, steps = jax.vmap(one, (0, 0, 0, None, None, None))(
+    data, steps, diverged = jax.vmap(one, (0, 0, 0, None, None, None))(
         visit.task_id, visit.tasks, visit.keys, replay, counts.number, adapt)
     prior = jnp.where(exploring & (counts.prior < prior_steps), steps, 0)
     posterior = jnp.where(
@@ -123,7 +127,8 @@ def _episodes(
         exploring | config.posterior_to_encoder)
     counts = _Counts(
         counts.prior + prior, counts.posterior + posterior,
-        jnp.where(exploring, 0, counts.episode + 1), counts.number + 1)
+        jnp.where(exploring, 0, counts.episode + 1), counts.number + 1,
+        counts.diverged + jnp.sum(diverged))
     return counts, replay
 
   def unfinished(carry):
@@ -133,8 +138,8 @@ def _episodes(
 
   none, zero = jnp.zeros_like(visit.task_id), jnp.zeros((), jnp.int32)
   counts, replay = jax.lax.while_loop(
-      unfinished, round_, (_Counts(none, none, zero, zero), replay))
-  return replay, counts.prior
+      unfinished, round_, (_Counts(none, none, zero, zero, zero), replay))
+  return replay, counts
 
 
 def _make_visit(tasks, task_id, key):
@@ -169,7 +174,7 @@ def gather(
     task_id: Array,
     key: Key,
     config: GatherConfig,
-) -> Replay:
+) -> tuple[Replay, Metrics]:
   """One iteration's data (specs smac 2.8 to 2.10, PEARL A1.4).
 
   The K tasks are visited side by side; a task that is drawn twice does not
@@ -187,7 +192,7 @@ def gather(
     config: how much of what.
 
   Returns:
-    The replay with the new data.
+    The replay with the new data, and how often the simulation blew up.
   """
   if config.clear_encoder_buffer and replay.encoder is not None:
     encoder = jax.lax.fori_loop(
@@ -196,10 +201,11 @@ def gather(
     replay = replay._replace(encoder=encoder)
   visit = _make_visit(tasks, task_id, key)
   first = replay.contexts().size
-  replay, used = _episodes(
+  replay, counts = _episodes(
       family, algorithm, state, replay, visit, config.prior_steps,
       config.posterior_steps, config)
-  return _record(replay, task_id, first, used)
+  replay = _record(replay, task_id, first, counts.prior)
+  return replay, {'gather/diverged': counts.diverged.astype(jnp.float32)}
 
 
 def _record(replay, task_id, first, used):

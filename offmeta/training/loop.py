@@ -183,7 +183,8 @@ def run(
     label: prefix of metric names.
     iterations: how many in all.
     replay: the data when they never change (`progress.replay` is None).
-    gather: (state, replay, iteration) -> replay, before each iteration.
+    gather: (state, replay, iteration) -> (replay, metrics [S]), before each
+      iteration.
     evaluate: (state, replay) -> metrics [S].
     evaluate_due: (iteration, updates) done so far -> whether to evaluate.
     writer: receives metrics.
@@ -209,12 +210,14 @@ def run(
     return current
 
   while iteration < iterations:
+    gathered = {}
     if gather is not None and updates == 0:
-      data = gather(state, data, iteration)
+      data, gathered = gather(state, data, iteration)
     current = data if replay is None else replay
     state, count, name, values = updater(state, current, updates)
     updates += count
     values = {f'{label}/{name}/{k}': v for k, v in values.items()}
+    values.update(gathered)
     done, at = iteration, updates
     if updates == updater.total:
       iteration, updates = iteration + 1, 0

@@ -43,7 +43,7 @@ def _init_states(algorithm, keys) -> LearnerState:
 
 
 def _gatherer(setup, algorithm, keys, visited, config):
-  """(state, replay, iteration) -> replay, compiled once for all seeds."""
+  """The loop's `gather`, compiled once for all seeds."""
   keys = jax.vmap(lambda k: schedule.stream(k, 'gather'))(keys)
 
   def one(state, replay, task_id, key):

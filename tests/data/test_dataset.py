@@ -170,10 +170,6 @@ def test_action_of_exactly_one_is_fine(data):
   dataset_lib.validate(_set(data, 'action', (0, 0, 0), -1.0000005), _SPEC)
 
 
-def test_simulator_may_blow_up_where_nothing_terminates(data):
-  dataset_lib.validate(data, _SPEC._replace(terminates=False))  # has zeros
-
-
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
@@ -462,3 +458,14 @@ def test_slices_of_different_lengths_are_padded(data):
 def test_slice_of_more_than_there_is(data, start, stop, task):
   with pytest.raises(DatasetError, match=f'task {task} .*transitions'):
     dataset_lib.slice_transitions(data, start, stop)
+
+
+def test_a_family_without_terminations_has_discount_1(tmp_path, data):
+  spec = _SPEC._replace(terminates=False)
+  with pytest.raises(DatasetError, match='discount.*never terminates'):
+    dataset_lib.save(tmp_path / 'd', data, spec, {})
+  ones = data.transitions._replace(
+    discount=np.ones_like(data.transitions.discount)
+  )
+  data = data._replace(transitions=ones, context=None, context_size=None)
+  dataset_lib.save(tmp_path / 'd', data, spec, {})

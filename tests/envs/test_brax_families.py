@@ -1,58 +1,35 @@
 """Cheetah and ant: contracts, rewards, terminations, lists and models."""
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+import robots
 
 from offmeta import envs
-from offmeta.envs import brax_base
+from offmeta.envs import simulator
 from offmeta.testing import contracts
 
 LISTS = {
     'cheetah_vel': ('default', 'smac', 'pearl', 'focal', 'borel', 'macaw'),
     'ant_dir': ('default', 'smac', 'macaw', 'pearl'),
 }
-STEPS = 20
-
-
-class Compiled(NamedTuple):
-  family: Any
-  reset: Any
-  step: Any
-
-
-def _compiled(name, **options):
-  family = envs.make(name, **options)
-  return Compiled(family, jax.jit(family.reset), jax.jit(family.step))
 
 
 @pytest.fixture(scope='module')
 def cheetah():
-  return _compiled('cheetah_vel')
+  return robots.compiled('cheetah_vel')
 
 
 @pytest.fixture(scope='module')
 def ant():
-  return _compiled('ant_dir')
+  return robots.compiled('ant_dir')
 
 
 @pytest.fixture(params=['cheetah', 'ant'])
 def compiled(request):
   return request.getfixturevalue(request.param)
-
-
-def _rollout(env, task, seed, steps):
-  """States [steps + 1] and numpy actions [steps, A] within [-1, 1]."""
-  actions = np.random.RandomState(seed).uniform(
-      -1, 1, (steps, env.family.spec.action_size)).astype(np.float32)
-  states = [env.reset(jax.random.key(seed), task)]
-  for action in actions:
-    states.append(env.step(states[-1], action, task))
-  return states, actions
 
 
 @pytest.mark.parametrize('name', ['cheetah_vel', 'ant_dir'])
@@ -66,7 +43,7 @@ def test_contract_on_spring(name):
 
 def test_cheetah_reward_from_logged_positions(cheetah):
   task = {'velocity': jnp.float32(1.3)}
-  states, actions = _rollout(cheetah, task, 0, 40)
+  states, actions = robots.rollout(cheetah, task, 0, 40)
   log = np.stack([s.observation for s in states]).astype(np.float64)
   x = log[:, 17]  # the torso's position is the last three of 20 numbers
   velocity = np.diff(x) / 0.05
@@ -79,7 +56,7 @@ def test_cheetah_reward_from_logged_positions(cheetah):
 
 def test_ant_reward_from_logged_positions(ant):
   task = {'angle': jnp.float32(2.0)}
-  states, actions = _rollout(ant, task, 0, 40)
+  states, actions = robots.rollout(ant, task, 0, 40)
   xy = np.stack([s.physics.q[:2] for s in states]).astype(np.float64)
   velocity = np.diff(xy, axis=0) / 0.05
   reward = velocity @ [np.cos(2.0), np.sin(2.0)] + 1.0
@@ -94,7 +71,7 @@ def test_cheetah_observation_variants(cheetah):
   assert gym.spec.observation_size == 17
   assert gym.spec.options['observation'] == 'gym'
   task = {'velocity': jnp.float32(1.0)}
-  state = _rollout(cheetah, task, 1, 3)[0][-1]
+  state = robots.rollout(cheetah, task, 1, 3)[0][-1]
   q, qd = np.asarray(state.physics.q), np.asarray(state.physics.qd)
   np.testing.assert_array_equal(state.observation[:17], np.r_[q[1:], qd])
   # Brax's own world position of the torso: absolute x, 0, height.
@@ -102,7 +79,7 @@ def test_cheetah_observation_variants(cheetah):
   np.testing.assert_allclose(state.observation[17:], torso, atol=1e-6)
   assert torso[2] > 0.3
   np.testing.assert_array_equal(
-      gym._observe(state.physics), state.observation[:17])
+      gym._observe(state.physics, jnp.zeros(6)), state.observation[:17])
 
 
 def test_ant_starts_upright_with_unit_quaternion(ant):
@@ -137,7 +114,7 @@ def test_cheetah_upside_down_does_not_terminate(cheetah):
   assert after.observation[19] > 5.0 and after.terminal == 0.0
 
 
-def test_physics_that_blows_up_ends_the_episode_without_nan(compiled):
+def test_physics_that_blows_up_is_flagged_without_nan(compiled):
   task = jax.tree.map(
       lambda x: x[0], compiled.family.sample_tasks(jax.random.key(0), 1))
   state = compiled.reset(jax.random.key(0), task)
@@ -147,7 +124,8 @@ def test_physics_that_blows_up_ends_the_episode_without_nan(compiled):
   after = compiled.step(
       state._replace(physics=broken),
       jnp.zeros(compiled.family.spec.action_size), task)
-  assert after.terminal == 1.0
+  assert after.diverged == 1.0
+  assert after.terminal == float(compiled.family.spec.terminates)
   for leaf in jax.tree.leaves(after):
     assert np.all(np.isfinite(leaf))
   np.testing.assert_array_equal(after.observation, state.observation)
@@ -165,27 +143,11 @@ def test_mjx_follows_c_mujoco(name):
   settings for the ant (1 and 4) the solver does not converge on contact and
   the two part by 0.01 to 0.25 in q, which is why they are not the default.
   """
-  env = _compiled(name, backend='mjx')
-  spec, model = env.family.spec, env.family.simulator.model
-  assert (model.opt.iterations, model.opt.ls_iterations) == (4, 8)
-  assert model.opt.timestep == spec.options['timestep'] == 0.01
-  task = jax.tree.map(
-      lambda x: x[0], env.family.sample_tasks(jax.random.key(0), 1))
-  states, actions = _rollout(env, task, 0, STEPS)
-  data = mujoco.MjData(model)
-  data.qpos[:], data.qvel[:] = states[0].physics.q, states[0].physics.qd
-  contacts = 0
-  for state, action in zip(states[1:], actions):
-    data.ctrl[:] = action
-    for _ in range(spec.options['n_frames']):
-      mujoco.mj_step(model, data)
-    contacts += data.ncon
-    np.testing.assert_allclose(state.physics.q, data.qpos, atol=1e-3)
-    np.testing.assert_allclose(state.physics.qd, data.qvel, atol=3e-2)
-    assert state.observation.shape == (spec.observation_size,)
-    assert np.isfinite(state.reward)
-  assert contacts > 0, 'without contact this compares too little'
-  assert np.abs(data.qpos - states[0].physics.q).max() > 0.1
+  robot = robots.compiled(name, backend='mjx')
+  opt = robot.family.simulator.model.opt
+  assert (opt.iterations, opt.ls_iterations) == (4, 8)
+  assert opt.timestep == robot.family.spec.options['timestep'] == 0.01
+  robots.assert_follows_c_mujoco(robot, q_atol=1e-3, qd_atol=3e-2)
 
 
 @pytest.mark.parametrize('name, backend, timestep, n_frames, last_gears', [
@@ -231,7 +193,7 @@ def test_options_reach_the_simulator():
 
 def test_cheetah_masses_equal_the_stock_model(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)  # MuJoCo logs its deprecation message here
-  path = brax_base._import('brax').__path__[0]
+  path = simulator._import('brax').__path__[0]
   stock = mujoco.MjModel.from_xml_path(f'{path}/envs/assets/half_cheetah.xml')
   ours = envs.make('cheetah_vel', backend='mjx').simulator.model
   np.testing.assert_allclose(ours.body_mass.sum(), 14.0, rtol=1e-12)

@@ -80,7 +80,7 @@ def _spy():
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _gather_spied(family, config, replay, task_id, key):
   return gathering.gather(
-      family, _spy(), (), replay, _TASKS, task_id, key, config)
+      family, _spy(), (), replay, _TASKS, task_id, key, config)[0]
 
 
 _VISITED = jnp.array([2, 0])
@@ -262,7 +262,7 @@ def test_true_rewards_are_absent_from_the_online_phase(name, family, poison):
 
   def iteration(family, config):
     replay = jax.jit(lambda state, replay: gathering.gather(
-        family, algorithm, state, replay, _TASKS, _VISITED, _KEY, config))(
+        family, algorithm, state, replay, _TASKS, _VISITED, _KEY, config)[0])(
             state, _replay(shared=name == 'trained'))
     after, _ = update(jax.tree.map(lambda x: x[None], state), replay)
     return replay, after
@@ -319,7 +319,7 @@ def test_scheduled_capacities_are_never_exceeded(family, clear):
         number, task_id = item
         return gathering.gather(
             family, _uniform_algorithm(), (), replay, tasks, task_id,
-            jax.random.fold_in(key, number), config), None
+            jax.random.fold_in(key, number), config)[0], None
 
       return jax.lax.scan(
           body, start, (jnp.arange(iterations), visited))[0]

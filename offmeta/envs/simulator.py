@@ -1,8 +1,8 @@
-"""Rigid-body simulators with a backend switch, for families to build on.
+"""Rigid-body simulators with a backend switch.
 
-A family edits one of Brax's XML files and gets a `Simulator`: two functions
-over a small state. Brax's environments and training wrappers are not used:
-our families compute rewards, terminations and random starts themselves.
+A family edits an XML file (Brax's or its own) and gets a `Simulator`: two
+functions over a small state. `brax_family.BraxFamily` makes an environment of
+it. Brax's own environments and training wrappers are not used.
 
 Four backends simulate the same XML and are four different environments; data
 must not be mixed across them (specs/environments.md, B6). 'spring' is the
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offmeta.envs import base
-from offmeta.types import Array, Key
+from offmeta.types import Array
 
 BACKENDS = ('spring', 'positional', 'generalized', 'mjx')
 # 50 line-search steps (the XML's) cost 2.5 to 4 times more and change nothing
@@ -36,6 +36,10 @@ BACKENDS = ('spring', 'positional', 'generalized', 'mjx')
 _SOLVER_ITERATIONS, _LS_ITERATIONS = 4, 8
 _PACKAGES = ('brax', 'mujoco', 'mujoco-mjx')
 _MAX_VALUE = 1e10  # MuJoCo's own bound on positions and velocities, mjMAXVAL
+
+# Fields of the simulated system that differ between tasks, by dotted name:
+# {'body_mass': [nbody], ...}; empty for families that vary the reward only.
+Changes = Mapping[str, Array]
 
 
 class Physics(NamedTuple):
@@ -56,8 +60,8 @@ class Simulator(NamedTuple):
   """A simulated body without a task.
 
   Attributes:
-    init: (q [Q], qd [V]) -> Physics.
-    step: (Physics, action [A] in [-1, 1]) -> (Physics, finite []). Where the
+    init: (q [Q], qd [V], Changes = {}) -> Physics.
+    step: (Physics, control [A], Changes = {}) -> (Physics, finite []). Where the
       result would not be finite (or beyond 1e10), the old state comes back
       and `finite` is False, so that a NaN never gets into a state.
     start: [Q] nominal start position.
@@ -68,8 +72,8 @@ class Simulator(NamedTuple):
     options: what of all this changes data, for `EnvSpec.options`.
   """
 
-  init: Callable[[Array, Array], Physics]
-  step: Callable[[Physics, Array], tuple[Physics, Array]]
+  init: Callable[..., Physics]
+  step: Callable[..., tuple[Physics, Array]]
   start: np.ndarray
   num_velocities: int
   dt: float
@@ -163,20 +167,6 @@ def make_simulator(
   )
 
 
-def noisy_start(
-    simulator: Simulator, key: Key, scale: float) -> tuple[Array, Array]:
-  """Gym's start: q + scale * U(-1, 1) and qd = scale * N(0, 1).
-
-  Returns:
-    q [Q] and qd [V]. A quaternion in q is left unnormalised, as in gym.
-  """
-  k_q, k_qd = jax.random.split(key)
-  noise = jax.random.uniform(
-      k_q, simulator.start.shape, minval=-scale, maxval=scale)
-  velocity = scale * jax.random.normal(k_qd, (simulator.num_velocities,))
-  return simulator.start + noise, velocity
-
-
 def _mjx_functions(
     backend: str, system: Any, n_frames: int
 ) -> tuple[Callable, Callable]:
@@ -189,12 +179,15 @@ def _mjx_functions(
   mjx = _import('mujoco.mjx')
   blank = mjx.make_data(system)
 
-  def init(q, qd):
+  def init(q, qd, changes={}):
+    del changes
     return Physics(q, qd, jnp.zeros_like(qd))
 
-  def step(physics, action):
+  def step(physics, action, changes={}):
+    changed = system.tree_replace(dict(changes))
+
     def substep(physics, _):
-      data = mjx.step(system, blank.replace(
+      data = mjx.step(changed, blank.replace(
           qpos=physics.q, qvel=physics.qd, qacc_warmstart=physics.internal,
           ctrl=action))
       return Physics(data.qpos, data.qvel, data.qacc_warmstart), None
@@ -211,11 +204,12 @@ def _brax_functions(
   pack = lambda s: Physics(s.q, s.qd, s.replace(q=None, qd=None))
   unpack = lambda p: p.internal.replace(q=p.q, qd=p.qd)
 
-  def init(q, qd):
-    return pack(pipeline.init(system, q, qd))
+  def init(q, qd, changes={}):
+    return pack(pipeline.init(system.tree_replace(dict(changes)), q, qd))
 
-  def step(physics, action):
-    substep = lambda state, _: (pipeline.step(system, state, action), None)
+  def step(physics, action, changes={}):
+    changed = system.tree_replace(dict(changes))
+    substep = lambda state, _: (pipeline.step(changed, state, action), None)
     state, _ = jax.lax.scan(substep, unpack(physics), length=n_frames)
     return pack(state)
 
@@ -225,8 +219,8 @@ def _brax_functions(
 def _guarded(step: Callable) -> Callable:
   """Keeps the old state where the new one is not finite."""
 
-  def guarded(physics, action):
-    after = step(physics, action)
+  def guarded(physics, action, changes={}):
+    after = step(physics, action, changes)
     finite = jnp.stack(
         [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(after)])
     bounded = jnp.all(jnp.abs(after.q) < _MAX_VALUE) & jnp.all(

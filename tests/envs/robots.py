@@ -1,0 +1,78 @@
+"""Compiled families on simulated bodies, and the comparison with C MuJoCo."""
+
+import copy
+from typing import Any, NamedTuple
+
+import jax
+import mujoco
+import numpy as np
+
+from offmeta import envs
+
+
+class Robot(NamedTuple):
+  """A family with its compiled functions."""
+
+  family: Any
+  reset: Any
+  step: Any
+
+
+def compiled(name: str, **options: Any) -> Robot:
+  """`envs.make` with jitted reset and step."""
+  family = envs.make(name, **options)
+  return Robot(family, jax.jit(family.reset), jax.jit(family.step))
+
+
+def rollout(robot: Robot, task: Any, seed: int, steps: int):
+  """States [steps + 1] and numpy actions [steps, A] within [-1, 1]."""
+  actions = np.random.RandomState(seed).uniform(
+      -1, 1, (steps, robot.family.spec.action_size)).astype(np.float32)
+  states = [robot.reset(jax.random.key(seed), task)]
+  for action in actions:
+    states.append(robot.step(states[-1], action, task))
+  return states, actions
+
+
+def assert_follows_c_mujoco(
+    robot: Robot,
+    q_atol: float,
+    qd_atol: float,
+    task: Any = None,
+    steps: int = 20,
+    seed: int = 0,
+    set_task: Any = None,
+):
+  """The same start, actions and task in C MuJoCo, step by step.
+
+  Args:
+    robot: on backend 'mjx'.
+    q_atol, qd_atol: absolute tolerances in positions and velocities.
+    task: one task; the first sampled one if None.
+    steps: control steps.
+    seed: of start and actions.
+    set_task: (mujoco.MjModel, task) writes the task into a copy of the model,
+      by code of the test's own.
+  """
+  family = robot.family
+  if task is None:
+    task = jax.tree.map(
+        lambda x: x[0], family.sample_tasks(jax.random.key(0), 1))
+  model = copy.copy(family.simulator.model)
+  if set_task is not None:
+    set_task(model, task)
+  states, actions = rollout(robot, task, seed, steps)
+  data = mujoco.MjData(model)
+  data.qpos[:], data.qvel[:] = states[0].physics.q, states[0].physics.qd
+  contacts = 0
+  for state, action in zip(states[1:], actions):
+    data.ctrl[:] = family._control(action)
+    for _ in range(family.spec.options['n_frames']):
+      mujoco.mj_step(model, data)
+    contacts += data.ncon
+    np.testing.assert_allclose(state.physics.q, data.qpos, atol=q_atol)
+    np.testing.assert_allclose(state.physics.qd, data.qvel, atol=qd_atol)
+    assert state.observation.shape == (family.spec.observation_size,)
+    assert np.isfinite(state.reward)
+  assert contacts > 0, 'without contact this compares too little'
+  assert np.abs(data.qpos - states[0].physics.q).max() > 0.1
