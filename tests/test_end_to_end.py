@@ -16,7 +16,7 @@ import pytest
 import tiny_run
 
 from offmeta.results import report
-from offmeta.training import phases
+from offmeta.training import collect, evaluator, phases
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
@@ -120,9 +120,9 @@ def test_another_seed_gives_others(finished_run, tmp_path, changes, stages):
     curve = staticmethod(lambda state, replay: {})
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(phases, '_score_references', lambda *args: None)
-    patch.setattr(phases, 'Evaluator', lambda *args: NoEvaluator)
-    phases.collect(setup)
+    patch.setattr(collect, '_score_references', lambda *args: None)
+    patch.setattr(evaluator, 'Evaluator', lambda *args: NoEvaluator)
+    collect.collect(setup)
     phases.offline(setup, NoEvaluator)
   for stage in stages:
     ours = tiny_run.saved(tmp_path / stage / 'final' / '0')

@@ -13,8 +13,10 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from offmeta.training import config as configs
-from offmeta.training import loop, phases
+from offmeta.training import evaluator as evaluators
+from offmeta.training import loop
 from offmeta.training import setup as setups
+from offmeta.training import stage as stages
 
 PHASES = ('collect', 'offline', 'online', 'test')
 STAGES = ('collect', 'offline', 'online/matched', 'online/oracle')
@@ -98,8 +100,8 @@ def shared_programs() -> Iterator[None]:
   state of a run, only programs, tasks and the keys of the seeds.
   """
   make = {
-      'evaluator': phases.Evaluator,
-      'gatherer': phases._gatherer,
+      'evaluator': evaluators.Evaluator,
+      'gatherer': stages.gatherer,
       'updater': loop.Updater,
   }
 
@@ -130,8 +132,8 @@ def shared_programs() -> Iterator[None]:
     return once('updater', (*about(setup, keys), stages), make_stages, keys,
                 chunk, shared_replay=shared_replay, max_devices=max_devices)
 
-  with (mock.patch.object(phases, 'Evaluator', evaluator),
-        mock.patch.object(phases, '_gatherer', gatherer),
+  with (mock.patch.object(evaluators, 'Evaluator', evaluator),
+        mock.patch.object(stages, 'gatherer', gatherer),
         mock.patch.object(loop, 'Updater', updater)):
     yield
 

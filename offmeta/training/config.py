@@ -44,6 +44,8 @@ class CollectConfig:
   """How the offline dataset comes about (spec smac 3.3)."""
 
   dataset: str = ''  # path of an existing dataset; '' generates one
+  source: str = 'pearl'  # or 'script': the family's scripted policy
+  script_episodes: int = 50  # per task; all of them are kept (Sawyer: 3750)
   seed: int = 0
   iterations: int = 50  # of gathering and training the behaviour policy
   initial_steps: int = 2000  # per task with the untrained policy
@@ -202,7 +204,11 @@ def validate(config: ExperimentConfig):
   _positive(config.evaluation, 'evaluation.', (
       'num_repeats', 'num_steps', 'context_size', 'num_train_tasks',
       'every_updates', 'every_iterations'))
-  _positive(config.collect, 'collect.', ('rl_size',))
+  _positive(config.collect, 'collect.', ('rl_size', 'script_episodes'))
+  if config.collect.source not in ('pearl', 'script'):
+    raise ConfigError(
+        f'config.collect.source: {config.collect.source!r}; choose "pearl" or'
+        ' "script"')
   if config.collect.rl_slice not in ('first', 'last'):
     raise ConfigError(
         f'config.collect.rl_slice: {config.collect.rl_slice!r}; choose'

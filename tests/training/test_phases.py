@@ -19,8 +19,9 @@ import tiny_run
 from experiments import launch
 from offmeta.data import dataset as datasets
 from offmeta.testing import probes
-from offmeta.training import checkpointing, loop, phases
+from offmeta.training import checkpointing, collect, loop, phases
 from offmeta.training import config as configs
+from offmeta.training import stage as stages
 from offmeta.training.loop import Interrupted
 from offmeta.types import Transition
 
@@ -306,7 +307,7 @@ def test_diverged_run(finished_run, tmp_path, command):
       'smac.context_lr': 1e30}
   workdir = tmp_path / 'run'
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(phases, '_score_references', lambda *args: None)
+    patch.setattr(collect, '_score_references', lambda *args: None)
     patch.setattr(phases, 'make_evaluator', lambda setup: _NoEvaluator)
     status, error = command(workdir, ('collect', 'offline'), overrides)
   assert status == 1 and 'training diverged at smac, step ' in error, error
@@ -358,7 +359,7 @@ def test_disk_full_while_scoring(copied, command, monkeypatch):
     ('collect.rl_size', 999), ('collect.encoder_size', 41)])
 def test_slice_that_no_log_will_hold(tmp_path, command, monkeypatch, key, value):
   monkeypatch.setattr(
-      phases, '_run_stage', lambda *a, **k: pytest.fail('began to train'))
+      stages, 'run_stage', lambda *a, **k: pytest.fail('began to train'))
   status, error = command(tmp_path / 'run', ('collect',), {key: value})
   assert status == 1 and f'config.{key}: {value} transitions' in error, error
 
@@ -382,7 +383,7 @@ def test_slices_of_the_behaviour_log(finished_run, tmp_path, rl_slice):
   replay = _behaviour_replay(finished_run)
   setup = tiny_run.make_setup(tmp_path, {'collect': {
       'rl_slice': rl_slice, 'rl_size': 30, 'encoder_size': 20}})
-  data = phases._cut(setup, replay)
+  data = collect._cut(setup, replay)
   assert (data.size == 30).all() and (data.context_size == 20).all()
   assert len(set(replay.rl.size)) > 1 or rl_slice == 'first'
   for task, size in enumerate(replay.rl.size):
@@ -421,7 +422,7 @@ def test_separate_encoder_data(finished_run, tmp_path):
       'collect': {'encoder_size': 20, 'dataset': str(tmp_path / 'data')},
       'online': {'share_encoder_buffer': False}}
   setup = tiny_run.make_setup(tmp_path / 'run', changes)
-  data = phases._cut(setup, _behaviour_replay(finished_run))
+  data = collect._cut(setup, _behaviour_replay(finished_run))
   datasets.save(tmp_path / 'data', data, setup.family.spec, {})
   phases.offline(setup, _NoEvaluator)
   phases.online(setup, 'matched', _NoEvaluator)

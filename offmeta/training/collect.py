@@ -1,0 +1,291 @@
+"""The phase `collect`: where the offline dataset comes from.
+
+A PEARL run whose replay is cut, a family's scripted policy, or a dataset that
+the user brings. Random and behaviour policies are scored on the way.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offmeta import evaluation, parallel, rollout
+from offmeta.data import buffer as buffers
+from offmeta.data import dataset as datasets
+from offmeta.data.buffer import Replay
+from offmeta.training import config as configs
+from offmeta.training import evaluator as evaluators
+from offmeta.training import gather as gathering
+from offmeta.training import loop, schedule
+from offmeta.training import stage as stages
+from offmeta.training.setup import Setup, write_arrays
+from offmeta.training.stage import PhaseError
+from offmeta.types import Transition
+
+
+def dataset_path(setup: Setup) -> str:
+  """Where the offline data of this run are."""
+  return setup.config.collect.dataset or str(setup.workdir / 'dataset')
+
+
+def load_dataset(setup: Setup) -> datasets.MetaDataset:
+  """The run's dataset, validated against the family and the task list.
+
+  Raises:
+    PhaseError: there is none yet, or it is of other tasks.
+    DatasetError: it is damaged or of another family.
+  """
+  path = dataset_path(setup)
+  if not setup.config.collect.dataset and not (
+      setup.workdir / 'dataset').exists():
+    raise PhaseError(
+        f'{path}: no dataset; run --phases=collect first or point'
+        ' --config.collect.dataset at one')
+  data = datasets.load(path, setup.family.spec)
+  for name, leaf in setup.train_tasks.items():
+    stored = data.tasks.get(name)
+    if stored is None or stored.shape != leaf.shape or not np.allclose(
+        stored, leaf, atol=1e-6):
+      raise PhaseError(
+          f'{path}: task parameter {name!r} differs from the training tasks of'
+          f' config.family (task_list {setup.config.family.task_list!r},'
+          f' num_train {setup.config.family.num_train}); use the list that'
+          ' the dataset was made with')
+  return data
+
+
+def behaviour_keys(seed: int):
+  """Keys [1] of the behaviour policy; apart from those of any seed."""
+  return jax.vmap(lambda k: schedule.stream(k, 'collect'))(
+      schedule.seed_keys(seed, 1))
+
+
+def collect(setup: Setup):
+  """Makes (or checks) the dataset and scores the references."""
+  if setup.is_done('collect'):
+    return
+  config = setup.config.collect
+  trained = (None, None)
+  if config.dataset:
+    load_dataset(setup)  # fail here, not after minutes of training
+  elif config.source == 'script':
+    _save(setup, script_data(setup), 'script')
+  else:
+    trained = _train_behaviour(setup)
+  _score_references(setup, *trained)
+  setup.mark_done('collect')
+
+
+def _save(setup: Setup, data: datasets.MetaDataset, algorithm: str):
+  datasets.save(
+      dataset_path(setup), data, setup.family.spec,
+      {
+          'algorithm': algorithm,
+          'config': configs.to_dict(setup.config.collect),
+          'task_list': setup.config.family.task_list,
+      },
+      overwrite=True)
+
+
+def script_data(setup: Setup) -> datasets.MetaDataset:
+  """Whole episodes of the family's scripted policy in every training task.
+
+  Raises:
+    ConfigError: the family has no scripted policy.
+  """
+  config, family = setup.config.collect, setup.family
+  if not hasattr(family, 'scripted_policy'):
+    raise configs.ConfigError(
+        f'config.collect.source: family {family.spec.name!r} has no scripted'
+        ' policy; use "pearl"')
+  policy = family.scripted_policy()
+
+  def one(task, key):
+    state = policy.init(task, jax.random.fold_in(key, 0))
+    return rollout.episode(
+        family, policy, task, state, task, jax.random.fold_in(key, 1))[1:]
+
+  @jax.jit
+  def side_by_side(key):
+    keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(
+        jnp.arange(setup.config.family.num_train))
+    return jax.vmap(one)(setup.train_tasks, keys)
+
+  key = behaviour_keys(config.seed)[0]
+  done = [
+      jax.device_get(side_by_side(jax.random.fold_in(key, number)))
+      for number in range(config.script_episodes)]
+  transitions, valid = jax.tree.map(
+      lambda *parts: np.concatenate(parts, axis=1), *done)
+  return _packed(setup, transitions, valid.astype(bool))
+
+
+def _packed(
+    setup: Setup, transitions: Transition, valid: np.ndarray
+) -> datasets.MetaDataset:
+  """Steps that took place, in order: leaves [M, T, ...], valid [M, T]."""
+  size = valid.sum(axis=1).astype(np.int32)
+  order = np.argsort(~valid, axis=1, kind='stable')[:, :size.max()]
+  rows = np.arange(len(size))[:, None]
+  transitions = jax.tree.map(lambda x: np.asarray(x)[rows, order], transitions)
+  return datasets.MetaDataset(
+      transitions=transitions, size=size, context=None, context_size=None,
+      tasks=jax.tree.map(np.asarray, setup.train_tasks),
+      episode_return=episode_returns(
+          transitions, size, setup.family.spec.episode_length))
+
+
+def _train_behaviour(setup: Setup):
+  """PEARL, and a slice of its replay; returns (evaluator, states [1])."""
+  config = setup.config.collect
+  algorithm = setup.algorithm('pearl', config.behaviour)
+  keys = behaviour_keys(config.seed)
+  num_train = setup.config.family.num_train
+  visited = schedule.visits(
+      keys, config.iterations, config.gather, num_train)
+  _check_slices(setup, visited)
+  checkpointer = setup.checkpointer('collect')
+  begin = lambda: _behaviour_start(setup, algorithm, keys, visited)
+  fresh = checkpointer.latest_step() is None
+  progress = begin() if fresh else jax.eval_shape(begin)
+  updater = loop.Updater(
+      lambda axis: setup.algorithm('pearl', config.behaviour, axis).online,
+      keys, setup.config.chunk, shared_replay=False,
+      max_devices=setup.config.max_devices)
+  evaluator = evaluators.Evaluator(setup, algorithm, keys)
+  last = config.iterations - 1
+  every = max(1, config.iterations // 10)
+  progress = stages.run_stage(
+      setup, 'collect', checkpointer, progress, updater,
+      show=('eval/test/self_context/final_return',),
+      label='pearl', iterations=config.iterations,
+      gather=stages.gatherer(setup, algorithm, keys, visited, config.gather),
+      evaluate=lambda state, replay: evaluator.curve(state, None),
+      evaluate_due=lambda iteration, updates: updates == updater.total and (
+          iteration % every == every - 1 or iteration == last))
+  data = _cut(setup, jax.tree.map(lambda x: np.asarray(x[0]), progress.replay))
+  _save(setup, data, 'pearl')
+  return evaluator, progress.state
+
+
+def _check_slices(setup, visited):
+  """Fails before the training if its replay will be too short to cut."""
+  config, gather = setup.config.collect, setup.config.collect.gather
+  spec = setup.family.spec
+  initial, prior, posterior = (  # with terminations at least the quota
+      quota if spec.terminates else schedule.longest(spec, quota)
+      for quota in (
+          config.initial_steps, gather.prior_steps, gather.posterior_steps))
+  tasks = np.arange(setup.config.family.num_train)
+  visits = np.sum(np.asarray(visited)[0, :, :, None] == tasks, axis=1)
+  rl = initial + visits.sum(0) * (prior + posterior)
+  per_visit = prior + (posterior if gather.posterior_to_encoder else 0)
+  encoder = initial + visits.sum(0) * per_visit
+  if gather.clear_encoder_buffer:  # the last iteration's visits stay
+    encoder = np.full(tasks.shape, initial)
+    for counts in visits:
+      encoder = np.where(counts > 0, counts * per_visit, encoder)
+  for name, held in (('rl_size', rl), ('encoder_size', encoder)):
+    if getattr(config, name) > held.min():
+      raise configs.ConfigError(
+          f'config.collect.{name}: {getattr(config, name)} transitions per'
+          f' task asked for, but the schedule gathers only {held.min()} in'
+          f' training task {held.argmin()}; ask for less, or collect more')
+
+
+def _behaviour_start(setup, algorithm, keys, visited):
+  """An untrained behaviour policy and its initial data."""
+  config = setup.config.collect
+  num_train = setup.config.family.num_train
+  size = schedule.sizes(
+      setup.family.spec, config.gather, visited, num_train,
+      schedule.longest(setup.family.spec, config.initial_steps),
+      schedule.longest(setup.family.spec, config.initial_steps), False)
+  example = jax.eval_shape(
+      lambda: rollout.episode(
+          setup.family, rollout.uniform_policy(
+              setup.family.spec.action_size), (), (),
+          jax.tree.map(lambda x: x[0], setup.train_tasks),
+          jax.random.key(0))[1])
+  example = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), example)
+  states = stages.init_states(algorithm, keys)
+
+  @jax.jit
+  def initial(states):
+    def one(state, key):
+      replay = Replay(
+          buffers.empty(example, num_train, size.rl),
+          buffers.empty(example, num_train, size.encoder))
+      return gathering.initial_data(
+          setup.family, algorithm, state, replay, setup.train_tasks,
+          schedule.stream(key, 'initial'), config.initial_steps,
+          config.gather)
+    return jax.vmap(one)(states, keys)
+
+  return loop.start(states, initial(states))
+
+
+def _cut(setup: Setup, replay: Replay) -> datasets.MetaDataset:
+  """The dataset: slices of the behaviour policy's two buffers."""
+  config = setup.config.collect
+
+  def whole(buffer, context, context_size):
+    return datasets.MetaDataset(
+        transitions=buffer.data, size=buffer.size, context=context,
+        context_size=context_size,
+        tasks=jax.tree.map(np.asarray, setup.train_tasks),
+        episode_return=np.zeros(buffer.size.shape, np.float32))
+
+  context = context_size = None
+  if config.encoder_size:
+    part = datasets.slice_transitions(
+        whole(replay.encoder, None, None), -config.encoder_size, None)
+    context, context_size = part.transitions, part.size
+  first, last = (0, config.rl_size), (-config.rl_size, None)
+  part = datasets.slice_transitions(
+      whole(replay.rl, context, context_size),
+      *(first if config.rl_slice == 'first' else last))
+  return part._replace(episode_return=episode_returns(
+      part.transitions, part.size, setup.family.spec.episode_length))
+
+
+def episode_returns(
+    data: Transition, size: np.ndarray, horizon: int
+) -> np.ndarray:
+  """Mean return [M] of the whole episodes in a log.
+
+  Args:
+    data: leaves [M, C, ...]; extras hold 'time', the step within an episode.
+    size: [M].
+    horizon: steps at which the time limit ends an episode.
+  """
+  means = []
+  for task in range(len(size)):
+    n = int(size[task])
+    time, reward = data.extras['time'][task, :n], data.reward[task, :n]
+    starts = np.flatnonzero(time == 0)
+    ends = np.append(starts[1:], n)
+    whole = [
+        reward[a:b].sum() for a, b in zip(starts, ends)
+        if b - a == horizon or data.discount[task, b - 1] == 0]
+    means.append(np.mean(whole) if whole else reward.sum())
+  return np.asarray(means, np.float32)
+
+
+def _score_references(setup, evaluator, state):
+  """Random and behaviour policies under the meta-test protocol."""
+  config = setup.config.evaluation
+  family = setup.family
+  policy = rollout.uniform_policy(family.spec.action_size)
+  keys = jax.vmap(lambda k: schedule.stream(k, 'evaluation'))(setup.keys)
+  random = parallel.over_seeds(
+      lambda key: evaluation.meta_test(
+          family, policy, (), setup.test_tasks, key, config.num_repeats,
+          config.num_steps, config.num_prior_episodes).returns,
+      keys.shape[0], (0,))(keys)
+  arrays = {'random_test_returns': random}
+  data = load_dataset(setup)
+  arrays['behaviour_data_returns'] = data.episode_return
+  if evaluator is not None:
+    arrays['behaviour_test_returns'] = evaluator.full(
+        state, None)[0]['test_self_returns']
+  write_arrays(setup.workdir / 'evaluations' / 'collect.npz', arrays)
