@@ -36,6 +36,7 @@ from absl import app, flags, logging  # pylint: disable=g-import-not-at-top
 import jax
 import jax.numpy as jnp
 
+from experiments.configs import recipes
 from experiments.configs import smac as smac_experiment
 from offmeta import envs, rollout
 from offmeta.algorithms import ALGORITHMS, pearl, smac
@@ -374,7 +375,7 @@ def make_cases(profile: str) -> list[Case]:
   else:
     base, data = _smoke_config(), (4, 64)
     spec = _spec('smoke', 3, 2, 8)
-  recipe = dict(smac_experiment.MATCHED)
+  recipe = dict(recipes.MATCHED)
   recipe.pop('description')
   matched = configs.from_dict(recipe, base).smac
   behaviour = base.collect.behaviour

@@ -206,9 +206,12 @@ def test_every_profile_is_valid(family, profile):
 
 
 def test_all_profiles_exist():
-  assert sorted(_SIZES) == sorted(
-      (f, p) for f in ('point_robot', 'cheetah_vel', 'ant_dir')
-      for p in ('smoke', 'cpu', 'paper'))
+  families = {
+      'point_robot', 'cheetah_vel', 'cheetah_dir', 'ant_dir', 'ant_goal',
+      'humanoid_dir', 'walker_params', 'hopper_params', 'manipulation'}
+  assert set(_SIZES) == {
+      (family, profile) for family in families
+      for profile in ('smoke', 'cpu', 'paper')}
 
 
 @pytest.mark.parametrize('family, profile', _SIZES)
