@@ -127,6 +127,7 @@ def render(
       f'<p class="facts">{html.escape(" · ".join(filter(None, facts)))}</p>',
       _verdict(summary),
       f'<div class="scroll">{tables.html_table(summary)}</div>',
+      f'<p>{html.escape(tables.divergence_note(summary))}</p>',
       '<h2>How to read the table</h2>', _METHOD.format(headline=headline),
       _variants(record),
       *[_figure(name, pictures[name]) for name in CAPTIONS if name in pictures],

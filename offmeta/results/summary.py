@@ -50,6 +50,7 @@ def summarize(record: records.Record) -> dict[str, Any]:
       'variants': _variants(record, scores),
       'robust': _robust(record),
       'diagnostics': _diagnostics(record),
+      'diverged': _diverged(record),
   }
 
 
@@ -176,3 +177,14 @@ def _diagnostics(record: records.Record) -> dict[str, Any]:
     if entry:
       result[point] = entry
   return result
+
+
+def _diverged(record: records.Record) -> dict[str, int]:
+  """Simulation steps that blew up: stage -> count, over seeds; no zeros."""
+  counts = {
+      stage: sum(
+          int(series.values.sum()) for name, series in metrics.items()
+          if name.endswith('/diverged'))
+      for stage, metrics in record.metrics.items()
+  }
+  return {stage: count for stage, count in counts.items() if count}

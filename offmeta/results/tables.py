@@ -105,7 +105,20 @@ def text_table(summary: Mapping[str, Any]) -> str:
     if index == 0 or groups[index] != groups[index - 1]:
       output += ([''] if index else []) + [groups[index]]
     output.append(render(row))
+  note = divergence_note(summary)
+  if note:
+    output += ['', note]
   return '\n'.join(output) + '\n'
+
+
+def divergence_note(summary: Mapping[str, Any]) -> str:
+  """One sentence on simulations that blew up; empty if none did."""
+  counts = summary['diverged']
+  if not counts:
+    return ''
+  stages = ', '.join(f'{count} in {stage}' for stage, count in counts.items())
+  return (f'The simulation blew up in {sum(counts.values())} steps ({stages});'
+          ' each ended its episode.')
 
 
 def csv_table(summary: Mapping[str, Any]) -> str:

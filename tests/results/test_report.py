@@ -104,6 +104,18 @@ def test_summary_fields(built):
                          'oracle'}
 
 
+def test_steps_that_blew_up_are_counted(make_workdir):
+  workdir = make_workdir(variants=('ours',))
+  row = {'step': 9000, 'values': {
+      'gather/diverged': [0, 2, 0, 1, 0], 'eval/diverged': [1, 0, 0, 0, 0]}}
+  with (workdir / 'offline/metrics.jsonl').open('a') as stream:
+    stream.write(json.dumps(row) + '\n')
+  summary = report.build(workdir)
+  assert summary['diverged'] == {'offline': 4}
+  page = (workdir / 'report/index.html').read_text()
+  assert 'blew up in 4 steps (4 in offline)' in page
+
+
 def test_files(built):
   names = {path.name for path in (built[0] / 'report').iterdir()}
   assert names == {'summary.json', 'table.txt', 'table.csv', 'table.md',

@@ -35,6 +35,7 @@ def _summary():
       'headline_variant': 'mine',
       'oracle_variant': None,
       'diagnostics': {},
+      'diverged': {},
   }
 
 
@@ -88,3 +89,11 @@ def test_html_is_escaped(summary):
   text = tables.html_table(summary)
   assert 'the &lt;new&gt; | recipe' in text and '<new>' not in text
   assert text.count('<tr') == text.count('</tr>') == 12
+
+
+def test_steps_that_blew_up_are_told(summary):
+  assert 'blew up' not in tables.text_table(summary)
+  summary['diverged'] = {'collect': 3, 'online/mine': 1}
+  assert tables.text_table(summary).endswith(
+      'The simulation blew up in 4 steps (3 in collect, 1 in online/mine);'
+      ' each ended its episode.\n')
