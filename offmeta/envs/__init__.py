@@ -8,21 +8,29 @@ from collections.abc import Callable
 import inspect
 from typing import Any
 
-from offmeta.envs.ant import AntDir
+from offmeta.envs.ant import AntDir, AntGoal
 from offmeta.envs.base import (
     concatenate_tasks,
     num_tasks,
     take_tasks,
 )
-from offmeta.envs.cheetah import CheetahVel
+from offmeta.envs.cheetah import CheetahDir, CheetahVel
+from offmeta.envs.hopper_params import HopperParams
+from offmeta.envs.humanoid import HumanoidDir
 from offmeta.envs.point_robot import PointRobot, SparsePointRobot
+from offmeta.envs.walker_params import WalkerParams
 from offmeta.types import EnvFamily
 
 FAMILIES: dict[str, Callable[..., EnvFamily]] = {
     'ant_dir': AntDir,
+    'ant_goal': AntGoal,
+    'cheetah_dir': CheetahDir,
     'cheetah_vel': CheetahVel,
+    'hopper_params': HopperParams,
+    'humanoid_dir': HumanoidDir,
     'point_robot': PointRobot,
     'sparse_point_robot': SparsePointRobot,
+    'walker_params': WalkerParams,
 }
 
 

@@ -10,6 +10,8 @@ from offmeta.types import Array, Task
 
 # The seed of every task list of PEARL's code (oyster) and of its descendants.
 PUBLISHED_SEED = 1337
+# Sizes of our own lists 'ood', whose test tasks lie outside the training range.
+OOD_TRAIN, OOD_TEST = 100, 30
 
 TaskLists = Mapping[str, Callable[[], tuple[Task, Task]]]
 
@@ -61,6 +63,48 @@ def split_tasks(
   pick = lambda index: {
       name: jnp.asarray(np.asarray(values)[np.asarray(index)], jnp.float32)}
   return pick(train), pick(test)
+
+
+def split_first(
+    name: str, values: np.ndarray, num_train: int) -> tuple[Task, Task]:
+  """Splits tasks in order: the first `num_train` train, the others test."""
+  index = np.arange(len(values))
+  return split_tasks(name, values, index[:num_train], index[num_train:])
+
+
+def split_interleaved(name: str, values: np.ndarray) -> tuple[Task, Task]:
+  """CSRO's split: every fourth task tests, from the third one on."""
+  index = np.arange(len(values))
+  return split_tasks(
+      name, values, index[index % 4 != 2], index[index % 4 == 2])
+
+
+def uniform_list(
+    name: str, high: float, num_train: int, num_test: int
+) -> tuple[Task, Task]:
+  """Seeded draws from U(0, high) in order: the first train, the last test."""
+  draws = published_random().uniform(0.0, high, num_train + num_test)
+  return split_first(name, draws, num_train)
+
+
+def ood_draws(
+    random: np.random.RandomState,
+    train: tuple[float, float],
+    test: tuple[float, float],
+    num_train: int = OOD_TRAIN,
+    num_test: int = OOD_TEST,
+) -> np.ndarray:
+  """Uniform draws from two ranges that do not overlap, [train + test]."""
+  assert train[1] <= test[0]
+  return np.concatenate([
+      random.uniform(*train, num_train), random.uniform(*test, num_test)])
+
+
+def ood_angles() -> tuple[Task, Task]:
+  """Directions: train in three quarters of the circle, test in the fourth."""
+  draws = ood_draws(
+      published_random(), (0.0, 1.5 * np.pi), (1.5 * np.pi, 2.0 * np.pi))
+  return split_first('angle', draws, OOD_TRAIN)
 
 
 def select_list(family: str, lists: TaskLists, name: str) -> tuple[Task, Task]:

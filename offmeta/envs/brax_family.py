@@ -30,6 +30,23 @@ def noisy_start(
   return simulator.start + noise, velocity
 
 
+def uniform_start(
+    simulator: simulators.Simulator, key: Key, scale: float
+) -> tuple[Array, Array]:
+  """Like `noisy_start`, but qd = scale * U(-1, 1) too, as gym's walkers."""
+  k_q, k_qd = jax.random.split(key)
+  noise = lambda key, size: jax.random.uniform(
+      key, (size,), minval=-scale, maxval=scale)
+  q = simulator.start + noise(k_q, simulator.start.size)
+  return q, noise(k_qd, simulator.num_velocities)
+
+
+def with_unit_quaternion(q: Array) -> Array:
+  """Normalises the rotation q[3:7] of a free root; q [Q]."""
+  rotation = q[3:7] / jnp.linalg.norm(q[3:7])
+  return jnp.concatenate([q[:3], rotation, q[7:]])
+
+
 class BraxFamily:
   """Reset and step of a family on a simulated body.
 
@@ -95,8 +112,9 @@ class BraxFamily:
     """The observation [O] after `action` (zeros at a reset)."""
     raise NotImplementedError
 
-  def _features(self, before: simulators.Physics, after: simulators.Physics) -> Array:
-    """What the reward needs beyond the action, [F]; 0 if nothing moved."""
+  def _features(
+      self, before: simulators.Physics, after: simulators.Physics) -> Array:
+    """What the reward needs beyond the action, [F]."""
     raise NotImplementedError
 
   def _start(self, key: Key) -> tuple[Array, Array]:
@@ -132,7 +150,7 @@ class BraxFamily:
             physics, jnp.zeros((self.spec.action_size,))),
         reward=zero,
         terminal=zero,
-        features=jnp.zeros((self.spec.feature_size,)),
+        features=self._features(physics, physics),
         diverged=zero,
     )
 

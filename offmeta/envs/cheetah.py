@@ -1,15 +1,17 @@
-"""Half-cheetah that runs forward at a hidden target velocity.
+"""Half-cheetah that runs at a hidden velocity or in a hidden direction.
 
-Source: oyster's and SMAC's `half_cheetah_vel.py`, on Brax's half-cheetah:
-r = -|v_x - v*| - 0.05 sum(a^2) with v_x the displacement of the torso over
-one control step of 0.05 s, 200 steps, no termination, gym's noisy start (q +-
+Source: `half_cheetah_vel.py` of oyster and SMAC and oyster's
+`half_cheetah_dir.py`, on Brax's half-cheetah: r = -|v_x - v*| - 0.05 sum(a^2)
+or r = d v_x - 0.05 sum(a^2), with v_x the displacement of the torso over one
+control step of 0.05 s; 200 steps, no termination, gym's noisy start (q +-
 0.1, qd 0.1 N(0, 1)).
 
 Differs from the original: Euler instead of RK4, only head, thighs and feet
 touch the floor, and 'spring' and 'positional' drive the front shin and foot
 with gear 100 instead of 60 and 30 (as Brax does).
 
-Task: {'velocity': []} in m/s. Features: [v_x] in m/s.
+Task: {'velocity': []} in m/s, or {'direction': []}, 1 or -1. Features: [v_x]
+in m/s.
 """
 
 from typing import ClassVar
@@ -28,18 +30,12 @@ _DT = 0.05  # seconds per control step, in every backend
 _N_FRAMES = {'spring': 16, 'positional': 16, 'generalized': 5, 'mjx': 5}
 _STRONG_GEAR = (120, 90, 60, 120, 100, 100)  # Brax's, spring and positional
 _RESET_NOISE = 0.1
+_MAX_VELOCITY = 3.0  # m/s, of targets
 _OBSERVATION_SIZES = {'paper': 20, 'gym': 17}
 
 
-class CheetahVel(brax_family.BraxFamily):
-  """The family.
-
-  Task lists: 'smac' (130 draws, 100/30), also under the names 'pearl' and
-  'default'; 'focal' (100 draws, 80/20) and 'borel' (120 draws, 100/20) from
-  the same generator; 'macaw' (40 equally spaced, 35/5).
-  """
-
-  name: ClassVar[str] = 'cheetah_vel'
+class _Cheetah(brax_family.BraxFamily):
+  """Body, observation and control cost; a subclass rewards the speed."""
 
   def __init__(
       self,
@@ -95,31 +91,20 @@ class CheetahVel(brax_family.BraxFamily):
         },
     )
 
-  def sample_tasks(self, key: Key, num_tasks: int) -> Task:
-    """Fresh targets {'velocity': [num_tasks]} ~ U(0, 3) m/s."""
-    return {'velocity': jax.random.uniform(key, (num_tasks,), maxval=3.0)}
-
-  def _task_lists(self) -> base.TaskLists:
-    smac = lambda: _uniform_list(100, 30)
-    return {
-        'default': smac,
-        'smac': smac,
-        'pearl': smac,
-        'focal': lambda: _uniform_list(80, 20),
-        'borel': lambda: _uniform_list(100, 20),
-        'macaw': _macaw_list,
-    }
-
   def _features(
       self, before: simulators.Physics, after: simulators.Physics) -> Array:
     """[v_x]: the first coordinate is the torso's x."""
     return (after.q[:1] - before.q[:1]) / _DT
 
   def reward(self, features: Array, action: Array, task: Task) -> Array:
-    """-|v_x - v*| - 0.05 sum(a^2) of features [..., 1], action [..., 6]."""
+    """The reward [...] of features [..., 1], action [..., 6]."""
     cost = jnp.sum(jnp.square(base.clip_action(action)), axis=-1)
-    error = jnp.abs(features[..., 0] - task['velocity'])
-    return -error - self._control_weight * cost
+    speed = self._speed_reward(features[..., 0], task)
+    return speed - self._control_weight * cost
+
+  def _speed_reward(self, velocity: Array, task: Task) -> Array:
+    """What the task pays [...] for v_x [...] in m/s."""
+    raise NotImplementedError
 
   def _observe(self, physics: simulators.Physics, action: Array) -> Array:
     """[20] or [17]. The first two of q are the torso's x and height."""
@@ -129,6 +114,67 @@ class CheetahVel(brax_family.BraxFamily):
     if self._paper_observation:
       parts.append(jnp.stack([q[0], jnp.zeros_like(q[0]), q[1] + self._height]))
     return jnp.concatenate(parts)
+
+
+class CheetahVel(_Cheetah):
+  """Forward at a target velocity.
+
+  Task lists: 'smac' (130 draws, 100/30), also under the names 'pearl' and
+  'default'; 'focal' (100 draws, 80/20) and 'borel' (120 draws, 100/20) from
+  the same generator; 'macaw' (40 equally spaced, 35/5); 'csro' (40 equally
+  spaced in [1, 3], every fourth tests: 30/10); 'ood' (ours: train U(0, 2),
+  test U(2, 3), 100/30).
+  """
+
+  name: ClassVar[str] = 'cheetah_vel'
+
+  def sample_tasks(self, key: Key, num_tasks: int) -> Task:
+    """Fresh targets {'velocity': [num_tasks]} ~ U(0, 3) m/s."""
+    return {'velocity': jax.random.uniform(
+        key, (num_tasks,), maxval=_MAX_VELOCITY)}
+
+  def _task_lists(self) -> base.TaskLists:
+    uniform = lambda num_train, num_test: lambda: base.uniform_list(
+        'velocity', _MAX_VELOCITY, num_train, num_test)
+    smac = uniform(100, 30)
+    return {
+        'default': smac,
+        'smac': smac,
+        'pearl': smac,
+        'focal': uniform(80, 20),
+        'borel': uniform(100, 20),
+        'macaw': _macaw_velocities,
+        'csro': lambda: base.split_interleaved(
+            'velocity', np.linspace(1.0, 3.0, 40)),
+        'ood': _ood_velocities,
+    }
+
+  def _speed_reward(self, velocity: Array, task: Task) -> Array:
+    return -jnp.abs(velocity - task['velocity'])
+
+
+class CheetahDir(_Cheetah):
+  """Forward or backward, as fast as possible.
+
+  There are only two tasks. Task lists: both of them train and test, under the
+  names 'pearl', 'macaw' and 'default'; so there is nothing out of
+  distribution, and no list 'ood'.
+  """
+
+  name: ClassVar[str] = 'cheetah_dir'
+
+  def sample_tasks(self, key: Key, num_tasks: int) -> Task:
+    """Fresh {'direction': [num_tasks]}, -1 or 1 with equal probability."""
+    return {'direction': jax.random.rademacher(
+        key, (num_tasks,), jnp.float32)}
+
+  def _task_lists(self) -> base.TaskLists:
+    both = lambda: base.split_tasks(
+        'direction', np.array([-1.0, 1.0]), [0, 1], [0, 1])
+    return {'default': both, 'pearl': both, 'macaw': both}
+
+  def _speed_reward(self, velocity: Array, task: Task) -> Array:
+    return task['direction'] * velocity
 
 
 def _model_xml(backend: str) -> ElementTree.Element:
@@ -141,17 +187,15 @@ def _model_xml(backend: str) -> ElementTree.Element:
   return xml
 
 
-def _uniform_list(num_train: int, num_test: int) -> tuple[Task, Task]:
-  """Uniform draws in order: the first train, the last test."""
-  total = num_train + num_test
-  velocity = base.published_random().uniform(0.0, 3.0, total)
-  return base.split_tasks(
-      'velocity', velocity, np.arange(num_train), np.arange(num_train, total))
-
-
-def _macaw_list() -> tuple[Task, Task]:
+def _macaw_velocities() -> tuple[Task, Task]:
   """MACAW's standard split, indices of its config."""
   velocity = np.linspace(0.075, 3.0, 40)
   test = (2, 7, 15, 23, 26)
   train = np.setdiff1d(np.arange(40), test)
   return base.split_tasks('velocity', velocity, train, test)
+
+
+def _ood_velocities() -> tuple[Task, Task]:
+  draws = base.ood_draws(
+      base.published_random(), (0.0, 2.0), (2.0, _MAX_VELOCITY))
+  return base.split_first('velocity', draws, base.OOD_TRAIN)

@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from offmeta.envs import base
+from offmeta.envs import render
 from offmeta.types import Array, EnvSpec, EnvState, Key, Task
 
 _STEP_SIZE = 0.1  # length units per unit of action
 _GOAL_RADIUS = 0.2  # reach of the sparse reward, length units
 _ARCS = {'semicircle': np.pi, 'circle': 2.0 * np.pi}  # radians, radius 1
-_NUM_TRAIN, _NUM_TEST = 32, 20  # of our own list, 'default'
+_NUM_TRAIN, _NUM_TEST = 32, 20  # of our own lists on the arcs
+_OOD_SQUARE = 0.7  # training goals of 'ood' lie in [-0.7, 0.7]^2
 
 
 def dense_reward(position: Array, goal: Array) -> Array:
@@ -40,8 +42,10 @@ class PointRobot:
   """The dense family.
 
   Task lists: 'pearl' (100 goals, 80/20; on the square oyster's point-robot,
-  on the semicircle oyster's sparse-point-robot) and 'default' (on the arcs
-  our own 32/20, on the square the same as 'pearl').
+  on the semicircle oyster's sparse-point-robot), 'default' (on the arcs our
+  own 32/20, on the square the same as 'pearl') and our own 'ood': on the arcs
+  train in the first three quarters of the angles, test in the last one
+  (32/20), on the square train in [-0.7, 0.7]^2, test outside it (80/20).
   """
 
   name: ClassVar[str] = 'point_robot'
@@ -94,9 +98,10 @@ class PointRobot:
 
   def task_list(self, name: str) -> tuple[Task, Task]:
     """A (train, test) list by name; ValueError names the known ones."""
-    lists = {'default': self._default_list}
+    lists = {'default': self._default_list, 'ood': self._ood_list}
     if self._goals == 'square':
-      lists = {'default': _pearl_square, 'pearl': _pearl_square}
+      lists = {'default': _pearl_square, 'pearl': _pearl_square,
+               'ood': _ood_square}
     elif self._goals == 'semicircle':
       lists['pearl'] = _pearl_semicircle
     return base.select_list(f'{self.name}(goals={self._goals})', lists, name)
@@ -127,6 +132,18 @@ class PointRobot:
     del action
     return self._reward(features, task['goal'])
 
+  def geometry(self, physics: np.ndarray, task: Task) -> list[render.Geom]:
+    """The robot on its plane, the goal, and faintly other held-out goals."""
+    reach = _GOAL_RADIUS if self._reward is sparse_reward else _GOAL_RADIUS / 3
+    others = np.asarray(self.task_list('default')[1]['goal'])
+    return [
+        render.solid('sphere', (0.05,), (*physics, 0.05), render.TRUNK),
+        render.solid('plane', (), (), render.TRUNK),
+        render.goal(task['goal'], reach),
+        *(render.solid('cylinder', (0.03, 0.001), other, (0.6, 0.65, 0.6, 1.0))
+          for other in others),
+    ]
+
   def _default_list(self) -> tuple[Task, Task]:
     """Our own: 32 seeded training angles, 20 held-out ones between them.
 
@@ -137,7 +154,14 @@ class PointRobot:
     train = random.uniform(0.0, _ARCS[self._goals], _NUM_TRAIN)
     test = random.uniform(train.min(), train.max(), _NUM_TEST)
     goals = _on_circle(np.concatenate([train, test]))
-    return _split_goals(goals, _NUM_TRAIN)
+    return base.split_first('goal', goals, _NUM_TRAIN)
+
+  def _ood_list(self) -> tuple[Task, Task]:
+    end = _ARCS[self._goals]
+    angle = base.ood_draws(
+        base.published_random(), (0.0, 0.75 * end), (0.75 * end, end),
+        _NUM_TRAIN, _NUM_TEST)
+    return base.split_first('goal', _on_circle(angle), _NUM_TRAIN)
 
 
 class SparsePointRobot(PointRobot):
@@ -166,17 +190,21 @@ def _on_circle(angle: np.ndarray) -> np.ndarray:
   return np.stack([np.cos(angle), np.sin(angle)], axis=-1)
 
 
-def _split_goals(goals: np.ndarray, num_train: int) -> tuple[Task, Task]:
-  return base.split_tasks(
-      'goal', goals, np.arange(num_train), np.arange(num_train, len(goals)))
-
-
 def _pearl_square() -> tuple[Task, Task]:
-  return _split_goals(base.published_random().uniform(-1.0, 1.0, (100, 2)), 80)
+  goals = base.published_random().uniform(-1.0, 1.0, (100, 2))
+  return base.split_first('goal', goals, 80)
 
 
 def _pearl_semicircle() -> tuple[Task, Task]:
   """100 equally spaced angles; numpy's shuffle, seed 1337, orders the goals."""
   goals = _on_circle(np.linspace(0.0, np.pi, 100))
   base.published_random().shuffle(goals)
-  return _split_goals(goals, 80)
+  return base.split_first('goal', goals, 80)
+
+
+def _ood_square() -> tuple[Task, Task]:
+  random = base.published_random()
+  inside = random.uniform(-_OOD_SQUARE, _OOD_SQUARE, (80, 2))
+  anywhere = random.uniform(-1.0, 1.0, (200, 2))  # about half of it outside
+  outside = anywhere[np.abs(anywhere).max(axis=1) > _OOD_SQUARE][:20]
+  return base.split_first('goal', np.concatenate([inside, outside]), 80)

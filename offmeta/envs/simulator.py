@@ -56,14 +56,32 @@ class Physics(NamedTuple):
   internal: Any
 
 
+class Links(NamedTuple):
+  """Where the L links (the bodies that move) are, in world axes.
+
+  Attributes:
+    position: [L, 3], of their frames, m.
+    rotation: [L, 3, 3], from their frames to the world's.
+    velocity: [L, 3], of the origins of their frames, m/s.
+    angular_velocity: [L, 3], rad/s.
+  """
+
+  position: Array
+  rotation: Array
+  velocity: Array
+  angular_velocity: Array
+
+
 class Simulator(NamedTuple):
   """A simulated body without a task.
 
   Attributes:
     init: (q [Q], qd [V], Changes = {}) -> Physics.
-    step: (Physics, control [A], Changes = {}) -> (Physics, finite []). Where the
-      result would not be finite (or beyond 1e10), the old state comes back
+    step: (Physics, control [A], Changes = {}) -> (Physics, finite []). Where
+      the result would not be finite (or beyond 1e10), the old state comes back
       and `finite` is False, so that a NaN never gets into a state.
+    links: (Physics) -> Links. On 'spring' and 'positional' joints give way,
+      so that this is not what q and qd alone would say (centimetres).
     start: [Q] nominal start position.
     num_velocities: V.
     dt: seconds per control step.
@@ -74,6 +92,7 @@ class Simulator(NamedTuple):
 
   init: Callable[..., Physics]
   step: Callable[..., tuple[Physics, Array]]
+  links: Callable[[Physics], Links]
   start: np.ndarray
   num_velocities: int
   dt: float
@@ -154,10 +173,11 @@ def make_simulator(
     system = _import('brax.io.mjcf').loads(
         ElementTree.tostring(xml, encoding='unicode'))
     make = _mjx_functions if backend == 'mjx' else _brax_functions
-    init, step = make(backend, system, n_frames)
+    init, step, links = make(backend, system, n_frames)
   return Simulator(
       init=_wrapped(init),
       step=_wrapped(_guarded(step)),
+      links=_wrapped(links),
       start=np.asarray(system.init_q),
       num_velocities=int(system.mj_model.nv),
       dt=dt,
@@ -169,7 +189,7 @@ def make_simulator(
 
 def _mjx_functions(
     backend: str, system: Any, n_frames: int
-) -> tuple[Callable, Callable]:
+) -> tuple[Callable, Callable, Callable]:
   """MJX. Positions, velocities and the warm start are its whole state.
 
   So a start costs no forward pass (Brax's does one), and stepping carries
@@ -193,14 +213,24 @@ def _mjx_functions(
       return Physics(data.qpos, data.qvel, data.qacc_warmstart), None
     return jax.lax.scan(substep, physics, length=n_frames)[0]
 
-  return init, step
+  def links(physics):
+    data = mjx.kinematics(
+        system, blank.replace(qpos=physics.q, qvel=physics.qd))
+    data = mjx.com_vel(system, mjx.com_pos(system, data))
+    # `cvel` is about the centre of mass of the whole tree.
+    angular, velocity = jnp.split(data.cvel[1:], 2, axis=-1)
+    arm = data.xpos[1:] - data.subtree_com[system.body_rootid[1:]]
+    velocity += jnp.cross(angular, arm)
+    return Links(data.xpos[1:], data.xmat[1:], velocity, angular)
+
+  return init, step, links
 
 
 def _brax_functions(
     backend: str, system: Any, n_frames: int
-) -> tuple[Callable, Callable]:
+) -> tuple[Callable, Callable, Callable]:
   """Brax's own pipelines; `internal` is their state without q and qd."""
-  pipeline = _import(f'brax.{backend}.pipeline')
+  pipeline, math = _import(f'brax.{backend}.pipeline'), _import('brax.math')
   pack = lambda s: Physics(s.q, s.qd, s.replace(q=None, qd=None))
   unpack = lambda p: p.internal.replace(q=p.q, qd=p.qd)
 
@@ -213,7 +243,11 @@ def _brax_functions(
     state, _ = jax.lax.scan(substep, unpack(physics), length=n_frames)
     return pack(state)
 
-  return init, step
+  def links(physics):
+    x, xd = physics.internal.x, physics.internal.xd
+    return Links(x.pos, jax.vmap(math.quat_to_3x3)(x.rot), xd.vel, xd.ang)
+
+  return init, step, links
 
 
 def _guarded(step: Callable) -> Callable:

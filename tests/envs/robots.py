@@ -24,11 +24,26 @@ def compiled(name: str, **options: Any) -> Robot:
   return Robot(family, jax.jit(family.reset), jax.jit(family.step))
 
 
-def rollout(robot: Robot, task: Any, seed: int, steps: int):
+def placed(robot: Robot, task: Any, seed: int, root: Any):
+  """A start state at rest with its free root at q[2:7] = `root`.
+
+  Args:
+    root: height and quaternion.
+  """
+  state = robot.reset(jax.random.key(seed), task)
+  q, qd = state.physics.q, state.physics.qd
+  physics = jax.jit(robot.family.simulator.init)(
+      q.at[2:7].set(np.asarray(root, np.float32)), 0.0 * qd)
+  return state._replace(physics=physics)
+
+
+def rollout(robot: Robot, task: Any, seed: int, steps: int, start: Any = None):
   """States [steps + 1] and numpy actions [steps, A] within [-1, 1]."""
   actions = np.random.RandomState(seed).uniform(
       -1, 1, (steps, robot.family.spec.action_size)).astype(np.float32)
-  states = [robot.reset(jax.random.key(seed), task)]
+  if start is None:
+    start = robot.reset(jax.random.key(seed), task)
+  states = [start]
   for action in actions:
     states.append(robot.step(states[-1], action, task))
   return states, actions
@@ -42,6 +57,7 @@ def assert_follows_c_mujoco(
     steps: int = 20,
     seed: int = 0,
     set_task: Any = None,
+    start: Any = None,
 ):
   """The same start, actions and task in C MuJoCo, step by step.
 
@@ -53,6 +69,7 @@ def assert_follows_c_mujoco(
     seed: of start and actions.
     set_task: (mujoco.MjModel, task) writes the task into a copy of the model,
       by code of the test's own.
+    start: the first state; None takes a reset.
   """
   family = robot.family
   if task is None:
@@ -61,7 +78,7 @@ def assert_follows_c_mujoco(
   model = copy.copy(family.simulator.model)
   if set_task is not None:
     set_task(model, task)
-  states, actions = rollout(robot, task, seed, steps)
+  states, actions = rollout(robot, task, seed, steps, start)
   data = mujoco.MjData(model)
   data.qpos[:], data.qvel[:] = states[0].physics.q, states[0].physics.qd
   contacts = 0

@@ -1,4 +1,4 @@
-"""Cheetah and ant: contracts, rewards, terminations, lists and models."""
+"""Cheetahs and ants: contracts, rewards, terminations and models."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,15 @@ from offmeta.envs import simulator
 from offmeta.testing import contracts
 
 LISTS = {
-    'cheetah_vel': ('default', 'smac', 'pearl', 'focal', 'borel', 'macaw'),
-    'ant_dir': ('default', 'smac', 'macaw', 'pearl'),
+    'cheetah_vel': (
+        'default', 'smac', 'pearl', 'focal', 'borel', 'macaw', 'csro', 'ood'),
+    'cheetah_dir': ('default', 'pearl', 'macaw'),
+    'ant_dir': ('default', 'smac', 'macaw', 'pearl', 'ood'),
+    'ant_goal': ('default', 'pearl', 'csro', 'ood'),
 }
+# Height (m) and quaternion of an ant on its back: its feet, on which alone
+# the ants of `ant_dir` stand, are up.
+ON_ITS_BACK = (0.5, 0.0, 1.0, 0.0, 0.0)
 
 
 @pytest.fixture(scope='module')
@@ -27,12 +33,17 @@ def ant():
   return robots.compiled('ant_dir')
 
 
-@pytest.fixture(params=['cheetah', 'ant'])
+@pytest.fixture(scope='module')
+def ant_goal():
+  return robots.compiled('ant_goal')
+
+
+@pytest.fixture(params=['cheetah', 'ant', 'ant_goal'])
 def compiled(request):
   return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize('name', ['cheetah_vel', 'ant_dir'])
+@pytest.mark.parametrize('name', sorted(LISTS))
 def test_contract_on_spring(name):
   family = envs.make(name)
   contracts.check_env_family(
@@ -66,6 +77,68 @@ def test_ant_reward_from_logged_positions(ant):
   assert np.abs(velocity).max() > 0.3, 'the ant does not move'
 
 
+def test_cheetah_dir_rewards_either_direction(cheetah):
+  family = envs.make('cheetah_dir')
+  task = {'velocity': jnp.float32(1.0)}
+  states, actions = robots.rollout(cheetah, task, 0, 20)
+  x = np.stack([s.physics.q[0] for s in states]).astype(np.float64)
+  velocity = np.diff(x) / 0.05
+  cost = 0.05 * np.square(actions.astype(np.float64)).sum(axis=1)
+  features = np.stack([s.features for s in states[1:]])
+  for direction in (1.0, -1.0):
+    reward = family.reward(
+        features, actions, {'direction': jnp.float32(direction)})
+    np.testing.assert_allclose(
+        reward, direction * velocity - cost, atol=2e-4)
+  # The same options, which mean the same.
+  gym = envs.make('cheetah_dir', observation='gym', control_weight=1.0)
+  assert gym.spec.observation_size == 17
+  reward = gym.reward(
+      jnp.array([2.0]), jnp.ones(6), {'direction': jnp.float32(-1.0)})
+  np.testing.assert_allclose(reward, -8.0)
+
+
+def test_ant_goal_reward_from_logged_positions(ant_goal):
+  goal = np.array([1.5, -0.7])
+  task = {'goal': jnp.asarray(goal, jnp.float32)}
+  states, actions = robots.rollout(ant_goal, task, 0, 40)
+  q = np.stack([s.physics.q for s in states])
+  qd = np.stack([s.physics.qd for s in states])
+  np.testing.assert_array_equal(
+      np.stack([s.observation for s in states]), np.c_[q, qd])
+  # The goal is compared with the position after the step.
+  reward = -np.abs(q[1:, :2] - goal).sum(axis=1)
+  reward -= 0.1 * np.square(actions.astype(np.float64)).sum(axis=1)
+  np.testing.assert_allclose(
+      [s.reward for s in states[1:]], reward, atol=1e-5)
+  assert np.abs(np.diff(q[:, :2], axis=0)).max() > 0.02, 'it does not move'
+  np.testing.assert_array_equal(states[0].features, q[0, :2])
+
+
+def test_only_the_torso_of_ant_goal_touches_the_floor(ant, ant_goal):
+  lowest = {}
+  for robot in (ant, ant_goal):
+    family = robot.family
+    task = envs.take_tasks(family.task_list('default')[0], 0)
+    states, _ = robots.rollout(
+        robot, task, 0, 60, robots.placed(robot, task, 0, ON_ITS_BACK))
+    lowest[family.spec.name] = min(float(s.physics.q[2]) for s in states)
+  assert lowest['ant_dir'] < 0.0
+  assert 0.2 < lowest['ant_goal'] < 0.3  # the torso's radius is 0.25
+
+
+def test_task_alters_the_reward_only(compiled):
+  tasks = compiled.family.task_list('default')[0]
+  first, second = (envs.take_tasks(tasks, i) for i in (0, 1))
+  state = compiled.reset(jax.random.key(0), first)
+  action = 0.5 * jnp.ones(compiled.family.spec.action_size)
+  one, other = (compiled.step(state, action, task) for task in (first, second))
+  assert one.reward != other.reward
+  for a, b in zip(jax.tree.leaves(one._replace(reward=0)),
+                  jax.tree.leaves(other._replace(reward=0))):
+    np.testing.assert_array_equal(a, b)
+
+
 def test_cheetah_observation_variants(cheetah):
   gym = envs.make('cheetah_vel', observation='gym')
   assert gym.spec.observation_size == 17
@@ -94,11 +167,8 @@ def test_ant_starts_upright_with_unit_quaternion(ant):
     (0.05, 1.0), (0.5, 0.0), (0.9, 0.0), (1.2, 1.0)])
 def test_ant_terminates_by_height(ant, height, terminal):
   task = {'angle': jnp.float32(0.0)}
-  state = ant.reset(jax.random.key(0), task)
-  # On its back, so that the feet, which alone touch the floor, are up.
-  q = state.physics.q.at[2:7].set(jnp.array([height, 0.0, 1.0, 0.0, 0.0]))
-  physics = jax.jit(ant.family.simulator.init)(q, 0.0 * state.physics.qd)
-  after = ant.step(state._replace(physics=physics), jnp.zeros(8), task)
+  start = robots.placed(ant, task, 0, (height, *ON_ITS_BACK[1:]))
+  after = ant.step(start, jnp.zeros(8), task)
   assert abs(after.observation[0] - height) < 0.1
   assert after.terminal == terminal
   # The survival bonus is paid in the terminal step too, as in gym.
@@ -129,7 +199,8 @@ def test_physics_that_blows_up_is_flagged_without_nan(compiled):
   for leaf in jax.tree.leaves(after):
     assert np.all(np.isfinite(leaf))
   np.testing.assert_array_equal(after.observation, state.observation)
-  np.testing.assert_array_equal(after.features, 0.0 * after.features)
+  # As at a reset: nothing has moved.
+  np.testing.assert_array_equal(after.features, state.features)
   np.testing.assert_allclose(after.reward, compiled.family.reward(
       after.features, jnp.zeros(compiled.family.spec.action_size), task))
 
@@ -150,15 +221,29 @@ def test_mjx_follows_c_mujoco(name):
   robots.assert_follows_c_mujoco(robot, q_atol=1e-3, qd_atol=3e-2)
 
 
+def test_mjx_ant_goal_falls_on_its_torso_as_in_c_mujoco():
+  """Measured over 4 seeds: at most 7e-6 in q and 6e-4 in qd."""
+  robot = robots.compiled('ant_goal', backend='mjx')
+  task = envs.take_tasks(robot.family.task_list('pearl')[0], 0)
+  start = robots.placed(robot, task, 0, (0.3, *ON_ITS_BACK[1:]))
+  robots.assert_follows_c_mujoco(
+      robot, q_atol=1e-4, qd_atol=1e-2, task=task, start=start)
+
+
 @pytest.mark.parametrize('name, backend, timestep, n_frames, last_gears', [
     ('cheetah_vel', 'spring', 0.003125, 16, (100, 100)),
     ('cheetah_vel', 'positional', 0.003125, 16, (100, 100)),
     ('cheetah_vel', 'generalized', 0.01, 5, (60, 30)),
     ('cheetah_vel', 'mjx', 0.01, 5, (60, 30)),
+    ('cheetah_dir', 'mjx', 0.01, 5, (60, 30)),
     ('ant_dir', 'spring', 0.005, 10, (150, 150)),
     ('ant_dir', 'positional', 0.005, 10, (200, 200)),
     ('ant_dir', 'generalized', 0.005, 10, (150, 150)),
     ('ant_dir', 'mjx', 0.01, 5, (150, 150)),
+    ('ant_goal', 'spring', 0.005, 10, (150, 150)),
+    ('ant_goal', 'positional', 0.005, 10, (200, 200)),
+    ('ant_goal', 'generalized', 0.005, 10, (150, 150)),
+    ('ant_goal', 'mjx', 0.01, 5, (150, 150)),
 ])
 def test_backend_switch(name, backend, timestep, n_frames, last_gears):
   family = envs.make(name, backend=backend)
@@ -169,7 +254,7 @@ def test_backend_switch(name, backend, timestep, n_frames, last_gears):
   assert set(options['versions']) == {'brax', 'mujoco', 'mujoco-mjx'}
   np.testing.assert_allclose(system.opt.timestep, timestep, rtol=1e-6)
   np.testing.assert_allclose(system.actuator.gear[-2:], last_gears)
-  task = envs.take_tasks(family.task_list('smac')[0], 0)
+  task = envs.take_tasks(family.task_list('default')[0], 0)
   state = jax.eval_shape(family.reset, jax.random.key(0), task)
   assert state.observation.shape == (family.spec.observation_size,)
 
@@ -203,59 +288,3 @@ def test_cheetah_masses_equal_the_stock_model(tmp_path, monkeypatch):
     np.testing.assert_allclose(
         getattr(ours, field), getattr(stock, field), rtol=1e-9, atol=1e-12,
         err_msg=field)
-
-
-def test_cheetah_lists():
-  family = envs.make('cheetah_vel')
-  train, test = family.task_list('smac')
-  assert train['velocity'].shape == (100,) and test['velocity'].shape == (30,)
-  # np.random.seed(1337); uniform(0, 3, 130)
-  np.testing.assert_allclose(
-      train['velocity'][jnp.array([0, 1, 99])],
-      [0.78607403, 0.47605192, 0.37620899], rtol=1e-6)
-  np.testing.assert_allclose(
-      test['velocity'][jnp.array([0, 29])], [2.05095932, 0.55832232],
-      rtol=1e-6)
-  for alias in ('pearl', 'default'):
-    for a, b in zip(family.task_list(alias), (train, test)):
-      np.testing.assert_array_equal(a['velocity'], b['velocity'])
-  shorter = family.task_list('focal')
-  np.testing.assert_array_equal(
-      np.concatenate([shorter[0]['velocity'], shorter[1]['velocity']]),
-      train['velocity'])
-  assert shorter[0]['velocity'].shape == (80,)
-  train, test = family.task_list('macaw')
-  np.testing.assert_allclose(
-      test['velocity'], [0.225, 0.6, 1.2, 1.8, 2.025], rtol=1e-6)
-  everything = np.sort(np.concatenate([train['velocity'], test['velocity']]))
-  np.testing.assert_allclose(
-      everything, 0.075 * np.arange(1, 41), rtol=1e-6)
-  with pytest.raises(ValueError, match='known: borel, default, focal, macaw'):
-    family.task_list('unicorn')
-
-
-def test_ant_lists():
-  family = envs.make('ant_dir')
-  train, test = family.task_list('smac')
-  assert train['angle'].shape == (100,) and test['angle'].shape == (20,)
-  # np.random.seed(1337); uniform(0, 360, 120), in degrees
-  np.testing.assert_allclose(
-      np.rad2deg(train['angle'][jnp.array([0, 1, 99])]),
-      [94.328883, 57.12623, 45.145079], rtol=1e-5)
-  np.testing.assert_allclose(
-      np.rad2deg(test['angle'][jnp.array([0, 19])]),
-      [246.115118, 278.086126], rtol=1e-5)
-  train, test = family.task_list('macaw')
-  assert train['angle'].shape == (45,)
-  np.testing.assert_allclose(
-      np.rad2deg(test['angle']), [14.1, 101.9, 51.8, 204.5, 237.3], atol=0.06)
-  for part in family.task_list('pearl'):
-    np.testing.assert_allclose(part['angle'], [0.0, np.pi], rtol=1e-6)
-
-
-def test_sampled_tasks_cover_their_range():
-  key = jax.random.key(0)
-  velocity = envs.make('cheetah_vel').sample_tasks(key, 1000)['velocity']
-  assert 0.0 <= velocity.min() < 0.02 and 2.98 < velocity.max() < 3.0
-  angle = envs.make('ant_dir').sample_tasks(key, 1000)['angle']
-  assert 0.0 <= angle.min() < 0.04 and 6.24 < angle.max() < 2 * np.pi

@@ -16,11 +16,11 @@ RANKS = (2, 75, 66, 23)
 
 
 @pytest.mark.parametrize('name, options, lists', [
-    ('point_robot', {}, ('default', 'pearl')),
-    ('point_robot', {'goals': 'circle'}, ('default',)),
+    ('point_robot', {}, ('default', 'pearl', 'ood')),
+    ('point_robot', {'goals': 'circle'}, ('default', 'ood')),
     ('point_robot', {'goals': 'square', 'episode_length': 7},
-     ('default', 'pearl')),
-    ('sparse_point_robot', {}, ('default', 'pearl')),
+     ('default', 'pearl', 'ood')),
+    ('sparse_point_robot', {}, ('default', 'pearl', 'ood')),
 ])
 def test_contract(name, options, lists):
   family = envs.make(name, **options)
@@ -124,8 +124,38 @@ def test_default_list_holds_test_goals_out_but_between(goals):
   assert gap.min() > 1e-4, 'a test goal is a training goal'
 
 
+@pytest.mark.parametrize('name, goals, border, end', [
+    ('point_robot', 'semicircle', 0.75 * np.pi, np.pi),
+    ('sparse_point_robot', 'semicircle', 0.75 * np.pi, np.pi),
+    ('point_robot', 'circle', 1.5 * np.pi, 2 * np.pi),
+])
+def test_ood_tests_the_last_quarter_of_the_arc(name, goals, border, end):
+  train, test = envs.make(name, goals=goals).task_list('ood')
+  angle = lambda task: np.arctan2(
+      task['goal'][:, 1], task['goal'][:, 0]) % (2 * np.pi)
+  assert train['goal'].shape == (32, 2) and test['goal'].shape == (20, 2)
+  assert angle(train).max() < border < angle(test).min()
+  assert angle(test).max() <= end
+  # The largest of 32 and the extremes of 20 uniform draws.
+  assert angle(train).max() > 0.8 * border
+  assert angle(test).min() < border + 0.2 * (end - border)
+  assert angle(test).max() > end - 0.2 * (end - border)
+  np.testing.assert_allclose(
+      np.linalg.norm(test['goal'], axis=1), 1.0, atol=1e-6)
+
+
+def test_ood_tests_the_rim_of_the_square():
+  train, test = envs.make('point_robot', goals='square').task_list('ood')
+  assert train['goal'].shape == (80, 2) and test['goal'].shape == (20, 2)
+  farthest = lambda task: np.abs(task['goal']).max(axis=1)
+  assert 0.6 < farthest(train).max() <= 0.7 < farthest(test).min()
+  assert farthest(test).max() <= 1.0
+  # Outside, not only in the corners.
+  assert np.abs(test['goal']).min(axis=1).min() < 0.4
+
+
 def test_circle_has_no_published_list():
-  with pytest.raises(ValueError, match="'pearl'.*known: default"):
+  with pytest.raises(ValueError, match="'pearl'.*known: default, ood"):
     envs.make('point_robot', goals='circle').task_list('pearl')
 
 
