@@ -21,9 +21,6 @@ FIELDS = {'mass': 'body_mass', 'inertia': 'body_inertia',
           'damping': 'dof_damping', 'friction': 'geom_friction'}
 BASES = {'mass': 1.5, 'inertia': 1.5, 'damping': 1.3, 'friction': 1.5}
 BATCH = 16  # one size, so that the batched step is compiled once
-# At the tests' optimisation level 0 a batched hopper step takes 190 ms with
-# XLA's fusion emitters and 4 ms without.
-COMPILER_OPTIONS = {'xla_cpu_use_fusion_emitters': False}
 
 
 @pytest.fixture(scope='module', params=NAMES)
@@ -33,8 +30,7 @@ def robot(request):
 
 @pytest.fixture(scope='module')
 def batched(robot):
-  jit = lambda function: jax.jit(
-      jax.vmap(function), compiler_options=COMPILER_OPTIONS)
+  jit = lambda function: jax.jit(jax.vmap(function))
   return robots.Robot(
       robot.family, jit(robot.family.reset), jit(robot.family.step))
 
@@ -226,7 +222,7 @@ def test_exponent_zero_equals_stock_brax(robot):
   np.testing.assert_allclose(
       states[0].observation, stock._get_obs(start), atol=1e-6)
   theirs = theirs.replace(pipeline_state=start)
-  step = jax.jit(stock.step, compiler_options=COMPILER_OPTIONS)
+  step = jax.jit(stock.step)
   for ours, action in zip(states[1:], actions, strict=True):
     theirs = step(theirs, action)
     np.testing.assert_allclose(ours.observation, theirs.obs, atol=1e-3)
