@@ -1,5 +1,6 @@
 """The speed report: its schema, its FLOP counts and its messages."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -10,17 +11,33 @@ import sys
 from absl import flags
 import jax
 import jax.numpy as jnp
+import mujoco
+import numpy as np
 import pytest
 
 from experiments import benchmark
+from experiments.benchmarking import (
+    agreement,
+    BenchmarkError,
+    environments,
+    episodes,
+    options,
+    updates,
+    workdir,
+)
+from experiments.benchmarking.flops import Evaluation
+from offmeta import envs
 from offmeta.data import sampler
+from offmeta.testing import probes
 
 ROOT = pathlib.Path(benchmark.__file__).parents[1]
 UPDATE_KEYS = {
     'algorithm', 'stage', 'profile', 'seeds', 'updates_per_s',
     'gflop_per_update', 'fraction_of_ceiling', 'compile_s'}
-ENV_KEYS = {'family', 'backend', 'num_envs', 'steps_per_s', 'compile_s'}
-QUICK = benchmark.Options(profile='smoke', repeats=2, repeat_s=0.02, chunk=5)
+ENV_KEYS = {
+    'family', 'backend', 'num_envs', 'steps_per_s', 'compile_s',
+    'reset_compile_s', 'reset_cost_in_steps', 'traces', 'timed_steps'}
+QUICK = options.Options(profile='smoke', repeats=2, repeat_s=0.02, chunk=5)
 
 
 def command(*arguments, timeout=120):
@@ -62,18 +79,14 @@ def test_the_fixed_command_writes_the_fixed_schema(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['speed.json']
 
 
-def test_several_seeds_count_together_and_env_has_its_schema():
+def test_several_seeds_count_together():
   result = benchmark.run(dataclasses.replace(
-      QUICK, only=('pearl', 'env'), seeds=(1, 3), num_envs=4))
+      QUICK, only=('sac',), seeds=(1, 3)))
   assert [u['seeds'] for u in result['updates']] == [1, 3]
   one, three = result['updates']
   assert one['gflop_per_update'] == three['gflop_per_update']
   assert three['ms_per_update_of_all_seeds'] == pytest.approx(
       3e3 / three['updates_per_s'], rel=0.01)
-  [env] = result['env_steps']
-  assert ENV_KEYS <= set(env)
-  assert env['num_envs'] == 4 and env['steps_per_s'] > 0
-  assert env['reset_cost_in_steps'] > 0
 
 
 def xla_gflop(case):
@@ -85,7 +98,7 @@ def xla_gflop(case):
   algorithm, stage = case.make(), case.get_stage()
   key = jax.random.key(0)
   state = jax.eval_shape(algorithm.init, key)
-  replay = jax.eval_shape(lambda: benchmark.synthetic_replay(case))
+  replay = jax.eval_shape(lambda: updates.synthetic_replay(case))
 
   def one(state, replay, key):
     slots = jnp.arange(stage.batch.num_tasks)
@@ -97,7 +110,7 @@ def xla_gflop(case):
 
 
 @pytest.mark.parametrize(
-    'case', benchmark.make_cases('paper'),
+    'case', updates.make_cases('paper'),
     ids=lambda case: f'{case.algorithm}-{case.stage}-{case.variant}')
 def test_flop_count_against_xla_at_the_published_sizes(case):
   # XLA also counts elementwise work, so it must not come out below ours.
@@ -107,14 +120,14 @@ def test_flop_count_against_xla_at_the_published_sizes(case):
 def test_published_flop_counts():
   counts = {
       (c.algorithm, c.stage, c.variant): c.gflop()
-      for c in benchmark.make_cases('paper')}
+      for c in updates.make_cases('paper')}
   assert counts['smac', 'offline', 'released'] == pytest.approx(2.9, rel=0.05)
   assert counts['smac', 'online', 'released'] == pytest.approx(6.4, rel=0.05)
   assert counts['pearl', 'online', '16_tasks'] == pytest.approx(27, rel=0.05)
 
 
 def test_switches_change_the_flop_count():
-  case = benchmark.make_cases('smoke')[0]
+  case = updates.make_cases('smoke')[0]
   config = dataclasses.replace(case.config, backprop_q_into_encoder=True)
   through = case._replace(config=config)
   extra = through.gflop() - case.gflop()
@@ -124,7 +137,7 @@ def test_switches_change_the_flop_count():
 
 def test_dense_layers_by_hand():
   layers = ((3, 5), (5, 2))  # 15 and 10 weights
-  flop = lambda *gradients: benchmark.Evaluation(
+  flop = lambda *gradients: Evaluation(
       'net', layers, 7, 2, *gradients).flop() / (2 * 7 * 2)
   assert flop() == 25
   assert flop(True) == 25 + 25 + 10  # no gradient into the first input
@@ -135,7 +148,7 @@ def test_dense_layers_by_hand():
 def test_shares_of_a_run(tmp_path, capsys):
   (tmp_path / 'timing.json').write_text(
       json.dumps({'collect': 10.0, 'online/smac': 30.0}))
-  result = benchmark.run(benchmark.Options(
+  result = benchmark.run(options.Options(
       only=('workdir',), workdir=str(tmp_path)))
   assert result['workdir']['total_s'] == 40.0
   assert result['workdir']['stages'] == [
@@ -149,7 +162,8 @@ def test_unknown_part_is_one_clear_error_and_writes_nothing(tmp_path):
   done = command('--only=smac,dreamer', f'--out={out}')
   assert done.returncode == 1
   assert done.stderr.strip().splitlines()[-1] == (
-      "error: --only: unknown 'dreamer'; known: pearl, smac, env, workdir")
+      "error: --only: unknown 'dreamer'; known: pearl, sac, smac, env,"
+      ' workdir')
   assert not out.exists()
 
 
@@ -158,20 +172,182 @@ def test_unknown_part_is_one_clear_error_and_writes_nothing(tmp_path):
     ({'env_families': ('walker',)}, "--env_families: unknown 'walker'"),
     ({'env_backends': ('bullet',)}, "--env_backends: unknown 'bullet'"),
     ({'seeds': (0,)}, '--seeds'),
+    ({'num_envs': (4, 0)}, '--num_envs'),
+    ({'env_steps': -1}, '--env_steps'),
     ({'repeats': 0}, '--repeats'),
     ({'only': ('workdir',)}, '--workdir=DIR'),
     ({'only': ('workdir',), 'workdir': '/nowhere'}, 'timing.json not found'),
 ])
 def test_bad_options(changes, message):
-  with pytest.raises(benchmark.BenchmarkError, match=message):
-    benchmark.validate(dataclasses.replace(QUICK, **changes))
+  with pytest.raises(BenchmarkError, match=message):
+    options.validate(dataclasses.replace(QUICK, **changes))
 
 
 def test_a_broken_timing_file_is_named(tmp_path):
   path = tmp_path / 'timing.json'
   path.write_text('{"collect": 1')
-  with pytest.raises(benchmark.BenchmarkError, match=str(path)):
-    benchmark.read_workdir(str(tmp_path))
+  with pytest.raises(BenchmarkError, match=str(path)):
+    workdir.read_workdir(str(tmp_path))
+
+
+# Environments.
+
+
+@pytest.fixture(scope='module')
+def cheetah():
+  """A family on MJX, to be compiled for 4 environments side by side."""
+  return episodes.Programs(envs.make('cheetah_vel', backend='mjx'))
+
+
+def test_env_tables_of_a_family_without_a_simulator(capsys):
+  result = benchmark.run(dataclasses.replace(
+      QUICK, only=('env',), num_envs=(1, 4)))
+  assert [row['num_envs'] for row in result['env_steps']] == [1, 4]
+  for row in result['env_steps']:
+    assert ENV_KEYS <= set(row)
+    low, high = row['steps_per_s_spread']
+    assert 0 < low <= row['steps_per_s'] <= high
+    assert row['traces'] == 1 and row['reset_cost_in_steps'] > 0
+    assert 10 <= row['timed_steps'] <= row['episode_length'] == 20
+  [row] = result['env_stability']
+  assert (row['family'], row['backend']) == ('point_robot', 'jax')
+  assert row['terminated'] == row['diverged'] == row['non_finite'] == 0
+  assert row['max_qd'] is row['median_steps_to_termination'] is None
+  assert result['env_agreement'] == result['env_refused'] == []
+  printed = capsys.readouterr().out
+  assert 'Environment steps' in printed and 'Stability' in printed
+
+
+def test_stability_counts_until_the_termination():
+  family = probes.CountingFamily(episode_length=8, terminates=True)
+  programs = episodes.Programs(family)
+  row = environments.measure_stability(programs, 32)
+  lifetime = np.asarray(programs.start(0, 32)[0]['lifetime'])
+  # One that ends at the time limit ends by a termination all the same. What
+  # the family does after its lifetime is NaN and must not be counted.
+  assert row['terminated'] == 1.0 and row['non_finite'] == 0
+  assert row['median_steps_to_termination'] == np.median(lifetime)
+  assert row['mean_steps_before_termination'] == pytest.approx(
+      lifetime.mean(), rel=1e-3)
+
+
+class Fragile(probes.CountingFamily):
+  """Blows up in step 3 after every start."""
+
+  def step(self, state, action, task):
+    after = super().step(state, action, task)
+    return after._replace(
+        diverged=(after.physics == 3.0).astype(jnp.float32))
+
+
+def test_stability_counts_blow_ups_and_starts_again():
+  programs = episodes.Programs(Fragile(episode_length=8))
+  row = environments.measure_stability(programs, 4)
+  assert row['diverged'] == 4 * 2 and row['terminated'] == 0.0
+  family = probes.PoisonedReward(probes.CountingFamily(episode_length=8))
+  row = environments.measure_stability(episodes.Programs(family), 4)
+  assert row['non_finite'] == 4 * 8
+
+
+def test_mjx_agrees_with_c_mujoco_and_the_measure_can_tell(cheetah):
+  row = agreement.measure_agreement(cheetah, 4)
+  assert row['dq_median'] < 1e-3 and row['dqd_median'] < 3e-2
+  assert row['dq_median'] <= row['dq_p95'] <= row['dq_max']
+  assert row['mean_contacts'] > 0 and row['c_dq_max'] > 0
+  # The same with five times the mass of the torso in C MuJoCo only.
+  family = cheetah.family
+  model = copy.copy(family.simulator.model)
+  model.body_mass[1] *= 5.0
+  cheetah.family = copy.copy(family)
+  cheetah.family.simulator = family.simulator._replace(model=model)
+  heavy = agreement.measure_agreement(cheetah, 4)
+  cheetah.family = family
+  assert heavy['dq_median'] > 1e-2
+  assert cheetah.traces == {4: 1}
+  speed = environments.measure_speed(
+      cheetah, 4, dataclasses.replace(QUICK, env_steps=3))
+  assert speed['timed_steps'] == 3 and speed['traces'] == 1
+  stability = environments.measure_stability(cheetah, 4)
+  assert stability['diverged'] == stability['non_finite'] == 0
+  assert 5 < stability['max_qd'] < 50
+
+
+def test_what_a_family_hands_to_its_simulator():
+  family = envs.make('walker_params')
+  task = envs.take_tasks(family.sample_tasks(jax.random.key(0), 1), 0)
+  state = family.reset(jax.random.key(1), task)
+  action = 3.0 * jnp.ones(6)
+  control, changes = agreement.commands(family, state, action, task)
+  np.testing.assert_array_equal(control, np.ones(6))
+  expected = family.system_changes(task)
+  assert changes.keys() == expected.keys() and len(changes) == 4
+  model = agreement.changed_model(family.simulator.model, changes)
+  for name, value in expected.items():
+    np.testing.assert_array_equal(getattr(model, name), value)
+    assert np.any(value != getattr(family.simulator.model, name))
+
+
+def test_tasks_are_written_into_a_copy_of_the_c_model():
+  model = mujoco.MjModel.from_xml_string(
+      '<mujoco><worldbody><body><joint/><geom size="1"/></body></worldbody>'
+      '</mujoco>')
+  before = model.body_mass.copy()
+  changed = agreement.changed_model(model, {
+      'body_mass': np.array([0.0, 2.5], np.float32),
+      'opt.gravity': np.array([0.0, 0.0, -1.0])})
+  np.testing.assert_array_equal(changed.body_mass, [0.0, 2.5])
+  np.testing.assert_array_equal(changed.opt.gravity, [0.0, 0.0, -1.0])
+  np.testing.assert_array_equal(model.body_mass, before)
+  assert model.opt.gravity[2] == -9.81
+
+
+def test_backends_of_a_family():
+  chosen = options.Options(
+      env_families=('point_robot', 'walker_params', 'ant_dir'),
+      env_backends=('default', 'mjx'))
+  assert environments.cases(chosen) == [
+      ('point_robot', 'jax'), ('walker_params', 'mjx'),
+      ('ant_dir', 'spring'), ('ant_dir', 'mjx')]
+
+
+def test_a_refused_backend_is_a_row_with_its_reason(capsys):
+  result = benchmark.run(options.Options(
+      only=('env',), env_families=('walker_params',),
+      env_backends=('spring',)))
+  [row] = result['env_refused']
+  assert row['backend'] == 'spring' and 'would ignore' in row['reason']
+  assert result['env_steps'] == result['env_stability'] == []
+  assert row['reason'] in capsys.readouterr().out
+
+
+def test_a_stopped_command_goes_on_with_its_file(tmp_path):
+  out = tmp_path / 'speed.json'
+  quick = ('--profile=smoke', '--only=env', f'--out={out}', '--resume')
+  done = command(*quick, '--num_envs=2')
+  assert done.returncode == 0, done.stderr
+  first = json.loads(out.read_text())
+  # Another size is added; what is there is not measured again.
+  earlier = benchmark.load_result(out)
+  saved = []
+  result = benchmark.run(
+      dataclasses.replace(QUICK, only=('env',), num_envs=(2, 3)),
+      earlier, saved.append)
+  assert [row['num_envs'] for row in result['env_steps']] == [2, 3]
+  assert result['env_steps'][0] == first['env_steps'][0]
+  assert result['env_stability'] == first['env_stability']
+  assert saved == [result]  # one new row
+
+
+def test_another_machine_is_refused(tmp_path):
+  path = tmp_path / 'speed.json'
+  other = benchmark.new_result()
+  other['versions']['jax'] = '0.1'
+  path.write_text(json.dumps(other))
+  with pytest.raises(BenchmarkError, match='another versions.jax;'):
+    benchmark.load_result(path)
+  path.write_text('[]')
+  with pytest.raises(BenchmarkError, match='no result'):
+    benchmark.load_result(path)
 
 
 def test_importing_defines_no_flags():
