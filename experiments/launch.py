@@ -81,18 +81,21 @@ def _load(config_flag: Any) -> tuple[Any, dict]:
     raise ConfigError(f'--config: {_text(error)}') from error
 
 
-def prepare_environment():
+def prepare_environment(devices: int | None = None):
   """Settings that must be there before jax starts.
 
   On a CPU every core becomes a device of its own, over which seeds are
   spread; small matrix products use one core each.
+
+  Args:
+    devices: how many a CPU is made of, at most 16; None: one per core.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   flag = '--xla_force_host_platform_device_count'
   if flag not in os.environ.get('XLA_FLAGS', ''):
-    cores = min(os.cpu_count() or 1, 16)
+    devices = min(devices or os.cpu_count() or 1, 16)
     os.environ['XLA_FLAGS'] = (
-        f'{os.environ.get("XLA_FLAGS", "")} {flag}={cores}'.strip())
+        f'{os.environ.get("XLA_FLAGS", "")} {flag}={devices}'.strip())
 
 
 def _nest(flat: Mapping[str, Any]) -> dict:
@@ -244,7 +247,7 @@ def use_compilation_cache():
 
 def _report(setup: Any) -> None:
   from offmeta.results import report
-  from offmeta.training.phases import PhaseError
+  from offmeta.training.stage import PhaseError
 
   begin = time.monotonic()
   try:
@@ -318,7 +321,7 @@ def run(
   from offmeta.training.config import ConfigError
   from offmeta.training.loop import Interrupted
   from offmeta.training.metrics import DivergenceError
-  from offmeta.training.phases import PhaseError
+  from offmeta.training.stage import PhaseError
 
   command = 'python -m experiments.run ' + shlex.join(argv)
   try:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from offmeta.types import Array
 
 TASK_AXIS = 'task'
+_SEED_AXIS = 'seed'
 
 
 def pmean(tree, axis_name: str | None):
@@ -86,8 +88,7 @@ def over_seeds(
     fn: pure function of pytrees without a seed axis, positional arguments.
     num_seeds: S.
     seed_axes: per argument 0 (leaves [S, ...]) or None (shared by all).
-    donate: positions of arguments whose memory may be reused; on one device
-      only, pmap's inputs may be views of other arrays.
+    donate: positions of arguments whose memory may be reused.
 
   Returns:
     Function of leaves [S, ...] that returns leaves [S, ...].
@@ -96,8 +97,8 @@ def over_seeds(
   batched = jax.vmap(fn, in_axes=seed_axes)
   if devices == 1:
     return jax.jit(batched, donate_argnums=donate)
-  mapped = jax.pmap(
-      batched, in_axes=seed_axes, devices=jax.local_devices()[:devices])
+  local = jax.local_devices()[:devices]
+  mapped = jax.pmap(batched, in_axes=seed_axes, devices=local)
 
   def split(x):
     return x.reshape((devices, num_seeds // devices) + x.shape[1:])
@@ -106,10 +107,18 @@ def over_seeds(
     return x.reshape((num_seeds,) + x.shape[2:])
 
   def call(*args):
-    args = [
+    return jax.tree.map(merge, mapped(*[
         arg if axis is None else jax.tree.map(split, arg)
-        for arg, axis in zip(args, seed_axes)
-    ]
-    return jax.tree.map(merge, mapped(*args))
+        for arg, axis in zip(args, seed_axes)]))
 
-  return call
+  # Leaves stay spread over the devices between calls, and splitting them is
+  # compiled with the rest: outside of jit it would copy the replay each time.
+  mesh = Mesh(local, (_SEED_AXIS,))
+  share = NamedSharding(mesh, PartitionSpec(_SEED_AXIS))
+  places = [
+      NamedSharding(mesh, PartitionSpec()) if axis is None else share
+      for axis in seed_axes]
+  compiled = jax.jit(
+      call, in_shardings=places, out_shardings=share, donate_argnums=donate)
+  return lambda *args: compiled(
+      *[jax.device_put(arg, place) for arg, place in zip(args, places)])

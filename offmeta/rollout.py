@@ -3,7 +3,7 @@
 All functions here serve one environment of one task; batch them with vmap.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from offmeta.types import (
     Array,
     EnvFamily,
+    EnvState,
     Key,
     Params,
     Policy,
@@ -19,6 +20,8 @@ from offmeta.types import (
     Task,
     Transition,
 )
+
+RecordFn = Callable[[EnvState], Mapping[str, Any]]
 
 
 def uniform_policy(action_size: int) -> Policy:
@@ -54,6 +57,7 @@ def episode(
     task: Task,
     key: Key,
     reward_free: bool = False,
+    record: RecordFn = lambda state: {},
 ) -> tuple[PolicyState, Transition, Array]:
   """One episode from a random start.
 
@@ -72,6 +76,8 @@ def episode(
     key: random key.
     reward_free: drop rewards and features before the policy, or anything
       else, can see them.
+    record: what else of the state after a step goes into `extras`, out of the
+      policy's sight during the episode.
 
   Returns:
     Belief at the end, transitions [H, ...], valid [H] (a prefix of ones).
@@ -95,8 +101,9 @@ def episode(
     if reward_free:
       transition = without_reward(transition)
     new_belief = policy.observe(params, belief, transition, k_observe)
-    transition = transition._replace(
-        extras={**transition.extras, 'diverged': jnp.asarray(after.diverged)})
+    transition = transition._replace(extras={
+        **transition.extras, 'diverged': jnp.asarray(after.diverged),
+        **record(after)})
     if not spec.terminates:
       again = after.diverged > 0.5
       carry = (
@@ -157,6 +164,7 @@ def adaptation_sequence(
     num_steps: int,
     num_prior_episodes: int,
     context_fn: ContextFn | None = None,
+    record: RecordFn = lambda state: {},
 ) -> Adaptation:
   """Episodes with adaptation in between (spec smac 1.3).
 
@@ -174,6 +182,7 @@ def adaptation_sequence(
     num_prior_episodes: episodes under the prior.
     context_fn: replaces "all transitions so far" by something else:
       (transitions, valid, key) -> (context, valid).
+    record: see `episode`.
 
   Returns:
     Adaptation.
@@ -185,7 +194,8 @@ def adaptation_sequence(
   def blank():
     def one(k):
       state = policy.init(params, k)
-      return episode(family, policy, params, state, task, k)[1]
+      return episode(
+          family, policy, params, state, task, k, record=record)[1]
     shapes = jax.eval_shape(one, key)
     return jax.tree.map(
         lambda x: jnp.zeros((width,) + x.shape[1:], x.dtype), shapes)
@@ -201,7 +211,8 @@ def adaptation_sequence(
         else context_fn(store, gathered, k_context))
     belief = policy.init(params, k_adapt)
     belief = policy.adapt(params, belief, context, valid * adapt, k_adapt)
-    _, new, alive = episode(family, policy, params, belief, task, k_episode)
+    _, new, alive = episode(
+        family, policy, params, belief, task, k_episode, record=record)
     count = jnp.sum(alive).astype(jnp.int32)
     store = jax.tree.map(
         lambda s, n: jax.lax.dynamic_update_slice(

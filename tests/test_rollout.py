@@ -132,6 +132,19 @@ def test_reward_free_hides_rewards_from_the_policy(family):
   jax.tree.map(np.testing.assert_array_equal, poisoned[1], data)
 
 
+def test_what_is_recorded_is_the_state_after_a_step():
+  def observe(params, state, transition, key):
+    assert 'count' not in transition.extras, 'it reached the policy'
+    return state
+
+  done = jax.jit(lambda: rollout.adaptation_sequence(
+      _MORTAL, _spy()._replace(observe=observe), (), _task(), _KEY, 6, 1,
+      record=lambda state: {'count': state.observation[0]}))()
+  np.testing.assert_array_equal(
+      done.transitions.extras['count'][:6], [1, 2, 3, 1, 2, 3])
+  np.testing.assert_array_equal(done.valid.sum(), 6)
+
+
 # Adaptation sequences.
 
 

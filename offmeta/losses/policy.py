@@ -42,21 +42,45 @@ def weighted_log_likelihood(log_prob: Array, weight: Array) -> Array:
   return -jax.lax.stop_gradient(weight) * log_prob
 
 
-def soft_policy(log_prob: Array, q_value: Array) -> Array:
-  """SAC: log pi(a|s) - Q(s, a) [...] (entropy weight 1, PEARL A1.3 step 7).
+def soft_policy(
+    log_prob: Array, q_value: Array, temperature: Array | float = 1.0
+) -> Array:
+  """alpha log pi(a|s) - Q(s, a) [...] (SAC; PEARL A1.3 step 7 has alpha 1).
 
   Raises:
     AssertionError: shapes differ.
   """
   chex.assert_equal_shape([log_prob, q_value])
-  return log_prob - q_value
+  return temperature * log_prob - q_value
 
 
-def soft_value_target(log_prob: Array, q_value: Array) -> Array:
-  """Q(s, a) - log pi(a|s) [...], no gradient (PEARL A1.3 step 6).
+def soft_value_target(
+    log_prob: Array, q_value: Array, temperature: Array | float = 1.0
+) -> Array:
+  """Q(s, a) - alpha log pi(a|s) [...], no gradient (PEARL A1.3 step 6).
 
   Raises:
     AssertionError: shapes differ.
   """
   chex.assert_equal_shape([log_prob, q_value])
-  return jax.lax.stop_gradient(q_value - log_prob)
+  return jax.lax.stop_gradient(q_value - temperature * log_prob)
+
+
+def temperature_loss(
+    temperature: Array, log_prob: Array, target_entropy: float
+) -> Array:
+  """-alpha (log pi(a|s) + target entropy) [...] (SAC, arXiv 1812.05905, 6).
+
+  Descending it raises alpha while the entropy is below its target. No
+  gradient flows into log pi.
+
+  Args:
+    temperature: alpha, [].
+    log_prob: [...].
+    target_entropy: in nats.
+
+  Raises:
+    AssertionError: the temperature is not a scalar.
+  """
+  chex.assert_rank(temperature, 0)
+  return -temperature * jax.lax.stop_gradient(log_prob + target_entropy)

@@ -200,13 +200,7 @@ def _behaviour_start(setup, algorithm, keys, visited):
       setup.family.spec, config.gather, visited, num_train,
       schedule.longest(setup.family.spec, config.initial_steps),
       schedule.longest(setup.family.spec, config.initial_steps), False)
-  example = jax.eval_shape(
-      lambda: rollout.episode(
-          setup.family, rollout.uniform_policy(
-              setup.family.spec.action_size), (), (),
-          jax.tree.map(lambda x: x[0], setup.train_tasks),
-          jax.random.key(0))[1])
-  example = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), example)
+  example = gathering.example_transition(setup.family, setup.train_tasks)
   states = stages.init_states(algorithm, keys)
 
   @jax.jit

@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from offmeta.algorithms import pearl as pearl_lib
+from offmeta.algorithms import sac as sac_lib
 from offmeta.algorithms import smac as smac_lib
 
 
@@ -37,6 +38,18 @@ class GatherConfig:
   context_size: int = 256  # transitions behind a posterior rollout
   label_context_size: int = 256  # offline transitions behind a label
   rewards: str = 'decoder'  # 'decoder' (self-supervised) or 'true' (oracle)
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialistsConfig:
+  """One SAC learner per task; all numbers are per learner."""
+
+  env_steps: int = 1_000_000  # in all (arXiv 1812.05905: 1 to 10 million)
+  initial_steps: int = 10_000  # of them uniform (its release: 1000 to 10,000)
+  steps_per_iteration: int = 1000  # before sac.num_updates updates
+  num_evaluations: int = 20  # spread evenly over the training
+  num_episodes: int = 10  # per evaluation
+  sac: sac_lib.Config = sac_lib.Config()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,21 @@ from offmeta.types import (
     LearnerState,
     Metrics,
     Task,
+    Transition,
 )
+
+
+def example_transition(family: EnvFamily, tasks: Task) -> Transition:
+  """Zeros like one logged step, leaves [...]; tasks have leaves [M, ...]."""
+  uniform = rollout.uniform_policy(family.spec.action_size)
+
+  def log(tasks):
+    task = jax.tree.map(lambda x: x[0], tasks)
+    return rollout.episode(
+        family, uniform, (), (), task, jax.random.key(0))[1]
+
+  return jax.tree.map(
+      lambda x: jnp.zeros(x.shape[1:], x.dtype), jax.eval_shape(log, tasks))
 
 
 class _Visit(NamedTuple):

@@ -22,8 +22,6 @@ from offmeta.training import evaluator as evaluators
 from offmeta.training import loop, schedule
 from offmeta.training import stage as stages
 from offmeta.training.setup import Setup, write_arrays
-from offmeta.training.stage import PhaseError
-from offmeta.types import LearnerState
 
 PHASES = ('collect', 'offline', 'online', 'test', 'report')
 
@@ -100,24 +98,9 @@ def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
 # Online.
 
 
-def _final_states(setup: Setup, stage: str, algorithm) -> LearnerState:
-  """The learner states [S] that a finished stage left.
-
-  Raises:
-    PhaseError: it is not finished.
-  """
-  if not setup.is_done(stage):
-    raise PhaseError(
-        f'{setup.workdir / stage}: not finished; run the phase'
-        f' {stage.split("/")[0]!r} first (the same command with'
-        ' --phases=collect,offline,online continues it)')
-  return setup.checkpointer(stage, 'final').restore(
-      stages.init_states(algorithm, setup.keys))
-
-
 def _online_start(setup, config, algorithm, visited):
   """States and replays [S, ...] at the phase switch."""
-  states = _final_states(setup, 'offline', algorithm)
+  states = stages.final_states(setup, 'offline', algorithm, setup.keys)
   data = collecting.load_dataset(setup)
   shared = config.online.share_encoder_buffer
   if shared and data.context is not None:
@@ -188,7 +171,7 @@ def test(setup: Setup, evaluator: evaluators.Evaluator | None = None):
   replay = offline_replay(setup)
   for stage in ('offline', *(f'online/{n}' for n in config.online.variants)):
     if stage == 'offline' or setup.is_done(stage):
-      states = _final_states(setup, stage, algorithm)
+      states = stages.final_states(setup, stage, algorithm, setup.keys)
       _score(setup, evaluator, stage.replace('/', '-'), states, replay)
 
 

@@ -1,4 +1,4 @@
-"""What the phases' stages share: start, gather, run to the end, mark."""
+"""What the phases' stages share: start, gather, run to the end, restore."""
 
 import jax
 
@@ -55,3 +55,18 @@ def run_stage(setup, stage, checkpointer, progress, updater, show=(), **kw):
   final.save(0, progress.state)
   final.close()
   return progress
+
+
+def final_states(setup, stage, algorithm, keys) -> LearnerState:
+  """The learner states [S] that a finished stage left.
+
+  Raises:
+    PhaseError: it is not finished.
+  """
+  if not setup.is_done(stage):
+    raise PhaseError(
+        f'{setup.workdir / stage}: not finished; run the phase'
+        f' {stage.split("/")[0]!r} first (the same command with'
+        ' --phases=collect,offline,online continues it)')
+  return setup.checkpointer(stage, 'final').restore(
+      init_states(algorithm, keys))

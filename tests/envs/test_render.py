@@ -14,7 +14,7 @@ from offmeta.envs import render
 from offmeta.envs.simulator import Physics
 from offmeta.testing import probes
 
-_TURNS = {'plane', 'sphere', 'capsule'}
+_KINDS = {'plane', 'sphere', 'capsule'}
 
 
 def _physics(family, num_states, seed=0):
@@ -52,7 +52,7 @@ def test_poses_are_those_of_c_mujoco(ant, cheetah):
     for q, geoms in zip(physics.q, frames):
       data.qpos[:] = q
       mujoco.mj_forward(model, data)
-      assert {geom.kind for geom in geoms} <= _TURNS
+      assert {geom.kind for geom in geoms} <= _KINDS
       for i, geom in enumerate(geoms[:model.ngeom]):
         np.testing.assert_allclose(geom.position, data.geom_xpos[i], atol=1e-9)
         np.testing.assert_allclose(

@@ -78,6 +78,30 @@ def test_soft_value_target_by_hand():
   assert not np.any(np.stack(gradients))
 
 
+def test_temperature_weights_the_entropy():
+  # 0.5 * -1 - 2, 0.5 * 0.5 + 4; 2 + 0.5, -4 - 0.25
+  arrays = jnp.array([-1.0, 0.5]), jnp.array([2.0, -4.0])
+  np.testing.assert_allclose(policy.soft_policy(*arrays, 0.5), [-2.5, 4.25])
+  np.testing.assert_allclose(
+      policy.soft_value_target(*arrays, 0.5), [2.5, -4.25])
+  gradient = jax.grad(
+      lambda t: jnp.sum(policy.soft_value_target(*arrays, t)))(0.5)
+  assert gradient == 0.0
+
+
+def test_temperature_loss_by_hand():
+  # Entropies 1 and 3 against a target of 2: -0.5 (-1 + 2), -0.5 (-3 + 2)
+  log_prob = jnp.array([-1.0, -3.0])
+  loss = lambda *a: policy.temperature_loss(*a, 2.0)
+  np.testing.assert_allclose(loss(jnp.array(0.5), log_prob), [-0.5, 0.5])
+  into_alpha, into_log_prob = jax.jacrev(loss, (0, 1))(
+      jnp.array(0.5), log_prob)
+  np.testing.assert_allclose(into_alpha, [-1.0, 1.0])
+  assert not np.any(into_log_prob)
+  with pytest.raises(AssertionError):
+    loss(jnp.ones(2), log_prob)
+
+
 @pytest.mark.parametrize('loss', [
     policy.weighted_log_likelihood,
     policy.soft_policy,

@@ -1,0 +1,68 @@
+"""Renders a policy to a .gif, .html or .mp4 file.
+
+  python -m experiments.render --family=ant_dir --out=ant.gif
+  python -m experiments.render --workdir=runs/smac-point_robot-cpu \\
+      --stage=online/matched --task=3 --out=point.html
+
+With --workdir the first repetition of the meta-test is shown, as the phase
+`test` scored it: episodes under the prior, then adapted ones. Otherwise a
+family is shown under a simple policy.
+"""
+
+import sys
+
+from absl import app, flags
+
+from experiments import launch
+
+_FAMILY = flags.DEFINE_string(
+    'family', None, 'A family without a run, e.g. ant_dir.')
+_OPTION = flags.DEFINE_multi_string(
+    'option', [], 'KEY=VALUE of the family, e.g. backend=mjx; repeatable.')
+_POLICY = flags.DEFINE_enum(
+    'policy', 'random', ['random', 'zero', 'script'],
+    'Who acts with --family; script: the family\'s scripted_policy().')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'A run of experiments.run.')
+_STAGE = flags.DEFINE_string(
+    'stage', 'offline', 'Whose policy of the run: offline, online/VARIANT or'
+    ' collect (the behaviour policy).')
+_SEED = flags.DEFINE_integer(
+    'seed', 0, 'With --workdir which of its seeds, else the random seed.')
+_TASK = flags.DEFINE_integer('task', 0, 'Which test task.')
+_EPISODES = flags.DEFINE_list(
+    'episodes', [], 'Which episodes, from 1; default all.')
+_OUT = flags.DEFINE_string(
+    'out', None, 'File to write: .gif, .html or .mp4 (needs ffmpeg).',
+    required=True)
+_EVERY = flags.DEFINE_integer(
+    'every', None, 'Show every so-many-th step; default about 25 per second.',
+    lower_bound=1)
+_FPS = flags.DEFINE_float(
+    'fps', None, 'Pictures per second; default as fast as in the simulation.',
+    lower_bound=0.1)
+_WIDTH = flags.DEFINE_integer('width', 480, 'Pixels.', lower_bound=64)
+_HEIGHT = flags.DEFINE_integer('height', 360, 'Pixels.', lower_bound=48)
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+  if bool(_FAMILY.value) == bool(_WORKDIR.value):
+    print('error: give one of --family and --workdir', file=sys.stderr)
+    return 1
+  launch.prepare_environment()
+  from experiments import playback  # imports jax
+
+  show = playback.Show(
+      task=_TASK.value, seed=_SEED.value, episodes=tuple(_EPISODES.value),
+      out=_OUT.value, every=_EVERY.value, fps=_FPS.value, width=_WIDTH.value,
+      height=_HEIGHT.value)
+  if _FAMILY.value:
+    return playback.run(show, lambda: playback.fresh(
+        show, _FAMILY.value, _OPTION.value, _POLICY.value))
+  return playback.run(show, lambda: playback.restored(
+      show, _WORKDIR.value, _STAGE.value))
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=launch.parse_flags)

@@ -1,0 +1,227 @@
+"""SAC: soft actor-critic on one task, with an automatic temperature.
+
+Haarnoja, Zhou, Hartikainen, Tucker, Ha, Tan, Kumar, Zhu, Gupta, Abbeel, Levine:
+"Soft Actor-Critic Algorithms and Applications", 2018, arXiv 1812.05905. Online,
+with true rewards. It knows nothing of other tasks: contexts are ignored, and
+one learner per task gives the single-task reference (spec environments B8) and
+the data of one specialist per task (spec macaw 4.1).
+
+Deviations: the three gradients of an update are taken at the same parameters,
+as in SMAC, and networks start as everywhere here (rlkit's initialisers).
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from offmeta import optim, parallel
+from offmeta.algorithms import latent
+from offmeta.losses import policy as policy_losses
+from offmeta.losses import td
+from offmeta.networks import actors, critics
+from offmeta.networks.distributions import task_noise
+from offmeta.types import (
+    Algorithm,
+    Array,
+    BatchSpec,
+    EnvSpec,
+    LearnerState,
+    Network,
+    Params,
+    Policy,
+    Stage,
+    Transition,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Hyper-parameters; defaults are table 1 of the paper."""
+
+  critic_hidden: tuple[int, ...] = (256, 256)
+  actor_hidden: tuple[int, ...] = (256, 256)
+  critic_lr: float = 3e-4
+  actor_lr: float = 3e-4
+  temperature_lr: float = 3e-4
+  discount: float = 0.99
+  target_rate: float = 0.005  # polyak step of the target critics
+  reward_scale: float = 1.0  # multiplies the reward in the TD target only
+  temperature: float = 1.0  # alpha at the start; the release starts at 1
+  learn_temperature: bool = True  # False: alpha stays fixed (first SAC)
+  target_entropy_per_action: float = -1.0  # times A: the target entropy
+  num_updates: int = 1000  # per online iteration; published: 1 per step
+  batch_size: int = 256  # transitions per update
+
+
+class Networks(NamedTuple):
+  """The two networks."""
+
+  critic: Network  # (s, a) -> [2, ...]
+  actor: Network  # s -> TanhNormal
+
+
+def make_networks(spec: EnvSpec, config: Config) -> Networks:
+  """Twin critics and a tanh-Gaussian actor."""
+  o, a = spec.observation_size, spec.action_size
+  return Networks(
+      critic=critics.q_ensemble((o, a), config.critic_hidden),
+      actor=actors.tanh_gaussian_actor((o,), a, config.actor_hidden),
+  )
+
+
+def losses(
+    params: dict[str, Params],
+    target_critic: Params,
+    query: Transition,
+    noise: tuple[Array, Array],
+    networks: Networks,
+    config: Config,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+  """All loss terms of one update, and what to log (paper, section 5 and 6).
+
+  Gradient routing: each term reaches the group of its own name only.
+
+  Args:
+    params: groups 'critic', 'actor', 'temperature' (log alpha, []).
+    target_critic: parameters of the target critics.
+    query: leaves [M, B, ...].
+    noise: of the action at s and at s', each [M, B, A], standard normal.
+    networks: see `make_networks`.
+    config: hyper-parameters.
+
+  Returns:
+    Scalar terms {'critic', 'actor', 'temperature'} whose sum is minimised,
+    and scalars to log.
+  """
+  stop = jax.lax.stop_gradient
+  own_noise, next_noise = noise
+  alpha = jnp.exp(params['temperature'])
+
+  def value(critic, observation, action):
+    return jnp.min(
+        networks.critic.apply(critic, observation, action), axis=0)
+
+  next_action, next_log_prob = networks.actor.apply(
+      params['actor'], query.next_observation).sample(next_noise)
+  target = td.td_target(
+      query.reward, query.discount,
+      policy_losses.soft_value_target(
+          next_log_prob,
+          value(target_critic, query.next_observation, next_action), alpha),
+      config.discount, config.reward_scale)
+  q = networks.critic.apply(
+      params['critic'], query.observation, query.action)
+  action, log_prob = networks.actor.apply(
+      params['actor'], query.observation).sample(own_noise)
+  own_q = value(stop(params['critic']), query.observation, action)
+  target_entropy = config.target_entropy_per_action * action.shape[-1]
+  terms = {
+      'critic': jnp.mean(td.ensemble_squared_error(q, target)),
+      'actor': jnp.mean(
+          policy_losses.soft_policy(log_prob, own_q, stop(alpha))),
+      'temperature': jnp.mean(
+          policy_losses.temperature_loss(alpha, log_prob, target_entropy)),
+  }
+  logs = {
+      'critic/loss': terms['critic'],
+      'critic/q': jnp.mean(q),
+      'actor/loss': terms['actor'],
+      'actor/entropy': -jnp.mean(log_prob),
+      'temperature/alpha': alpha,
+  }
+  return terms, logs
+
+
+def _policy(act: Callable) -> Policy:
+  """A policy without a belief: (params, observation [O], key) -> action."""
+  return Policy(
+      init=lambda params, key: (),
+      act=lambda params, state, observation, key: (
+          act(params, observation, key), {}),
+      observe=lambda params, state, transition, key: state,
+      adapt=lambda params, state, context, valid, key: state,
+  )
+
+
+def make(
+    spec: EnvSpec, config: Config, axis_name: str | None = None
+) -> Algorithm:
+  """SAC for one task of a family; it has no offline stage.
+
+  Args:
+    spec: sizes of the family.
+    config: hyper-parameters.
+    axis_name: device axis when the batch is sharded.
+  """
+  networks = make_networks(spec, config)
+  optimizers = {
+      'critic': optax.adam(config.critic_lr),
+      'actor': optax.adam(config.actor_lr),
+      'temperature': optax.adam(config.temperature_lr),
+  }
+  frozen = () if config.learn_temperature else ('temperature',)
+
+  def init(key):
+    params = {
+        name: network.init(jax.random.fold_in(key, i))
+        for i, (name, network) in enumerate(networks._asdict().items())
+    }
+    params['temperature'] = jnp.log(jnp.float32(config.temperature))
+    return LearnerState(
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.fold_in(key, len(networks)),
+        params=params,
+        target_params=jax.tree.map(jnp.copy, params['critic']),
+        opt_state=optim.init_groups(optimizers, params),
+        extras={},
+    )
+
+  def update(state, batch):
+    noise = tuple(
+        task_noise(
+            latent.slot_keys(state.key, state.step, batch.slot, i),
+            batch.query.action.shape[1:])
+        for i in range(2))
+
+    def total(params):
+      terms, logs = losses(
+          params, state.target_params, batch.query, noise, networks, config)
+      return sum(terms.values()), logs
+
+    gradients, logs = parallel.pmean(
+        jax.grad(total, has_aux=True)(state.params), axis_name)
+    params, opt_state = optim.step_groups(
+        optimizers, gradients, state.opt_state, state.params, frozen)
+    targets = optim.polyak(
+        state.target_params, params['critic'], config.target_rate)
+    return state.replace(
+        step=state.step + 1, params=params, target_params=targets,
+        opt_state=opt_state), logs
+
+  def explore(params, observation, key):
+    distribution = networks.actor.apply(params, observation)
+    noise = jax.random.normal(key, distribution.mean.shape)
+    return distribution.sample(noise)[0]
+
+  def evaluate(params, observation, key):
+    del key
+    return networks.actor.apply(params, observation).mode()
+
+  batch = BatchSpec(
+      num_tasks=1, context_size=1, query_size=config.batch_size)
+  return Algorithm(
+      init=init,
+      offline=(),
+      online=(Stage('online', config.num_updates, batch, update),),
+      begin_online=lambda state: state,
+      explore=_policy(explore),
+      evaluate=_policy(evaluate),
+      evaluate_given_context=_policy(evaluate),
+      actor_params=lambda state: state.params['actor'],
+      relabel=None,
+      posterior=None,
+  )

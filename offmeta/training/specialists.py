@@ -1,0 +1,246 @@
+"""One SAC learner per task, side by side: tasks take the place of seeds.
+
+Each learner sees its own task alone. Its replay is its whole life in order,
+from random actions to the last policy: nothing is evicted (spec macaw 4.1).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offmeta import parallel, rollout
+from offmeta.data import buffer as buffers
+from offmeta.data.buffer import Replay
+from offmeta.results import records
+from offmeta.training import gather as gathering
+from offmeta.training import loop, schedule
+from offmeta.training import stage as stages
+from offmeta.training.config import (
+    ConfigError,
+    GatherConfig,
+    SpecialistsConfig,
+)
+from offmeta.training.setup import Setup
+from offmeta.types import Algorithm, Array, LearnerState, Params, Policy
+
+
+class Acting(NamedTuple):
+  """What `or_uniform` takes as params.
+
+  Attributes:
+    params: of the policy.
+    uniform: [] bool, whether to act uniformly at random instead.
+  """
+
+  params: Params
+  uniform: Array
+
+
+def or_uniform(policy: Policy, action_size: int) -> Policy:
+  """The policy, or uniform random actions: one program for both."""
+  uniform = rollout.uniform_policy(action_size)
+
+  def act(acting, state, observation, key):
+    chosen, extras = policy.act(acting.params, state, observation, key)
+    random, _ = uniform.act((), (), observation, key)
+    return jnp.where(acting.uniform, random, chosen), extras
+
+  return Policy(
+      init=lambda acting, *args: policy.init(acting.params, *args),
+      act=act,
+      observe=lambda acting, *args: policy.observe(acting.params, *args),
+      adapt=lambda acting, *args: policy.adapt(acting.params, *args),
+  )
+
+
+def _keys(setup: Setup, name: str) -> Array:
+  return jax.vmap(lambda k: schedule.stream(k, name))(setup.keys)
+
+
+class Evaluator:
+  """Scores the learners on their own tasks; compiled once.
+
+  Args:
+    setup: `train_tasks` leaves [M, ...] and `keys` [M].
+    config: which SAC, and how many episodes (R).
+  """
+
+  def __init__(self, setup: Setup, config: SpecialistsConfig):
+    family = setup.family
+    algorithm = setup.algorithm('sac', config.sac)
+    policy = or_uniform(algorithm.evaluate, family.spec.action_size)
+
+    def one(state, uniform, task, key):
+      acting = Acting(algorithm.actor_params(state), uniform)
+
+      def episode(r):
+        k_init, k_episode = jax.random.split(jax.random.fold_in(key, r))
+        belief = policy.init(acting, k_init)
+        _, data, _ = rollout.episode(
+            family, policy, acting, belief, task, k_episode)
+        return jnp.sum(data.reward), jnp.sum(data.extras['diverged'])
+
+      returns, diverged = jax.vmap(episode)(jnp.arange(config.num_episodes))
+      return returns, jnp.sum(diverged)
+
+    self._setup = setup
+    self._keys = _keys(setup, 'evaluation')
+    self._score = parallel.over_seeds(one, self._keys.shape[0], (0, 0, 0, 0))
+
+  def score(
+      self, state: LearnerState, number: int = 0, uniform: bool = False
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Deterministic policies, or the uniform one, in fresh episodes.
+
+    Args:
+      state: leaves [M, ...].
+      number: which random numbers; 0 is taken along a training.
+      uniform: score uniform random actions instead.
+
+    Returns:
+      Undiscounted returns [M, R], and how often the simulation blew up [M].
+    """
+    keys = jax.vmap(lambda k: jax.random.fold_in(k, number))(self._keys)
+    flags = jnp.full(keys.shape, uniform)
+    return jax.device_get(
+        self._score(state, flags, self._setup.train_tasks, keys))
+
+  def curve(self, state: LearnerState, replay: Replay) -> dict:
+    """Metrics [M] to log during training."""
+    returns, diverged = self.score(state)
+    return {
+        'eval/return': returns.mean(axis=1),
+        'eval/diverged': diverged,
+        'eval/env_steps': np.asarray(replay.rl.size[:, 0]),
+    }
+
+
+class Rounds(NamedTuple):
+  """How a budget is spent, in rounds of `steps_per_iteration` steps.
+
+  Attributes:
+    initial: uniform rounds, all before the first update.
+    iterations: the first has all the uniform rounds, later ones one round.
+  """
+
+  initial: int
+  iterations: int
+
+
+def rounds(config: SpecialistsConfig) -> Rounds:
+  """The plan of a training.
+
+  Raises:
+    ConfigError: nothing would be left for the policy.
+  """
+  initial = max(1, config.initial_steps // config.steps_per_iteration)
+  total = config.env_steps // config.steps_per_iteration
+  if total <= initial:
+    raise ConfigError(
+        f'specialists: env_steps {config.env_steps} leave nothing after'
+        f' {initial} initial rounds of steps_per_iteration'
+        f' {config.steps_per_iteration}')
+  return Rounds(initial, total - initial + 1)
+
+
+def _gatherer(setup: Setup, config: SpecialistsConfig, initial: int):
+  """The loop's `gather`: every learner acts in its own task."""
+  plain = setup.algorithm('sac', config.sac)
+  algorithm = plain._replace(
+      explore=or_uniform(plain.explore, setup.family.spec.action_size),
+      actor_params=lambda state: Acting(
+          plain.actor_params(state), state.step == 0))
+  quota = GatherConfig(
+      tasks_per_iteration=1, prior_steps=config.steps_per_iteration,
+      posterior_steps=0, context_size=1, rewards='true')
+  keys = _keys(setup, 'gather')
+
+  def one(state, replay, task, key):
+    tasks = jax.tree.map(lambda x: x[None], task)
+    return gathering.gather(
+        setup.family, algorithm, state, replay, tasks,
+        jnp.zeros((1,), jnp.int32), key, quota)
+
+  compiled = parallel.over_seeds(
+      one, keys.shape[0], (0, 0, 0, 0), donate=(1,))
+  fold = jax.jit(lambda number: jax.vmap(
+      lambda k: jax.random.fold_in(k, number))(keys))
+
+  def gather(state, replay, iteration):
+    first = 0 if iteration == 0 else initial + iteration - 1
+    diverged = 0.0
+    for number in range(first, initial + iteration):
+      replay, metrics = compiled(
+          state, replay, setup.train_tasks, fold(number))
+      diverged += metrics['gather/diverged']
+    return replay, {'gather/diverged': diverged}
+
+  return gather
+
+
+def _start(setup: Setup, config: SpecialistsConfig, algorithm: Algorithm):
+  """Untrained learners and empty replays, leaves [M, ...] and [M, 1, C, ...].
+
+  A round of a family with terminations may take longer than its quota.
+  """
+  spec, plan = setup.family.spec, rounds(config)
+  per_round = schedule.longest(spec, config.steps_per_iteration)
+  capacity = (
+      (plan.initial + plan.iterations - 1) * per_round + spec.episode_length)
+  example = gathering.example_transition(setup.family, setup.train_tasks)
+  empty = Replay(buffers.empty(example, 1, capacity), None)
+  num_tasks = setup.keys.shape[0]
+  replay = jax.tree.map(
+      lambda x: jnp.zeros((num_tasks, *x.shape), x.dtype), empty)
+  return loop.start(stages.init_states(algorithm, setup.keys), replay)
+
+
+def train(
+    setup: Setup,
+    config: SpecialistsConfig,
+    evaluator: Evaluator,
+    stage: str = 'specialists',
+) -> loop.Progress:
+  """Trains one learner per task to the end of its budget, or goes on.
+
+  With terminations an iteration takes at least its quota of steps (whole
+  episodes), so a learner may use more than `env_steps`; the sizes of the
+  replays tell.
+
+  Args:
+    setup: `train_tasks` leaves [M, ...] and `keys` [M], one per task. Its
+      `config` names what the checkpoints belong to.
+    config: budget and SAC.
+    evaluator: of the same setup and config.
+    stage: folder under the workdir.
+
+  Returns:
+    The learners [M] and their replays, leaves [M, 1, C, ...] in order.
+
+  Raises:
+    ConfigError: the budget is too small.
+    Interrupted: a stop was requested; the same call continues.
+  """
+  plan = rounds(config)
+  algorithm = setup.algorithm('sac', config.sac)
+  updater = loop.Updater(
+      lambda axis: setup.algorithm('sac', config.sac, axis).online,
+      setup.keys, config.sac.num_updates, shared_replay=False)
+  last = plan.iterations - 1
+  every = max(1, plan.iterations // config.num_evaluations)
+  return stages.run_stage(
+      setup, stage, setup.checkpointer(stage),
+      _start(setup, config, algorithm), updater, show=('eval/return',),
+      label='sac', iterations=plan.iterations,
+      gather=_gatherer(setup, config, plan.initial),
+      evaluate=evaluator.curve,
+      evaluate_due=lambda iteration, updates: (
+          iteration % every == every - 1 or iteration == last))
+
+
+def curves(setup: Setup, stage: str = 'specialists') -> dict[str, np.ndarray]:
+  """What a training logged, by metric: [K, M] at its K logged updates."""
+  series = records.load_metrics(setup.workdir / stage / 'metrics.jsonl')
+  return {name: values for name, (_, values) in series.items()}
