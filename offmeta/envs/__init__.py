@@ -17,6 +17,7 @@ from offmeta.envs.base import (
 from offmeta.envs.cheetah import CheetahDir, CheetahVel
 from offmeta.envs.hopper_params import HopperParams
 from offmeta.envs.humanoid import HumanoidDir
+from offmeta.envs.manipulation import Manipulation
 from offmeta.envs.point_robot import PointRobot, SparsePointRobot
 from offmeta.envs.walker_params import WalkerParams
 from offmeta.types import EnvFamily
@@ -28,6 +29,7 @@ FAMILIES: dict[str, Callable[..., EnvFamily]] = {
     'cheetah_vel': CheetahVel,
     'hopper_params': HopperParams,
     'humanoid_dir': HumanoidDir,
+    'manipulation': Manipulation,
     'point_robot': PointRobot,
     'sparse_point_robot': SparsePointRobot,
     'walker_params': WalkerParams,

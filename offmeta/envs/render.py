@@ -8,9 +8,10 @@ says what it looks like by a method
 with `physics` and `task` of one state, as numpy arrays. Any family may have
 
   markers(physics, task) -> list[Geom]
+  describe(task) -> str
 
-for what the model does not show, a goal or a direction. Only numpy is needed;
-nothing here draws (`offmeta.results.raycast` does).
+for what the model does not show, a goal or a direction, and for tasks whose
+numbers say little. Nothing here draws; `offmeta.results.raycast` does.
 """
 
 from collections.abc import Callable, Iterable, Sequence
