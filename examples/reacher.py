@@ -1,6 +1,7 @@
 """A family of your own in one file: a two-link arm that reaches a hidden goal.
 
   python -m experiments.run --config=examples/reacher.py --profile=smoke
+  python -m experiments.render --config=examples/reacher.py --out=reacher.gif
 
 Everything a family is made of is below: a body (MuJoCo XML), what a task is,
 what is observed, and the reward. Reset, step, the backend switch, time limits

@@ -5,6 +5,7 @@ sees the frozen dataclass `ExperimentConfig`.
 """
 
 from collections.abc import Mapping
+from importlib import machinery
 import json
 import os
 import pathlib
@@ -12,13 +13,14 @@ import platform
 import shlex
 import sys
 import time
+import types
 from typing import Any
 
 from absl import flags, logging
 from ml_collections import config_flags
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
-_DEFAULT = 'experiments/configs/smac.py:point_robot'
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+_DEFAULT = str(ROOT / 'experiments/configs/smac.py:point_robot')
 _PACKAGES = (
     'jax', 'jaxlib', 'flax', 'optax', 'chex', 'brax', 'mujoco', 'mujoco-mjx',
     'orbax-checkpoint', 'numpy', 'scipy')
@@ -33,7 +35,7 @@ def define_config_flag() -> Any:
   prepare_environment()  # config files import jax
   try:
     return config_flags.DEFINE_config_file(
-        'config', default=str(_ROOT / _DEFAULT),
+        'config', default=_DEFAULT,
         help_string='Config file and family, e.g.'
         ' experiments/configs/smac.py:cheetah_vel.')
   except (AttributeError, KeyError) as error:  # from ml_collections
@@ -53,9 +55,44 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def _unknown_key(error: Exception):
   given = ' '.join(a for a in sys.argv if a.startswith('--config.'))
-  print(f'error: unknown key {_text(error)} in {given}; the keys are the'
-        ' fields of offmeta/training/config.py', file=sys.stderr)
+  known = 'the fields of offmeta/training/config.py'
+  if '--config.family.options.' in given:
+    family = load_config(_config_argument()).family
+    known += (f' and the options of family {family.name!r}:'
+              f' {", ".join(sorted(family.options)) or "none"}')
+  while error.args and isinstance(error.args[0], Exception):
+    error = error.args[0]
+  key, *hint = str(error.args[0]).splitlines()
+  print(f'error: unknown key {key} in {given}; the keys are {known}',
+        *hint, sep='; ', file=sys.stderr)
   sys.exit(1)
+
+
+def _config_argument() -> str:
+  """--config of the command line, read without the keys in it."""
+  values = flags.FlagValues()
+  flags.DEFINE_string('config', _DEFAULT, '', flag_values=values)
+  values(sys.argv, known_only=True)
+  return values.config
+
+
+def load_config(name: str) -> Any:
+  """What FILE or FILE:ARGUMENT says, and the family that it may register.
+
+  Raises:
+    ConfigError: the file is missing, or no config file.
+  """
+  from offmeta.training.config import ConfigError
+
+  file, *argument = name.split(':', 1)
+  module = types.ModuleType('config_file')
+  try:
+    machinery.SourceFileLoader(module.__name__, file).exec_module(module)
+    return module.get_config(*argument)
+  except (OSError, ImportError, SyntaxError, ValueError, TypeError,
+          AttributeError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise ConfigError(f'config file {file}: {reason}') from error
 
 
 def _text(error: Exception) -> str:
@@ -122,6 +159,8 @@ def _deep_merge(base: Mapping, changes: Mapping) -> dict:
 def resolve(values: Any, profile: str, overrides: Mapping[str, Any]) -> Any:
   """The frozen configuration.
 
+  Options of the family add up; those that are None are left out.
+
   Args:
     values: ConfigDict of a config file, with 'profiles'.
     profile: name of a size profile.
@@ -141,9 +180,12 @@ def resolve(values: Any, profile: str, overrides: Mapping[str, Any]) -> Any:
     raise configs.ConfigError(
         f'this config has no profile {profile!r}; it has:'
         f' {", ".join(profiles) or "none"}')
-  config = configs.from_dict(values)
-  config = configs.from_dict(profiles[profile], config)
+  base = configs.from_dict(values)
+  config = configs.from_dict(profiles[profile], base)
   merged = _deep_merge(configs.to_dict(config), _nest(overrides))
+  options = {**base.family.options, **merged['family']['options']}
+  merged['family']['options'] = {
+      name: value for name, value in options.items() if value is not None}
   config = configs.from_dict(merged, config)
   configs.validate(config)
   return config
@@ -151,9 +193,15 @@ def resolve(values: Any, profile: str, overrides: Mapping[str, Any]) -> Any:
 
 def default_workdir(config_flag: Any, family: str, profile: str) -> str:
   """runs/<config file>-<family>-<profile>."""
-  file = config_flags.get_config_filename(flags.FLAGS[config_flag.name])
-  stem = pathlib.Path(file.split(':')[0]).stem
+  stem = pathlib.Path(_config_file(config_flag).split(':')[0]).stem
   return f'runs/{stem}-{family}-{profile}'
+
+
+def _config_file(config_flag: Any) -> str:
+  """FILE or FILE:ARGUMENT, from the root of the repository if it is there."""
+  name = config_flags.get_config_filename(flags.FLAGS[config_flag.name])
+  path = pathlib.Path(name).absolute()
+  return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def _differences(old: Any, new: Any, prefix: str = '') -> list[str]:
@@ -169,9 +217,20 @@ def _differences(old: Any, new: Any, prefix: str = '') -> list[str]:
 
 
 def describe_run(
-    config: Any, workdir: pathlib.Path, profile: str, command: str
+    config: Any,
+    workdir: pathlib.Path,
+    profile: str,
+    command: str,
+    config_file: str = '',
 ) -> dict:
   """Writes or checks WORKDIR/run.json.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    profile: its size, for readers.
+    command: that started it, for readers.
+    config_file: FILE or FILE:ARGUMENT that registers the family; '' if none.
 
   Raises:
     ConfigError: the workdir holds a run of another configuration.
@@ -186,6 +245,7 @@ def describe_run(
   record = {
       'config': json.loads(json.dumps(configs.to_dict(config), default=list)),
       'config_hash': configs.config_hash(config),
+      'config_file': config_file,
       'command': command,
       'profile': profile,
       'family': config.family.name,
@@ -289,7 +349,8 @@ def _execute(
   stop.install()
   setup = setups.make_setup(config, folder, stop, checkpoint_every_s)
   folder.mkdir(parents=True, exist_ok=True)
-  describe_run(config, folder, profile, command)
+  describe_run(config, folder, profile, command,
+               _config_file(config_flag))
   print(f'{config.family.name}, profile {profile}, {config.num_seeds} seeds,'
         f' workdir {folder}', flush=True)
   used, known = (
@@ -332,7 +393,7 @@ def run(
           file=sys.stderr)
     return 143
   except (ConfigError, PhaseError, DatasetError, CheckpointError,
-          DivergenceError) as error:
+          DivergenceError, ImportError) as error:
     print(f'\nerror: {error}', file=sys.stderr)
     return 1
   except OSError as error:

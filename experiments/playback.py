@@ -5,6 +5,7 @@ To be imported when flags have been parsed: it imports jax.
 
 import ast
 from collections.abc import Callable, Iterator
+import json
 import pathlib
 import sys
 from typing import Any, NamedTuple
@@ -122,9 +123,13 @@ def restored(show: Show, workdir: str, stage: str) -> Performance:
 
   Raises:
     CheckpointError, ConfigError, PhaseError: see `offmeta.training.restore`.
+    ConfigError: the config file with the run's own family is not there.
   """
   folder = pathlib.Path(workdir).expanduser()
   config = restore.read_config(folder)
+  file = json.loads((folder / 'run.json').read_text()).get('config_file')
+  if config.family.name not in envs.FAMILIES and file:
+    launch.load_config(str(launch.ROOT / file))
   setup = setups.make_setup(config, folder, quiet=True)
   adaptation = restore.meta_test(
       setup, stage, show.seed, show.task,

@@ -69,8 +69,8 @@ def budget(spec: EnvSpec, options: Options) -> SpecialistsConfig:
 
   'paper' has SAC's published numbers. 'cpu' has half their widths and batch and
   a larger learning rate, so that 2 cores train three tasks of a Brax family in
-  a few minutes; families of short episodes need fewer steps. Published and
-  'cpu' runs update once per step.
+  a few minutes. Published and 'cpu' runs update once per step asked for; whole
+  episodes may overshoot a round.
   """
   length = spec.episode_length
   config = SpecialistsConfig()
@@ -84,7 +84,7 @@ def budget(spec: EnvSpec, options: Options) -> SpecialistsConfig:
     # Whole episodes overshoot a quota where they can end early.
     per_iteration = 1000 if spec.terminates else 200
     config = SpecialistsConfig(
-        env_steps=20_000 if short else 100_000,
+        env_steps=50_000,
         initial_steps=1000 if short else 5000,
         steps_per_iteration=per_iteration,
         sac=_sac(width=128, batch_size=128, num_updates=per_iteration))
@@ -206,7 +206,7 @@ def _earlier(path: pathlib.Path, options: Options) -> dict[str, Any]:
   Raises:
     ConfigError: it is not such a file, or of another profile or seed.
   """
-  new = {'command': '', 'profile': options.profile, 'seed': options.seed,
+  new = {'profile': options.profile, 'seed': options.seed,
          'families': {}, 'skipped': {}, 'failed': {}}
   if not path.exists():
     return new
@@ -233,10 +233,12 @@ def _known(setup: Setup, results: dict[str, Any], path: pathlib.Path) -> bool:
   entry = results['families'].get(setup.config.family)
   if entry is None:
     return False
-  if entry['config_hash'] != config_hash(setup.config):
+  options = json.loads(json.dumps(dict(setup.family.spec.options)))
+  if entry['config_hash'] != config_hash(setup.config) or (
+      entry['options'] != options):
     raise ConfigError(
-        f'{path}: has {setup.config.family!r} with other settings; give'
-        ' another --out')
+        f'{path}: has {setup.config.family!r} with other settings or package'
+        ' versions; give another --out')
   return True
 
 
@@ -256,7 +258,7 @@ def run(
   """
   _validate(options)
   path, workdir = _paths(options)
-  results = _earlier(path, options) | {'command': command}
+  results = _earlier(path, options)
   for name in options.families or sorted(envs.FAMILIES):
     if name in ACCELERATOR_ONLY and options.profile != 'paper':
       results['skipped'][name] = {
@@ -268,17 +270,18 @@ def run(
       continue
     setup = make_setup(name, options, workdir, stop)
     if not _known(setup, results, path):
-      _add(setup, results)
+      _add(setup, results, command)
       write_json(path, results)
   return results
 
 
-def _add(setup: Setup, results: dict[str, Any]):
+def _add(setup: Setup, results: dict[str, Any], command: str):
   """Measures one family, or notes that it failed."""
   name = setup.config.family
   print(f'{name}: tasks {list(setup.config.task_index)} of its list,'
         f' {setup.config.specialists.env_steps} steps each', flush=True)
   entry: dict[str, Any] = {
+      'command': command,
       'config_hash': config_hash(setup.config),
       'options': dict(setup.family.spec.options),
       'settings': to_dict(setup.config.specialists),

@@ -1,6 +1,7 @@
 """Renders a policy to a .gif, .html or .mp4 file.
 
   python -m experiments.render --family=ant_dir --out=ant.gif
+  python -m experiments.render --config=examples/reacher.py --out=reacher.gif
   python -m experiments.render --workdir=runs/smac-point_robot-cpu \\
       --stage=online/matched --task=3 --out=point.html
 
@@ -17,6 +18,9 @@ from experiments import launch
 
 _FAMILY = flags.DEFINE_string(
     'family', None, 'A family without a run, e.g. ant_dir.')
+_CONFIG = flags.DEFINE_string(
+    'config', None, 'FILE or FILE:ARGUMENT, a config file that registers the'
+    ' family; default for --family, and for --workdir if the file moved.')
 _OPTION = flags.DEFINE_multi_string(
     'option', [], 'KEY=VALUE of the family, e.g. backend=mjx; repeatable.')
 _POLICY = flags.DEFINE_enum(
@@ -47,8 +51,10 @@ _HEIGHT = flags.DEFINE_integer('height', 360, 'Pixels.', lower_bound=48)
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-  if bool(_FAMILY.value) == bool(_WORKDIR.value):
-    print('error: give one of --family and --workdir', file=sys.stderr)
+  fresh = _FAMILY.value or (_CONFIG.value and not _WORKDIR.value)
+  if bool(fresh) == bool(_WORKDIR.value):
+    print('error: give one of --family, --config and --workdir',
+          file=sys.stderr)
     return 1
   launch.prepare_environment()
   from experiments import playback  # imports jax
@@ -57,11 +63,16 @@ def main(argv):
       task=_TASK.value, seed=_SEED.value, episodes=tuple(_EPISODES.value),
       out=_OUT.value, every=_EVERY.value, fps=_FPS.value, width=_WIDTH.value,
       height=_HEIGHT.value)
-  if _FAMILY.value:
-    return playback.run(show, lambda: playback.fresh(
-        show, _FAMILY.value, _OPTION.value, _POLICY.value))
-  return playback.run(show, lambda: playback.restored(
-      show, _WORKDIR.value, _STAGE.value))
+
+  def perform():
+    family = _FAMILY.value
+    if _CONFIG.value:
+      family = family or launch.load_config(_CONFIG.value).family.name
+    if _WORKDIR.value:
+      return playback.restored(show, _WORKDIR.value, _STAGE.value)
+    return playback.fresh(show, family, _OPTION.value, _POLICY.value)
+
+  return playback.run(show, perform)
 
 
 if __name__ == '__main__':

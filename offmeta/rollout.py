@@ -62,10 +62,13 @@ def episode(
   """One episode from a random start.
 
   The environment is frozen after a termination, so nothing that a fallen
-  body does afterwards (NaN included) reaches the result. In a family without
-  terminations a simulation that blows up is a time limit: the flag
-  `extras['diverged']` is set, the discount stays 1, and the rest of the
-  episode is another one from the same start.
+  body does afterwards (NaN included) reaches the result.
+
+  A step in which the simulation blew up is flagged in `extras['diverged']`. In
+  a family with terminations it is one. In others it is stored as
+  (s, a, r, s' = s) with discount 1, where r is the reward of a body at rest,
+  and the rest of the episode is another one from the same start. Such a step
+  is no sample of the dynamics; the flag tells it from those that are.
 
   Args:
     family: supplies reset and step.

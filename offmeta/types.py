@@ -94,8 +94,9 @@ class EnvState(NamedTuple):
       caller's business).
     features: [F], what `EnvFamily.reward` needs beyond the action.
     diverged: [], 1.0 if the simulation blew up in this step, else 0.0. All
-      other leaves are finite even so (the physics from before the step). A
-      family that terminates sets `terminal` too.
+      other leaves are finite even so: the physics from before the step, and
+      the reward as if the body had rested there. A family that terminates
+      sets `terminal` too; what others store: `offmeta.rollout.episode`.
   """
 
   physics: Any

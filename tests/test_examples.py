@@ -1,5 +1,6 @@
 """The worked example of the README, run as a user would."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -49,6 +50,8 @@ def test_its_config_runs_from_the_command_line(
       cwd=_ROOT, capture_output=True, text=True, timeout=600, check=False,
       env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': compilation_cache_dir})
   assert result.returncode == 0, result.stderr
+  run = json.loads((tmp_path / 'run/run.json').read_text())
+  assert run['config_file'] == 'examples/reacher.py'
   data = datasets.load(tmp_path / 'run/dataset', reacher.Reacher().spec)
   assert data.tasks['goal'].shape == (4, 2)
   assert np.all(data.episode_return < 0.0)

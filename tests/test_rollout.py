@@ -75,20 +75,8 @@ def test_an_episode_freezes_at_its_termination():
       assert not np.any(leaf[3:])
 
 
-class _BlowsUp(probes.CountingFamily):
-  """Diverges in every third step; like a simulator, it then stays put."""
-
-  def step(self, state, action, task):
-    after = super().step(state, action, task)
-    diverged = (after.physics == 3.0).astype(jnp.float32)
-    return after._replace(
-        diverged=diverged,
-        observation=jnp.where(
-            diverged > 0, state.observation, after.observation))
-
-
 def test_a_simulation_that_blows_up_starts_over():
-  _, data, valid = _episode(_BlowsUp(), _spy(), _task())
+  _, data, valid = _episode(probes.BlowsUp(), _spy(), _task())
   np.testing.assert_array_equal(valid, np.ones(5))
   np.testing.assert_array_equal(data.extras['diverged'], [0, 0, 1, 0, 0])
   np.testing.assert_array_equal(data.extras['time'], [0, 1, 2, 0, 1])
@@ -97,6 +85,19 @@ def test_a_simulation_that_blows_up_starts_over():
   np.testing.assert_array_equal(data.discount, np.ones(5))
   start = data.observation[0, 1]  # the same start again
   np.testing.assert_array_equal(data.observation[:, 1], np.full(5, start))
+
+
+def test_with_terminations_blowing_up_is_one():
+  family = probes.BlowsUp(terminates=True)
+  _, data, valid = _episode(family, _spy(), _task(lifetime=5.0))
+  np.testing.assert_array_equal(valid, [1, 1, 1, 0, 0])
+  np.testing.assert_array_equal(data.extras['diverged'], [0, 0, 1, 0, 0])
+  np.testing.assert_array_equal(data.discount[:3], [1, 1, 0])
+  np.testing.assert_array_equal(data.next_observation[:3, 0], [1, 2, 2])
+  # A body that falls before that does not blow up.
+  _, data, valid = _episode(family, _spy(), _task(lifetime=2.0))
+  np.testing.assert_array_equal(valid, [1, 1, 0, 0, 0])
+  assert not np.any(data.extras['diverged'])
 
 
 def test_the_same_key_gives_the_same_episode():

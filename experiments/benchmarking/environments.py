@@ -65,6 +65,7 @@ def measure_speed(
       'reset_compile_s': rounded(reset_compile_s),
       'reset_cost_in_steps': rounded(timed.rate / resets.rate),
       'traces': programs.traces[num_envs],  # 1: new tasks retrace nothing
+      'reset_traces': programs.reset_traces[num_envs],
       'episode_length': family.spec.episode_length,
       'policy': 'uniform random',
       'options': json.loads(

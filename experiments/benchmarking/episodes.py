@@ -35,13 +35,14 @@ class Programs:
     family: the family.
     reset: (keys [N], tasks [N]) -> states [N].
     roll: (states [N], tasks [N], keys [N], num_steps) -> (states, Record).
-    traces: how often `roll` was traced, by N.
+    traces, reset_traces: how often `roll` and `reset` were traced, by N.
   """
 
   def __init__(self, family: EnvFamily):
     self.family = family
     self.traces = collections.Counter()
-    self.reset = jax.jit(jax.vmap(family.reset))
+    self.reset_traces = collections.Counter()
+    self.reset = jax.jit(self._reset)
     self.roll = jax.jit(self._roll)
 
   def start(self, seed: int, number: int) -> tuple[Task, Key, Key]:
@@ -56,6 +57,10 @@ class Programs:
     return jax.random.uniform(
         jax.random.fold_in(key, t), (self.family.spec.action_size,),
         minval=-1.0)
+
+  def _reset(self, keys, tasks):
+    self.reset_traces[keys.shape[0]] += 1
+    return jax.vmap(self.family.reset)(keys, tasks)
 
   def _roll(self, states, tasks, keys, num_steps):
     self.traces[keys.shape[0]] += 1

@@ -146,10 +146,21 @@ POINT_ROBOT_PAPER = {
     'evaluation': {'num_train_tasks': 20, 'every_updates': 10_000},
 }
 
+# The sparse reward serves contexts, losses and scores alike (in PEARL the
+# losses see the dense one; a family has one reward here).
+_SPARSE = {'family': {'name': 'sparse_point_robot'}}
+
+_PROFILES = {
+    'smoke': recipes.merge(recipes.SMOKE, {'collect': {'rl_size': 200}}),
+    'cpu': {},
+    'paper': POINT_ROBOT_PAPER,
+}
 FAMILIES = {
-    'point_robot': (POINT_ROBOT, {
-        'smoke': recipes.merge(recipes.SMOKE, {'collect': {'rl_size': 200}}),
-        'cpu': {},
-        'paper': POINT_ROBOT_PAPER,
+    'point_robot': (POINT_ROBOT, _PROFILES),
+    'sparse_point_robot': (recipes.merge(POINT_ROBOT, _SPARSE), {
+        **_PROFILES,
+        # oyster's sparse point robot: the semicircle's 80 and 20 goals.
+        'paper': recipes.merge(POINT_ROBOT_PAPER, {
+            'family': {'options': {'goals': 'semicircle'}}}),
     }),
 }

@@ -6,11 +6,14 @@ size profile what differs from the family's own.
 """
 
 from collections.abc import Mapping
+import inspect
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from experiments.configs import manipulation, point_robot, robots
+from offmeta import envs
 from offmeta.training import config as configs
 
 FAMILIES = {
@@ -29,10 +32,30 @@ def make_config(
     changes: nested, what differs from ExperimentConfig's defaults.
     profiles: name -> what that size changes further.
   """
-  config = ml_collections.ConfigDict(
-      configs.to_dict(configs.from_dict(changes)))
+  values = configs.to_dict(configs.from_dict(changes))
+  family = values['family']
+  family['options'] = _unset_options(family['name']) | family['options']
+  config = ml_collections.ConfigDict(values)
   config.profiles = ml_collections.ConfigDict(profiles)
   return config
+
+
+def _unset_options(family: str) -> dict[str, config_dict.FieldReference]:
+  """What the command line may set further: None in the type of the default.
+
+  `launch.resolve` drops what stays None, so that defaults stand in the
+  factory only. All defaults of None are those of whole numbers. Empty for
+  unknown families and for factories that take any option.
+  """
+  if family not in envs.FAMILIES:
+    return {}
+  parameters = inspect.signature(envs.FAMILIES[family]).parameters.values()
+  if any(p.kind is p.VAR_KEYWORD for p in parameters):
+    return {}
+  return {
+      p.name: config_dict.placeholder(
+          int if p.default is None else type(p.default))
+      for p in parameters if p.default is not p.empty}
 
 
 def get_config(family: str = 'point_robot') -> ml_collections.ConfigDict:

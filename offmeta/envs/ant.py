@@ -128,14 +128,15 @@ class AntDir(_Ant):
       ValueError: an unknown value; the message names the known ones.
     """
     base.require_choice('reward', reward, ('full', 'forward'))
+    base.require_bool('terminate', terminate)
     self._full_reward = reward == 'full'
     super().__init__(
         backend, n_frames, solver_iterations, ls_iterations,
         torso_contact=False,
         observation_size=27,
         episode_length=episode_length,
-        terminates=bool(terminate),
-        options={'reward': reward, 'terminate': bool(terminate)},
+        terminates=terminate,
+        options={'reward': reward, 'terminate': terminate},
     )
 
   def sample_tasks(self, key: Key, num_tasks: int) -> Task:

@@ -132,3 +132,17 @@ def require_count(option: str, value: int) -> None:
   if isinstance(value, bool) or not isinstance(value, int) or value < 1:
     raise ValueError(f'option {option!r} must be an integer of at least 1, '
                      f'not {value!r}')
+
+
+def require_number(option: str, value: float) -> None:
+  """Raises ValueError unless `value` is a finite number."""
+  if isinstance(value, bool) or not isinstance(
+      value, (int, float)) or not np.isfinite(value):
+    raise ValueError(f'option {option!r} must be a finite number, '
+                     f'not {value!r}')
+
+
+def require_bool(option: str, value: bool) -> None:
+  """Raises ValueError unless `value` is True or False."""
+  if not isinstance(value, bool):
+    raise ValueError(f'option {option!r} must be True or False, not {value!r}')

@@ -66,6 +66,7 @@ class _Cheetah(brax_family.BraxFamily):
     """
     base.require_choice('backend', backend, simulators.BACKENDS)
     base.require_choice('observation', observation, tuple(_OBSERVATION_SIZES))
+    base.require_number('control_weight', control_weight)
     self._paper_observation = observation == 'paper'
     self._control_weight = float(control_weight)
     simulator = simulators.make_simulator(
@@ -121,9 +122,11 @@ class CheetahVel(_Cheetah):
 
   Task lists: 'smac' (130 draws, 100/30), also under the names 'pearl' and
   'default'; 'focal' (100 draws, 80/20) and 'borel' (120 draws, 100/20) from
-  the same generator; 'macaw' (40 equally spaced, 35/5); 'csro' (40 equally
-  spaced in [1, 3], every fourth tests: 30/10); 'ood' (ours: train U(0, 2),
-  test U(2, 3), 100/30).
+  the same generator; 'macaw' (40 equally spaced, 35/5) and MACAW's other
+  splits of these, 'macaw_half', '_quarter', '_eighth', '_sixteenth' (every
+  2nd to 16th trains, the others test) and '_extrapolation' (trains up to 1.95
+  m/s, tests above); 'csro' (40 equally spaced in [1, 3], every fourth tests:
+  30/10); 'ood' (ours: train U(0, 2), test U(2, 3), 100/30).
   """
 
   name: ClassVar[str] = 'cheetah_vel'
@@ -143,7 +146,7 @@ class CheetahVel(_Cheetah):
         'pearl': smac,
         'focal': uniform(80, 20),
         'borel': uniform(100, 20),
-        'macaw': _macaw_velocities,
+        **_macaw_lists(),
         'csro': lambda: base.split_interleaved(
             'velocity', np.linspace(1.0, 3.0, 40)),
         'ood': _ood_velocities,
@@ -156,9 +159,9 @@ class CheetahVel(_Cheetah):
 class CheetahDir(_Cheetah):
   """Forward or backward, as fast as possible.
 
-  There are only two tasks. Task lists: both of them train and test, under the
-  names 'pearl', 'macaw' and 'default'; so there is nothing out of
-  distribution, and no list 'ood'.
+  There are only two tasks. Task lists: both of them train and test, backward
+  first in 'pearl' (= 'default'), forward first in 'macaw'; so there is nothing
+  out of distribution, and no list 'ood'.
   """
 
   name: ClassVar[str] = 'cheetah_dir'
@@ -169,9 +172,10 @@ class CheetahDir(_Cheetah):
         key, (num_tasks,), jnp.float32)}
 
   def _task_lists(self) -> base.TaskLists:
-    both = lambda: base.split_tasks(
-        'direction', np.array([-1.0, 1.0]), [0, 1], [0, 1])
-    return {'default': both, 'pearl': both, 'macaw': both}
+    both = lambda order: lambda: base.split_tasks(
+        'direction', np.array([-1.0, 1.0]), order, order)
+    pearl = both([0, 1])
+    return {'default': pearl, 'pearl': pearl, 'macaw': both([1, 0])}
 
   def _speed_reward(self, velocity: Array, task: Task) -> Array:
     return task['direction'] * velocity
@@ -187,12 +191,24 @@ def _model_xml(backend: str) -> ElementTree.Element:
   return xml
 
 
-def _macaw_velocities() -> tuple[Task, Task]:
-  """MACAW's standard split, indices of its config."""
-  velocity = np.linspace(0.075, 3.0, 40)
-  test = (2, 7, 15, 23, 26)
-  train = np.setdiff1d(np.arange(40), test)
-  return base.split_tasks('velocity', velocity, train, test)
+def _macaw_lists() -> base.TaskLists:
+  """MACAW's splits of its 40 tasks, by the indices of its configs."""
+  every = np.arange(40)
+  standard = np.setdiff1d(every, (2, 7, 15, 23, 26))
+  train = {
+      'macaw': standard,
+      'macaw_half': every[::2],
+      'macaw_quarter': every[::4],
+      'macaw_eighth': every[::8],
+      'macaw_sixteenth': every[::16],
+      'macaw_extrapolation': every[:26],
+  }
+  return {
+      name: lambda index=index: base.split_tasks(
+          'velocity', np.linspace(0.075, 3.0, 40), index,
+          np.setdiff1d(every, index))
+      for name, index in train.items()
+  }
 
 
 def _ood_velocities() -> tuple[Task, Task]:

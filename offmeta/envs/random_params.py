@@ -102,7 +102,8 @@ class RandomParams(brax_family.BraxFamily):
       raise ValueError(
           f'backend {backend!r} would ignore the randomised fields of family '
           f'{self.name!r} (inertia and damping); use {" or ".join(_FIELDS)}')
-    if not 0 < log_scale_limit < np.inf:
+    base.require_number('log_scale_limit', log_scale_limit)
+    if log_scale_limit <= 0:
       raise ValueError("option 'log_scale_limit' must be positive, "
                        f'not {log_scale_limit!r}')
     self._limit = float(log_scale_limit)

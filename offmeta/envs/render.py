@@ -12,6 +12,10 @@ with `physics` and `task` of one state, as numpy arrays. Any family may have
 
 for what the model does not show, a goal or a direction, and for tasks whose
 numbers say little. Nothing here draws; `offmeta.results.raycast` does.
+
+Bodies are placed by their joint coordinates. The joints of the backends
+'spring' and 'positional' give way, so their pictures are exact to centimetres
+only (an ant under random actions: 3 cm off as a rule, 15 at most).
 """
 
 from collections.abc import Callable, Iterable, Sequence

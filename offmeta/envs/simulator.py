@@ -35,7 +35,10 @@ BACKENDS = ('spring', 'positional', 'generalized', 'mjx')
 # that could be measured under random actions (specs/environments.md, B6.2).
 _SOLVER_ITERATIONS, _LS_ITERATIONS = 4, 8
 _PACKAGES = ('brax', 'mujoco', 'mujoco-mjx')
-_MAX_VALUE = 1e10  # MuJoCo's own bound on positions and velocities, mjMAXVAL
+# Beyond these a simulation has blown up: m, rad and m/s, rad/s. The largest
+# velocities of sound simulations under random actions are 120 (environments
+# table); MuJoCo's own bound, 1e10, lets rewards of 1e9 into a batch.
+_MAX_POSITION, _MAX_VELOCITY = 1e4, 1e3
 
 # Fields of the simulated system that differ between tasks, by dotted name:
 # {'body_mass': [nbody], ...}; empty for families that vary the reward only.
@@ -78,8 +81,9 @@ class Simulator(NamedTuple):
   Attributes:
     init: (q [Q], qd [V], Changes = {}) -> Physics.
     step: (Physics, control [A], Changes = {}) -> (Physics, finite []). Where
-      the result would not be finite (or beyond 1e10), the old state comes back
-      and `finite` is False, so that a NaN never gets into a state.
+      the result has blown up (not finite, positions beyond 1e4, velocities
+      beyond 1e3), the old state comes back and `finite` is False, so that
+      neither a NaN nor an absurd reward gets into a batch.
     links: (Physics) -> Links. On 'spring' and 'positional' joints give way,
       so that this is not what q and qd alone would say (centimetres).
     start: [Q] nominal start position.
@@ -157,6 +161,8 @@ def make_simulator(
       'versions': {name: metadata.version(name) for name in _PACKAGES},
   }
   physics_options = xml.find('option')
+  if physics_options is None:
+    physics_options = ElementTree.SubElement(xml, 'option')
   physics_options.set('timestep', repr(dt / n_frames))
   if backend == 'mjx':
     for name, value, default in (
@@ -251,14 +257,14 @@ def _brax_functions(
 
 
 def _guarded(step: Callable) -> Callable:
-  """Keeps the old state where the new one is not finite."""
+  """Keeps the old state where the new one has blown up."""
 
   def guarded(physics, action, changes={}):
     after = step(physics, action, changes)
     finite = jnp.stack(
         [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(after)])
-    bounded = jnp.all(jnp.abs(after.q) < _MAX_VALUE) & jnp.all(
-        jnp.abs(after.qd) < _MAX_VALUE)
+    bounded = jnp.all(jnp.abs(after.q) < _MAX_POSITION) & jnp.all(
+        jnp.abs(after.qd) < _MAX_VELOCITY)
     finite = jnp.all(finite) & bounded
     after = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), after, physics)

@@ -23,7 +23,7 @@ import zlib
 import numpy as np
 
 # Array name -> axes. Axes of one letter must agree wherever returns are
-# compared (S, M, N); lower-case axes are free, '1' is one entry per dataset.
+# compared (S, M, N); lower-case axes are free, digits are sizes.
 ARRAYS = {
     'test_self_returns': 'S M r e',
     'train_self_returns': 'S N r e',
@@ -36,6 +36,10 @@ ARRAYS = {
     'normalized_shift': 'S',
     'posterior_offline_mean': 'S n p z',
     'posterior_self_mean': 'S n p z',
+    'diverged': 'S',
+    'dataset_diverged': '1',
+    'random_diverged': 'S',
+    'behaviour_diverged': 's',
     'train_task_color': 'n',
     'trajectories': 'm e t 2',
     'trajectory_goals': 'm 2',
@@ -195,7 +199,8 @@ def load_evaluation(path: pathlib.Path) -> dict[str, np.ndarray]:
   for name, array in arrays.items():
     axes = ARRAYS[name].split()
     fits = array.ndim == len(axes) and 0 not in array.shape and all(
-        axis != '2' or size == 2 for axis, size in zip(axes, array.shape))
+        not axis.isdigit() or size == int(axis)
+        for axis, size in zip(axes, array.shape))
     if not fits or array.dtype.kind not in 'fiu':
       raise ValueError(
           f'{path}: {name} must be numbers of shape [{", ".join(axes)}], got '

@@ -180,11 +180,24 @@ def _diagnostics(record: records.Record) -> dict[str, Any]:
 
 
 def _diverged(record: records.Record) -> dict[str, int]:
-  """Simulation steps that blew up: stage -> count, over seeds; no zeros."""
-  counts = {
-      stage: sum(
-          int(series.values.sum()) for name, series in metrics.items()
-          if name.endswith('/diverged'))
-      for stage, metrics in record.metrics.items()
+  """Simulation steps that blew up: where -> count, over seeds; no zeros.
+
+  The places overlap: a step gathered in a stage may be in the dataset, too.
+  """
+  arrays = {
+      'dataset': record.array('collect', 'dataset_diverged'),
+      'random policy': record.array('collect', 'random_diverged'),
+      'test of behaviour': record.array('collect', 'behaviour_diverged'),
   }
-  return {stage: count for stage, count in counts.items() if count}
+  counts = {
+      place: int(array.sum())
+      for place, array in arrays.items() if array is not None}
+  for stage, metrics in record.metrics.items():
+    counts[stage] = sum(
+        int(series.values.sum()) for name, series in metrics.items()
+        if name.endswith('/diverged'))
+  for point, scores in record.evaluations.items():
+    if 'diverged' in scores:
+      counts[f"test of {point.replace('-', '/', 1)}"] = int(
+          scores['diverged'].sum())
+  return {place: count for place, count in counts.items() if count}

@@ -116,9 +116,8 @@ def divergence_note(summary: Mapping[str, Any]) -> str:
   counts = summary['diverged']
   if not counts:
     return ''
-  stages = ', '.join(f'{count} in {stage}' for stage, count in counts.items())
-  return (f'The simulation blew up in {sum(counts.values())} steps ({stages});'
-          ' each ended its episode.')
+  places = ', '.join(f'{count} in {place}' for place, count in counts.items())
+  return f'Simulated steps that blew up: {places}.'  # places may overlap
 
 
 def csv_table(summary: Mapping[str, Any]) -> str:

@@ -81,6 +81,25 @@ class CountingFamily:
     return task['value'] * features[..., 0]
 
 
+class BlowsUp(CountingFamily):
+  """Diverges in the third step of every episode; as a simulator, stays put.
+
+  With `terminates` that is a termination.
+  """
+
+  def step(self, state: EnvState, action: Array, task: Task) -> EnvState:
+    """Counts to two."""
+    after = super().step(state, action, task)
+    diverged = (after.physics == 3.0).astype(jnp.float32)
+    stay = lambda new, old: jnp.where(diverged > 0.5, old, new)
+    return after._replace(
+        physics=stay(after.physics, state.physics),
+        observation=stay(after.observation, state.observation),
+        terminal=jnp.maximum(
+            after.terminal, diverged * self.spec.terminates),
+        diverged=diverged)
+
+
 class BanditFamily:
   """A contextual bandit: the reward is action . direction (task: unit [2]).
 

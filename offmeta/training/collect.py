@@ -19,7 +19,7 @@ from offmeta.training import loop, schedule
 from offmeta.training import stage as stages
 from offmeta.training.setup import Setup, write_arrays
 from offmeta.training.stage import PhaseError
-from offmeta.types import Transition
+from offmeta.types import EnvFamily, Policy, Transition
 
 
 def dataset_path(setup: Setup) -> str:
@@ -86,6 +86,19 @@ def _save(setup: Setup, data: datasets.MetaDataset, algorithm: str):
       overwrite=True)
 
 
+def scripted_policy(family: EnvFamily) -> Policy:
+  """The family's scripted policy; its params are one task.
+
+  Raises:
+    ConfigError: it has none.
+  """
+  if not hasattr(family, 'scripted_policy'):
+    raise configs.ConfigError(
+        f'config.collect.source: family {family.spec.name!r} has no scripted'
+        ' policy; use "pearl"')
+  return family.scripted_policy()
+
+
 def script_data(setup: Setup) -> datasets.MetaDataset:
   """Whole episodes of the family's scripted policy in every training task.
 
@@ -93,11 +106,7 @@ def script_data(setup: Setup) -> datasets.MetaDataset:
     ConfigError: the family has no scripted policy.
   """
   config, family = setup.config.collect, setup.family
-  if not hasattr(family, 'scripted_policy'):
-    raise configs.ConfigError(
-        f'config.collect.source: family {family.spec.name!r} has no scripted'
-        ' policy; use "pearl"')
-  policy = family.scripted_policy()
+  policy = scripted_policy(family)
 
   def one(task, key):
     state = policy.init(task, jax.random.fold_in(key, 0))
@@ -265,21 +274,42 @@ def episode_returns(
   return np.asarray(means, np.float32)
 
 
+def num_diverged(data: datasets.MetaDataset) -> int:
+  """How many rows hold a step that blew up, those for the encoder included.
+
+  A step that is in both parts counts twice.
+  """
+  total = 0
+  for part, size in ((data.transitions, data.size),
+                     (data.context, data.context_size)):
+    if part is not None and 'diverged' in part.extras:
+      flags = np.asarray(part.extras['diverged'])
+      held = np.arange(flags.shape[1]) < np.asarray(size)[:, None]
+      total += np.count_nonzero(flags[held])
+  return total
+
+
 def _score_references(setup, evaluator, state):
   """Random and behaviour policies under the meta-test protocol."""
   config = setup.config.evaluation
   family = setup.family
   policy = rollout.uniform_policy(family.spec.action_size)
   keys = jax.vmap(lambda k: schedule.stream(k, 'evaluation'))(setup.keys)
-  random = parallel.over_seeds(
-      lambda key: evaluation.meta_test(
-          family, policy, (), setup.test_tasks, key, config.num_repeats,
-          config.num_steps, config.num_prior_episodes).returns,
-      keys.shape[0], (0,))(keys)
-  arrays = {'random_test_returns': random}
+
+  def score(key):
+    done = evaluation.meta_test(
+        family, policy, (), setup.test_tasks, key, config.num_repeats,
+        config.num_steps, config.num_prior_episodes)
+    return done.returns, jnp.sum(done.transitions.extras['diverged'])
+
+  returns, diverged = parallel.over_seeds(score, keys.shape[0], (0,))(keys)
+  arrays = {'random_test_returns': returns, 'random_diverged': diverged}
   data = load_dataset(setup)
   arrays['behaviour_data_returns'] = data.episode_return
+  if 'diverged' in data.transitions.extras:
+    arrays['dataset_diverged'] = np.array([num_diverged(data)])
   if evaluator is not None:
-    arrays['behaviour_test_returns'] = evaluator.full(
-        state, None)[0]['test_self_returns']
+    scores, _ = evaluator.full(state, None)
+    arrays['behaviour_test_returns'] = scores['test_self_returns']
+    arrays['behaviour_diverged'] = scores['diverged']
   write_arrays(setup.workdir / 'evaluations' / 'collect.npz', arrays)

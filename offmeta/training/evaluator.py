@@ -93,8 +93,7 @@ class Evaluator:
             np.asarray(rollout.final_return(value)), axis=(1, 2))
         for name, value in scores.items()
     }
-    diverged = np.asarray(adaptation.transitions.extras['diverged'])
-    out['eval/diverged'] = diverged.sum(axis=(1, 2, 3))
+    out['eval/diverged'] = _num_diverged(adaptation)
     return out
 
   def full(
@@ -117,6 +116,7 @@ class Evaluator:
     out = {
         'test_self_returns': test.returns,
         'train_self_returns': train.returns,
+        'diverged': _num_diverged(adaptation),
     }
     if replay is not None:
       out['train_offline_returns'] = self._given(
@@ -128,3 +128,9 @@ class Evaluator:
           posterior_offline_mean=shift.offline_mean,
           posterior_self_mean=shift.self_mean)
     return jax.device_get(out), test
+
+
+def _num_diverged(adaptation: rollout.Adaptation) -> np.ndarray:
+  """How many steps blew up, [S], of leaves [S, M, R, W, ...]."""
+  flags = np.asarray(adaptation.transitions.extras['diverged'])
+  return flags.sum(axis=(1, 2, 3))

@@ -6,9 +6,7 @@
 rerun, resumed or replaced; `offmeta.results.report` reads what they wrote.
 """
 
-from collections.abc import Mapping
 import sys
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +20,7 @@ from offmeta.training import evaluator as evaluators
 from offmeta.training import loop, schedule
 from offmeta.training import stage as stages
 from offmeta.training.setup import Setup, write_arrays
+from offmeta.types import Task
 
 PHASES = ('collect', 'offline', 'online', 'test', 'report')
 
@@ -177,24 +176,30 @@ def test(setup: Setup, evaluator: evaluators.Evaluator | None = None):
 
 def _score(setup, evaluator, point, states, replay):
   arrays, adaptation = evaluator.full(states, replay)
-  arrays['train_task_color'] = task_color(setup.train_tasks)
+  color = task_color(setup.train_tasks)
+  if color is not None:
+    arrays['train_task_color'] = color
   if setup.family.spec.name.endswith('point_robot'):
     arrays.update(_point_robot_paths(setup, adaptation))
   write_arrays(setup.workdir / 'evaluations' / f'{point}.npz', arrays)
 
 
-def task_color(tasks: Mapping[str, Any]) -> np.ndarray:
-  """One number per task [M] to colour pictures by: a value or an angle."""
-  leaf = np.asarray(next(iter(tasks.values())))
-  if leaf.ndim == 1:
-    return leaf
-  return np.arctan2(leaf[:, 1], leaf[:, 0])
+def task_color(tasks: Task) -> np.ndarray | None:
+  """One number per task [M] to colour pictures by: a value or an angle.
+
+  None where tasks are neither one number [M] nor one pair [M, 2].
+  """
+  leaf, *others = map(np.asarray, jax.tree.leaves(tasks))
+  if others or leaf.shape[1:] not in ((), (2,)):
+    return None
+  return leaf if leaf.ndim == 1 else np.arctan2(leaf[:, 1], leaf[:, 0])
 
 
 def _point_robot_paths(setup, adaptation):
   """Positions [4, E, T + 1, 2] and goals [4, 2]: seed 0, held-out tasks that
-  are spread over the task parameter."""
-  order = np.argsort(task_color(setup.test_tasks), kind='stable')
+  are spread over the angles of their goals."""
+  goals = np.asarray(setup.test_tasks['goal'])
+  order = np.argsort(task_color({'goal': goals}), kind='stable')
   shown = order[np.linspace(0, len(order) - 1, min(4, len(order))).astype(int)]
   transitions = jax.tree.map(
       lambda x: np.asarray(x[0, shown, 0]), adaptation.transitions)
@@ -206,7 +211,7 @@ def _point_robot_paths(setup, adaptation):
   return {
       'trajectories': np.concatenate(
           [position.reshape(shape), after[:, :, -1:]], axis=2),
-      'trajectory_goals': np.asarray(setup.test_tasks['goal'])[shown],
+      'trajectory_goals': goals[shown],
   }
 
 

@@ -42,8 +42,13 @@ def meta_test(
 ) -> rollout.Adaptation:
   """The first repetition of the meta-test in one held-out task.
 
-  With the random numbers that the phase `test` used (`collect` for its own
-  policy), so returns are those in WORKDIR/evaluations up to rounding.
+  The same starts and random numbers as in the episodes that the phase `test`
+  scored (`collect` for its own policy). They are compiled otherwise here, so
+  rounding differs: bodies with contacts may part from the scored episodes
+  after some tens of steps, others keep to them.
+
+  A scripted policy (`collect.source` 'script') was not scored; under 'collect'
+  it acts, knowing the task, in the same protocol.
 
   Args:
     setup: of the run.
@@ -53,7 +58,8 @@ def meta_test(
     record: see `rollout.episode`.
 
   Raises:
-    ConfigError: no such stage, seed or task.
+    ConfigError: no such stage, seed or task, or no policy of this run behind
+      'collect'.
     PhaseError: the stage is not finished.
   """
   check_index('task', task_id, setup.config.family.num_test)
@@ -96,7 +102,7 @@ def _policy(
   check_index('seed', seed, keys.shape[0])
   key = schedule.stream(keys[seed], 'evaluation')
   if stage == 'collect' and config.collect.source == 'script':
-    return setup.family.scripted_policy(), task, key
+    return collecting.scripted_policy(setup.family), task, key
   states = stages.final_states(setup, stage, algorithm, keys)
   params = algorithm.actor_params(jax.tree.map(lambda x: x[seed], states))
   return algorithm.evaluate, params, key

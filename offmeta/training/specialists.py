@@ -205,9 +205,8 @@ def train(
 ) -> loop.Progress:
   """Trains one learner per task to the end of its budget, or goes on.
 
-  With terminations an iteration takes at least its quota of steps (whole
-  episodes), so a learner may use more than `env_steps`; the sizes of the
-  replays tell.
+  An iteration takes at least its quota of steps, in whole episodes, so a
+  learner may use more than `env_steps`; the sizes of the replays tell.
 
   Args:
     setup: `train_tasks` leaves [M, ...] and `keys` [M], one per task. Its

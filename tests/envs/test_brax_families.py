@@ -184,6 +184,19 @@ def test_cheetah_upside_down_does_not_terminate(cheetah):
   assert after.observation[19] > 5.0 and after.terminal == 0.0
 
 
+def test_absurd_velocities_are_no_physics(compiled):
+  """Finite, but far beyond any sound simulation (about 120)."""
+  task = jax.tree.map(
+      lambda x: x[0], compiled.family.sample_tasks(jax.random.key(0), 1))
+  state = compiled.reset(jax.random.key(0), task)
+  fast = state.physics.qd.at[0].set(1e5)
+  physics = jax.jit(compiled.family.simulator.init)(state.physics.q, fast)
+  after = compiled.step(
+      state._replace(physics=physics),
+      jnp.zeros(compiled.family.spec.action_size), task)
+  assert after.diverged == 1.0 and abs(after.reward) < 10.0
+
+
 def test_physics_that_blows_up_is_flagged_without_nan(compiled):
   task = jax.tree.map(
       lambda x: x[0], compiled.family.sample_tasks(jax.random.key(0), 1))

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
 from offmeta import envs
-from offmeta.envs import point_robot
+from offmeta.envs import point_robot, simulator
 
 
 def test_unknown_family_names_the_known():
@@ -29,10 +30,22 @@ def test_unknown_family_names_the_known():
     ('cheetah_vel', {'ls_iterations': 4}, 'only with backend mjx'),
     ('ant_dir', {'reward': 'sparse'}, 'full, forward'),
     ('ant_dir', {'backend': 'mjx', 'solver_iterations': 0}, 'solver_iter'),
+    ('ant_dir', {'terminate': 'False'}, "'terminate' must be True or False"),
+    ('cheetah_vel', {'control_weight': 'x'}, "'control_weight' .* number"),
+    ('cheetah_vel', {'control_weight': True}, "'control_weight' .* number"),
+    ('walker_params', {'log_scale_limit': '2'}, "'log_scale_limit' .* number"),
 ])
 def test_bad_options_name_the_known(name, options, message):
   with pytest.raises(ValueError, match=message):
     envs.make(name, **options)
+
+
+def test_a_model_without_options():
+  xml = ElementTree.fromstring(
+      '<mujoco><worldbody><body><joint/><geom size="1"/></body></worldbody>'
+      '</mujoco>')
+  made = simulator.make_simulator(xml, 'mjx', 4, 0.04)
+  assert made.model.opt.timestep == 0.01
 
 
 def test_register():

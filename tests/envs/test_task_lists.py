@@ -45,15 +45,28 @@ def test_cheetah_vel():
   np.testing.assert_allclose(
       everything, 0.075 * np.arange(1, 41), rtol=1e-6)
   with pytest.raises(
-      ValueError, match='borel, csro, default, focal, macaw, ood, pearl, smac'):
+      ValueError, match='borel, csro, default, focal, macaw, .*ood, pearl, sm'):
     family.task_list('unicorn')
+
+
+@pytest.mark.parametrize('name, num_train, first_test', [
+    ('half', 20, 0.15), ('quarter', 10, 0.15), ('eighth', 5, 0.15),
+    ('sixteenth', 3, 0.15), ('extrapolation', 26, 2.025)])
+def test_macaw_splits(name, num_train, first_test):
+  train, test = _numpy(
+      envs.make('cheetah_vel').task_list(f'macaw_{name}'))
+  assert train.shape == (num_train,) and test.shape == (40 - num_train,)
+  np.testing.assert_allclose([train[0], test[0]], [0.075, first_test])
+  if name == 'extrapolation':
+    np.testing.assert_allclose(train.max(), 1.95)
 
 
 def test_cheetah_dir():
   family = envs.make('cheetah_dir')
-  for name in ('default', 'pearl', 'macaw'):
+  for name, tasks in (
+      ('default', [-1.0, 1.0]), ('pearl', [-1.0, 1.0]), ('macaw', [1.0, -1.0])):
     for part in _numpy(family.task_list(name)):
-      np.testing.assert_array_equal(part, [-1.0, 1.0])
+      np.testing.assert_array_equal(part, tasks)
   with pytest.raises(ValueError, match="'ood'.*known: default, macaw, pearl"):
     family.task_list('ood')
 

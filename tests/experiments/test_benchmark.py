@@ -36,7 +36,8 @@ UPDATE_KEYS = {
     'gflop_per_update', 'fraction_of_ceiling', 'compile_s'}
 ENV_KEYS = {
     'family', 'backend', 'num_envs', 'steps_per_s', 'compile_s',
-    'reset_compile_s', 'reset_cost_in_steps', 'traces', 'timed_steps'}
+    'reset_compile_s', 'reset_cost_in_steps', 'traces', 'reset_traces',
+    'timed_steps'}
 QUICK = options.Options(profile='smoke', repeats=2, repeat_s=0.02, chunk=5)
 
 
@@ -207,7 +208,8 @@ def test_env_tables_of_a_family_without_a_simulator(capsys):
     assert ENV_KEYS <= set(row)
     low, high = row['steps_per_s_spread']
     assert 0 < low <= row['steps_per_s'] <= high
-    assert row['traces'] == 1 and row['reset_cost_in_steps'] > 0
+    assert row['traces'] == row['reset_traces'] == 1
+    assert row['reset_cost_in_steps'] > 0
     assert 10 <= row['timed_steps'] <= row['episode_length'] == 20
   [row] = result['env_stability']
   assert (row['family'], row['backend']) == ('point_robot', 'jax')
@@ -231,17 +233,8 @@ def test_stability_counts_until_the_termination():
       lifetime.mean(), rel=1e-3)
 
 
-class Fragile(probes.CountingFamily):
-  """Blows up in step 3 after every start."""
-
-  def step(self, state, action, task):
-    after = super().step(state, action, task)
-    return after._replace(
-        diverged=(after.physics == 3.0).astype(jnp.float32))
-
-
 def test_stability_counts_blow_ups_and_starts_again():
-  programs = episodes.Programs(Fragile(episode_length=8))
+  programs = episodes.Programs(probes.BlowsUp(episode_length=8))
   row = environments.measure_stability(programs, 4)
   assert row['diverged'] == 4 * 2 and row['terminated'] == 0.0
   family = probes.PoisonedReward(probes.CountingFamily(episode_length=8))

@@ -42,7 +42,7 @@ def test_schema(finished):
   folder, results = finished
   written = json.loads((folder / 'references.json').read_text())
   assert written == json.loads(json.dumps(results, default=list))
-  assert written['command'] == 'the command'
+  assert written['families']['point_robot']['command'] == 'the command'
   assert (written['profile'], written['seed']) == ('smoke', 0)
   entry = written['families']['point_robot']
   assert entry['task_index'] == [0, 16, 31]  # of 32: first, middle, last

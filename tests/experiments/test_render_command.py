@@ -13,7 +13,7 @@ import tiny_run
 
 from experiments import launch, playback
 from offmeta import envs, types
-from offmeta.results import animation
+from offmeta.results import animation, records
 from offmeta.testing import probes
 from offmeta.training import restore
 from offmeta.training.config import ConfigError
@@ -166,7 +166,13 @@ def test_the_command(tmp_path):
                  '--option=episode_length=3', '--option=reward=sparse')
   assert (done.returncode, done.stderr) == (0, '')
   assert str(out) in done.stdout and 'max="2"' in out.read_text()
-  for flags in ((f'--out={out}',), ('--family=a', '--workdir=b', '--out=x.gif'),
+  out = tmp_path / 'x.gif'
+  done = command('--config=examples/reacher.py', f'--out={out}',
+                 '--option=episode_length=3', '--width=64', '--height=48')
+  assert (done.returncode, done.stderr) == (0, '')
+  assert len(_frames(out)[0]) == 3
+  for flags in ((f'--out={out}',), ('--config=moved.py', '--out=x.gif'),
+                ('--family=a', '--workdir=b', '--out=x.gif'),
                 ('--family=point_robot',)):
     done = command(*flags)
     assert done.returncode == 1, flags
@@ -174,6 +180,31 @@ def test_the_command(tmp_path):
 
 
 # A run.
+
+
+_OWN_FAMILY = """
+from offmeta import envs
+def get_config(name):
+  envs.register(name, envs.FAMILIES['point_robot'])
+"""
+
+
+def test_a_family_that_its_config_file_brings_along(
+    tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(envs, 'FAMILIES', dict(envs.FAMILIES))
+  monkeypatch.setattr(restore, 'meta_test', lambda setup, *a, **k: 'adapted')
+  config = tiny_run.make_config({'family': {'name': 'mine'}})
+  file = tmp_path / 'own.py'
+  launch.describe_run(config, tmp_path, 'smoke', 'command', f'{file}:mine')
+  show = _show(tmp_path / 'x.gif')
+  restored = lambda: playback.restored(show, str(tmp_path), 'offline')
+  assert playback.run(show, restored) == 1
+  error, = capsys.readouterr().err.splitlines()
+  assert f'config file {file}: No such file' in error
+  file.write_text(_OWN_FAMILY)
+  for _ in range(2):  # the second time it is registered
+    assert isinstance(restored().family, envs.FAMILIES['point_robot'])
+  assert records.load_run(tmp_path / 'run.json').family == 'mine'
 
 
 @pytest.fixture(name='run', scope='module')

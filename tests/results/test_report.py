@@ -110,10 +110,22 @@ def test_steps_that_blew_up_are_counted(make_workdir):
       'gather/diverged': [0, 2, 0, 1, 0], 'eval/diverged': [1, 0, 0, 0, 0]}}
   with (workdir / 'offline/metrics.jsonl').open('a') as stream:
     stream.write(json.dumps(row) + '\n')
+  counts = {
+      'collect': {'dataset_diverged': np.array([7]),
+                  'random_diverged': np.array([0, 0, 1, 1, 0]),
+                  'behaviour_diverged': np.array([0])},
+      'offline': {'diverged': np.zeros(5)},
+      'online-ours': {'diverged': np.array([0, 0, 0, 0, 3])}}
+  for point, arrays in counts.items():
+    path = workdir / f'evaluations/{point}.npz'
+    np.savez(path, **np.load(path), **arrays)
   summary = report.build(workdir)
-  assert summary['diverged'] == {'offline': 4}
+  assert summary['diverged'] == {
+      'dataset': 7, 'random policy': 2, 'offline': 4,
+      'test of online/ours': 3}
   page = (workdir / 'report/index.html').read_text()
-  assert 'blew up in 4 steps (4 in offline)' in page
+  assert ('Simulated steps that blew up: 7 in dataset, 2 in random policy, 4 in'
+          ' offline, 3 in test of online/ours.') in page
 
 
 def test_files(built):

@@ -93,7 +93,6 @@ def test_html_is_escaped(summary):
 
 def test_steps_that_blew_up_are_told(summary):
   assert 'blew up' not in tables.text_table(summary)
-  summary['diverged'] = {'collect': 3, 'online/mine': 1}
+  summary['diverged'] = {'dataset': 3, 'online/mine': 1}
   assert tables.text_table(summary).endswith(
-      'The simulation blew up in 4 steps (3 in collect, 1 in online/mine);'
-      ' each ended its episode.\n')
+      '\nSimulated steps that blew up: 3 in dataset, 1 in online/mine.\n')

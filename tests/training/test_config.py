@@ -2,12 +2,17 @@
 
 import copy
 import dataclasses
+import functools
 import json
+import sys
 
+from absl import flags
+from ml_collections import config_flags
 import pytest
 
 from experiments import launch
 from experiments.configs import smac as smac_configs
+from offmeta import envs
 from offmeta.training import config as configs
 from offmeta.training.config import ConfigError
 
@@ -208,7 +213,8 @@ def test_every_profile_is_valid(family, profile):
 def test_all_profiles_exist():
   families = {
       'point_robot', 'cheetah_vel', 'cheetah_dir', 'ant_dir', 'ant_goal',
-      'humanoid_dir', 'walker_params', 'hopper_params', 'manipulation'}
+      'humanoid_dir', 'walker_params', 'hopper_params', 'manipulation',
+      'sparse_point_robot'}
   assert set(_SIZES) == {
       (family, profile) for family in families
       for profile in ('smoke', 'cpu', 'paper')}
@@ -227,6 +233,106 @@ def test_command_line_wins_over_the_profile(family, profile):
     assert _get(config, key) == value, key
   changed = [k for k, v in _leaves(config) if v != _get(plain, k)]
   assert sorted(changed) == sorted(overrides)
+
+
+_UNLISTED = [  # options that the config files do not list
+    ('experiments/configs/smac.py:manipulation', 'aims', 'internal'),
+    ('experiments/configs/smac.py:ant_dir', 'terminate', False),
+    ('experiments/configs/smac.py:walker_params', 'log_scale_limit', 2.0),
+    ('examples/reacher.py', 'backend', 'spring')]
+
+
+def _load(name):
+  return launch.load_config(str(launch.ROOT / name))
+
+
+@pytest.mark.parametrize('name, option, value', _UNLISTED)
+def test_options_of_the_family_add_up(name, option, value):
+  values = _load(name)
+  assert option in values.family.options
+  for profile in values.profiles:
+    plain = launch.resolve(values, profile, {}).family.options
+    config = launch.resolve(
+        values, profile, {f'family.options.{option}': value})
+    assert config.family.options == {**plain, option: value}
+    assert plain.get(option) != value
+    assert None not in plain.values()
+    text = json.loads(json.dumps(configs.to_dict(config)))
+    assert configs.config_hash(configs.from_dict(text)) == (
+        configs.config_hash(config))
+
+
+def test_options_of_a_profile_add_to_those_of_the_config():
+  values = smac_configs.make_config(
+      {'family': {'name': 'ant_dir', 'options': {'reward': 'forward'}}},
+      {'small': {'family': {'options': {'backend': 'mjx'}}}})
+  plain = launch.resolve(values, 'small', {})
+  assert plain.family.options == {'reward': 'forward', 'backend': 'mjx'}
+  given = launch.resolve(values, 'small', {'family.options.backend': 'spring'})
+  assert given.family.options == {'reward': 'forward', 'backend': 'spring'}
+
+
+def test_families_that_take_any_option_and_unknown_ones(monkeypatch):
+  make = lambda name: smac_configs.make_config(
+      {'family': {'name': name, 'options': {'size': 2}}}, {'cpu': {}})
+  monkeypatch.setitem(envs.FAMILIES, 'any', lambda height=1, **options: None)
+  for name in ('any', 'moon'):
+    config = launch.resolve(make(name), 'cpu', {})
+    assert config.family.options == {'size': 2}
+
+
+@pytest.fixture(name='parse')
+def _parse(monkeypatch):
+  """(*arguments) -> resolved configuration, as `experiments.run` reads it."""
+
+  def parse(*arguments):
+    monkeypatch.setattr(sys, 'argv', ['run', *arguments])
+    known = flags.FlagValues()
+    monkeypatch.setattr(flags, 'FLAGS', known)
+    monkeypatch.setattr(
+        config_flags, 'DEFINE_config_file', functools.partial(
+            config_flags.DEFINE_config_file, flag_values=known))
+    flag = launch.define_config_flag()
+    launch.parse_flags(sys.argv)
+    values, overrides = launch._load(flag)
+    return launch.resolve(values, 'smoke', overrides)
+
+  return parse
+
+
+def test_options_from_the_command_line(parse):
+  config = parse(
+      f'--config={launch.ROOT}/experiments/configs/smac.py:ant_dir',
+      '--config.family.options.terminate=False',
+      '--config.family.options.n_frames=3')
+  assert config.family.options == {
+      'backend': 'spring', 'terminate': False, 'n_frames': 3}
+
+
+@pytest.mark.parametrize('key, messages', [
+    ('family.options.terminat', (
+        "'ant_dir': backend, episode_length, ", 'Did you mean "terminate"')),
+    ('smac.kl_wieght', ('offmeta/training/config.py', '"kl_weight"'))])
+def test_a_misspelled_key_on_the_command_line(parse, capsys, key, messages):
+  with pytest.raises(SystemExit):
+    parse(f'--config={launch.ROOT}/experiments/configs/smac.py:ant_dir',
+          f'--config.{key}=1')
+  error, = capsys.readouterr().err.splitlines()
+  assert error.startswith(f"error: unknown key '{key.split('.')[-1]}' in --con")
+  assert all(message in error for message in messages), error
+
+
+def test_config_files_that_cannot_be_loaded(tmp_path):
+  file = tmp_path / 'mine.py'
+  for text, message in (
+      (None, 'No such file'), ('import nowhere', "'nowhere'"),
+      ('x = 1', "'get_config'"), ('def', 'invalid syntax')):
+    if text:
+      file.write_text(text)
+    with pytest.raises(ConfigError, match=f'{file}: .*{message}'):
+      launch.load_config(str(file))
+  with pytest.raises(ConfigError, match="'moon'; known: point_robot"):
+    _load('experiments/configs/smac.py:moon')
 
 
 def test_resolving_leaves_the_profiles_alone():

@@ -170,6 +170,18 @@ def test_terminating_episodes_fill_the_quota():
       replay.encoder.sequence_length[:, 0], [10, 0, 12, 0])
 
 
+@pytest.mark.parametrize('family, rewards, expected', [
+    (probes.BlowsUp(), 'decoder', 2 * 5),  # once in each of five episodes
+    # Episodes of three steps: 4 fill the prior quota, 5 the posterior one.
+    (probes.BlowsUp(terminates=True), 'true', 2 * (4 + 5))])
+def test_steps_that_blew_up_are_counted(family, rewards, expected):
+  config = dataclasses.replace(_CONFIG, rewards=rewards)
+  visited = jnp.array([1, 3])  # tasks that live longer than that
+  metrics = jax.jit(lambda: gathering.gather(
+      family, _spy(), (), _replay(), _TASKS, visited, _KEY, config)[1])()
+  assert metrics == {'gather/diverged': expected}
+
+
 def test_labels():
   replay = _gather_spied(_FAMILY, _CONFIG, _replay(), _VISITED, _KEY)
   for task in (0, 2):

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import types
 
 from absl import logging
@@ -18,6 +19,7 @@ import tiny_run
 
 from experiments import launch
 from offmeta.data import dataset as datasets
+from offmeta.results import records
 from offmeta.testing import probes
 from offmeta.training import checkpointing, collect, loop, phases
 from offmeta.training import config as configs
@@ -50,6 +52,16 @@ def _unfinish(workdir, stage):
   """As if the process had been killed before the stage was complete."""
   (workdir / stage / 'done.json').unlink()
   shutil.rmtree(workdir / stage / 'final')
+
+
+def test_task_color():
+  values, goals = np.array([1.0, 3.0]), np.array([[1.0, 0.0], [0.0, 2.0]])
+  np.testing.assert_array_equal(phases.task_color({'v': values}), values)
+  np.testing.assert_allclose(
+      phases.task_color({'goal': goals}), [0.0, np.pi / 2])
+  for tasks in ({'a': values, 'b': values}, {'v': values[:, None]},
+                {'goal': np.ones((2, 3))}, {'matrix': np.ones((2, 2, 2))}):
+    assert phases.task_color(tasks) is None
 
 
 # Kill and resume.
@@ -169,6 +181,7 @@ def _command(monkeypatch, capsys):
     values.profiles = ml_collections.ConfigDict({'smoke': {}})
     monkeypatch.setattr(
         launch, '_load', lambda flag: (values, dict(overrides)))
+    monkeypatch.setattr(launch, '_config_file', lambda flag: '')
     capsys.readouterr()
     status = launch.run(
         None, profile, str(workdir), tuple(names), None, -1.0, ['x'])
@@ -224,6 +237,13 @@ def test_unknown_phase_and_profile(tmp_path, command):
   status, error = command(tmp_path / 'run', ('collect',), profile='huge')
   assert status == 1 and "no profile 'huge'; it has: smoke" in error
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_package_that_is_missing(tmp_path, command, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'brax', None)
+  status, error = command(
+      tmp_path / 'run', ('collect',), {'family.name': 'ant_goal'})
+  assert status == 1 and 'need brax, mujoco, mujoco-mjx: ' in error, error
 
 
 @pytest.mark.parametrize('name, message', [
@@ -394,6 +414,15 @@ def test_slices_of_the_behaviour_log(finished_run, tmp_path, rl_slice):
     np.testing.assert_array_equal(
         data.context.observation[task],
         replay.encoder.data.observation[task, end - 20:end])
+
+
+def test_steps_that_blew_up_are_recorded(finished_run):
+  record = records.load(finished_run)
+  for point, name, size in (
+      ('collect', 'dataset_diverged', 1), ('collect', 'random_diverged', 2),
+      ('collect', 'behaviour_diverged', 1), ('offline', 'diverged', 2),
+      ('online-matched', 'diverged', 2)):
+    np.testing.assert_array_equal(record.array(point, name), np.zeros(size))
 
 
 def test_default_dataset_is_the_last_part(finished_run):

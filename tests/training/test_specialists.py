@@ -15,6 +15,7 @@ from offmeta.data import dataset as datasets
 from offmeta.envs.point_robot import PointRobot
 from offmeta.testing import probes
 from offmeta.training import loop, schedule, specialists
+from offmeta.training import stage as stages
 from offmeta.training.config import ConfigError, SpecialistsConfig
 from offmeta.training.setup import Setup
 
@@ -160,6 +161,16 @@ def test_the_first_steps_are_uniform(finished, tmp_path):
         _log(p, learner).action[:, 0] for p in (progress, finished[1]))
     np.testing.assert_array_equal(ours[:rows], theirs[:rows])
     assert not np.any(ours[rows:] == theirs[rows:len(ours)])
+
+
+def test_steps_that_blew_up_are_counted(tmp_path):
+  setup = dataclasses.replace(
+      _setup(tmp_path), family=probes.BlowsUp(terminates=True))
+  states = stages.init_states(setup.algorithm('sac', _CONFIG.sac), setup.keys)
+  returns, diverged = specialists.Evaluator(setup, _CONFIG).score(states)
+  # In the third step of both episodes, if life is that long.
+  np.testing.assert_array_equal(diverged, [0, 2, 2])
+  np.testing.assert_array_equal(returns, [[3, 3], [-12, -12], [3, 3]])
 
 
 def test_or_uniform():
