@@ -4,6 +4,7 @@ What a family is made of (tasks, observation, features, reward, health) stays
 in its own file; `cheetah.py` is the shortest example.
 """
 
+import abc
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -47,7 +48,7 @@ def with_unit_quaternion(q: Array) -> Array:
   return jnp.concatenate([q[:3], rotation, q[7:]])
 
 
-class BraxFamily:
+class BraxFamily(abc.ABC):
   """Reset and step of a family on a simulated body.
 
   A subclass sets `name`, makes its simulator, and defines `_observe`,
@@ -96,26 +97,28 @@ class BraxFamily:
         },
     )
 
+  @abc.abstractmethod
   def sample_tasks(self, key: Key, num_tasks: int) -> Task:
     """Fresh tasks, leaves [num_tasks, ...]."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def reward(self, features: Array, action: Array, task: Task) -> Array:
     """The reward [...] of features [..., F], action [..., A]."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def _task_lists(self) -> base.TaskLists:
     """Published lists by name."""
-    raise NotImplementedError
 
   def _observe(self, physics: simulators.Physics, action: Array) -> Array:
     """The observation [O] after `action` (zeros at a reset)."""
-    raise NotImplementedError
+    raise NotImplementedError(
+        f'{type(self).__name__} must define _observe, or reset and step')
 
   def _features(
       self, before: simulators.Physics, after: simulators.Physics) -> Array:
     """What the reward needs beyond the action, [F]."""
-    raise NotImplementedError
+    raise NotImplementedError(
+        f'{type(self).__name__} must define _features, or reset and step')
 
   def _start(self, key: Key) -> tuple[Array, Array]:
     """A random start, q [Q] and qd [V]."""

@@ -14,6 +14,7 @@ Task: {'velocity': []} in m/s, or {'direction': []}, 1 or -1. Features: [v_x]
 in m/s.
 """
 
+import abc
 from typing import ClassVar
 from xml.etree import ElementTree
 
@@ -103,9 +104,9 @@ class _Cheetah(brax_family.BraxFamily):
     speed = self._speed_reward(features[..., 0], task)
     return speed - self._control_weight * cost
 
+  @abc.abstractmethod
   def _speed_reward(self, velocity: Array, task: Task) -> Array:
     """What the task pays [...] for v_x [...] in m/s."""
-    raise NotImplementedError
 
   def _observe(self, physics: simulators.Physics, action: Array) -> Array:
     """[20] or [17]. The first two of q are the torso's x and height."""
