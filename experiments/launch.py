@@ -294,9 +294,16 @@ def _processor() -> str:
   return platform.processor()
 
 
-def use_compilation_cache():
-  """Keeps compiled programs on disk, so that a second start is fast."""
+def configure_jax():
+  """Settings of jax for whole runs.
+
+  Compiled programs are kept on disk, so that a second start is fast. Matrix
+  products are float32 throughout, which accelerators otherwise round to fewer
+  bits; `config.matmul_precision` lowers it in updates only.
+  """
   import jax
+
+  jax.config.update('jax_default_matmul_precision', 'float32')
 
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(
       os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
@@ -321,10 +328,10 @@ def _report(setup: Any) -> None:
 
 
 def _execute(
-    config_flag, profile, workdir, phases, seeds, checkpoint_every_s, command
+    config_flag, profile, workdir, phases, overrides, runtime, command
 ):
-  import jax
-  from offmeta import parallel
+  from offmeta import processes
+  from offmeta.training import budget
   from offmeta.training import config as configs
   from offmeta.training import loop
   from offmeta.training import phases as phases_lib
@@ -335,32 +342,30 @@ def _execute(
     raise configs.ConfigError(
         f'--phases: unknown {", ".join(unknown) or "(empty)"}; known:'
         f' {",".join(phases_lib.PHASES)}')
-  values, overrides = _load(config_flag)
-  if seeds is not None:
-    overrides['num_seeds'] = seeds
-  config = resolve(values, profile, overrides)
+  values, given = _load(config_flag)
+  config = resolve(values, profile, {**given, **overrides})
   folder = pathlib.Path(
       workdir or default_workdir(config_flag, config.family.name, profile))
   folder = folder.expanduser().absolute()
   if not any(a.startswith('--verbosity') for a in sys.argv):
     logging.set_verbosity(logging.WARNING)
-  use_compilation_cache()
+  configure_jax()
   stop = loop.StopRequest()
   stop.install()
-  setup = setups.make_setup(config, folder, stop, checkpoint_every_s)
-  folder.mkdir(parents=True, exist_ok=True)
-  describe_run(config, folder, profile, command,
-               _config_file(config_flag))
-  print(f'{config.family.name}, profile {profile}, {config.num_seeds} seeds,'
-        f' workdir {folder}', flush=True)
-  used, known = (
-      parallel.usable_devices(config.num_seeds), jax.local_device_count())
-  if used < known:
-    print(f'seeds are spread over {used} of {known} devices; a multiple of'
-          f' {known} seeds would use all of them', flush=True)
+  setup = setups.make_setup(config, folder, stop, setups.Runtime(**runtime))
+
+  def announce():
+    folder.mkdir(parents=True, exist_ok=True)
+    describe_run(config, folder, profile, command, _config_file(config_flag))
+    print(f'{config.family.name}, profile {profile}, {config.num_seeds} seeds,'
+          f' workdir {folder}\n{setup.seeds.layout.describe()}', *needs,
+          sep='\n', flush=True)
+
+  needs = budget.check(setup, phases)
+  processes.on_main(announce)
   phases_lib.run(setup, phases)
   if 'report' in phases:
-    _report(setup)
+    processes.on_main(lambda: _report(setup))
 
 
 def run(
@@ -368,15 +373,28 @@ def run(
     profile: str,
     workdir: str,
     phases: tuple[str, ...],
-    seeds: int | None,
-    checkpoint_every_s: float,
+    overrides: Mapping[str, Any],
+    runtime: Mapping[str, Any],
+    connect: Mapping[str, Any] | None,
     argv: list[str],
 ) -> int:
-  """Runs the phases; returns the exit status.
+  """Runs the phases.
 
-  0: done. 1: bad input or a failed run, with one message on stderr. 143: a
-  SIGTERM was honoured; the same command continues.
+  Args:
+    config_flag: holder of --config.
+    profile: a size.
+    workdir: '' for the default.
+    phases: which.
+    overrides: configuration keys that have flags of their own.
+    runtime: fields of `offmeta.training.setup.Runtime`.
+    connect: arguments of `processes.start`; None if this is the only process.
+    argv: the command line, for the record.
+
+  Returns:
+    The exit status. 0: done. 1: bad input or a failed run, with one message
+    on stderr. 143: a SIGTERM was honoured; the same command continues.
   """
+  from offmeta import processes
   from offmeta.data.dataset import DatasetError
   from offmeta.training.checkpointing import CheckpointError
   from offmeta.training.config import ConfigError
@@ -386,14 +404,16 @@ def run(
 
   command = 'python -m experiments.run ' + shlex.join(argv)
   try:
-    _execute(config_flag, profile, workdir, phases, seeds, checkpoint_every_s,
+    if connect is not None:
+      processes.start(**connect)
+    _execute(config_flag, profile, workdir, phases, overrides, runtime,
              command.strip())
   except Interrupted:
     print('\nstopped on request; the same command continues from here',
           file=sys.stderr)
     return 143
   except (ConfigError, PhaseError, DatasetError, CheckpointError,
-          DivergenceError, ImportError) as error:
+          DivergenceError, ImportError, processes.ProcessError) as error:
     print(f'\nerror: {error}', file=sys.stderr)
     return 1
   except OSError as error:

@@ -71,7 +71,7 @@ def run(show: Show, perform: Callable[[], Performance]) -> int:
   path = pathlib.Path(show.out).expanduser()
   try:
     animation.check(path)
-    launch.use_compilation_cache()
+    launch.configure_jax()
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures, fps = _pictures(show, perform())
     animation.save(path, pictures, fps)
@@ -130,7 +130,8 @@ def restored(show: Show, workdir: str, stage: str) -> Performance:
   file = json.loads((folder / 'run.json').read_text()).get('config_file')
   if config.family.name not in envs.FAMILIES and file:
     launch.load_config(str(launch.ROOT / file))
-  setup = setups.make_setup(config, folder, quiet=True)
+  setup = setups.make_setup(
+      config, folder, runtime=setups.Runtime(quiet=True))
   adaptation = restore.meta_test(
       setup, stage, show.seed, show.task,
       record=lambda state: {'physics': render.visible(state)})

@@ -30,7 +30,7 @@ import numpy as np
 
 from experiments import launch
 from experiments.benchmarking import machine as machines
-from offmeta import envs
+from offmeta import envs, parallel
 from offmeta.algorithms import sac
 from offmeta.results import statistics
 from offmeta.training import loop, schedule, specialists
@@ -127,7 +127,10 @@ def make_setup(
           budget(family.spec, options)),
       workdir=workdir / name, family=family, train_tasks=tasks,
       test_tasks=tasks,
-      keys=jax.vmap(lambda i: jax.random.fold_in(root, i))(index), stop=stop)
+      seeds=schedule.Seeds(
+          jax.vmap(lambda i: jax.random.fold_in(root, i))(index),
+          parallel.make_layout(number)),
+      stop=stop)
 
 
 def _summary(returns: np.ndarray) -> dict[str, Any]:
@@ -358,7 +361,7 @@ def _main():
   def main(argv):
     logging.set_verbosity(logging.WARNING)
     launch.prepare_environment(num_tasks.value)
-    launch.use_compilation_cache()
+    launch.configure_jax()
     stop = loop.StopRequest()
     stop.install()
     try:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from offmeta import rollout
+from offmeta import parallel, rollout
 from offmeta.data import sampler
 from offmeta.data.buffer import Buffer
 from offmeta.losses import latent
@@ -21,6 +21,7 @@ from offmeta.types import (
     Params,
     Policy,
     Task,
+    Transition,
 )
 
 
@@ -46,6 +47,7 @@ def meta_test(
     num_repeats: int,
     num_steps: int,
     num_prior_episodes: int,
+    axis_name: str | None = None,
 ) -> rollout.Adaptation:
   """Adaptation to each task from self-collected context.
 
@@ -58,6 +60,7 @@ def meta_test(
     num_repeats: R.
     num_steps: step budget of one repetition.
     num_prior_episodes: episodes before the first adaptation.
+    axis_name: device axis over which the tasks are shared out.
 
   Returns:
     Adaptation with leaves [M, R, ...].
@@ -68,7 +71,39 @@ def meta_test(
         family, policy, params, task, k, num_steps, num_prior_episodes)
 
   keys = _task_keys(key, _count(tasks), num_repeats)
-  return jax.vmap(jax.vmap(one, (None, 0)))(tasks, keys)
+  return parallel.shared_vmap(
+      jax.vmap(one, (None, 0)), axis_name, (0, 0))(tasks, keys)
+
+
+class OfflineContexts(NamedTuple):
+  """Contexts drawn from offline data.
+
+  Attributes:
+    context: leaves [M, R, N, ...].
+    mask: [M, R, N].
+  """
+
+  context: Transition
+  mask: Array
+
+
+def offline_contexts(
+    buffer: Buffer, task_ids: Array, key: Key, num_repeats: int, size: int
+) -> OfflineContexts:
+  """Uniform draws from the frozen offline data, one context per repetition.
+
+  Args:
+    buffer: encoder buffer.
+    task_ids: [M], rows in it.
+    key: random key.
+    num_repeats: R.
+    size: N.
+  """
+  draw = lambda key, task_id: sampler.draw_context(
+      key, buffer, task_id, size, True)
+  keys = _task_keys(key, task_ids.shape[0], num_repeats)
+  return OfflineContexts(
+      *jax.vmap(jax.vmap(draw, (0, None)))(keys, task_ids))
 
 
 def meta_test_given_context(
@@ -76,40 +111,35 @@ def meta_test_given_context(
     policy: Policy,
     params: Params,
     tasks: Task,
-    task_ids: Array,
-    buffer: Buffer,
+    contexts: OfflineContexts,
     key: Key,
-    num_repeats: int,
     num_steps: int,
-    context_size: int,
+    axis_name: str | None = None,
 ) -> Array:
-  """Returns [M, R, E] when offline data of the task are the context.
+  """Returns [M, R, E] with contexts that are handed over.
 
-  Spec smac 1.3 (a): one context of `context_size` uniform draws from the
-  frozen offline data per repetition, one latent per episode.
+  Spec smac 1.3 (a): one context per repetition, one latent per episode.
 
   Args:
     family: the environment.
     policy: `algorithm.evaluate_given_context`.
     params: of the policy.
-    tasks: leaves [M, ...], training tasks.
-    task_ids: [M], their rows in `buffer`.
-    buffer: encoder buffer.
+    tasks: leaves [M, ...].
+    contexts: of these tasks.
     key: random key.
-    num_repeats: R.
     num_steps: step budget of one repetition.
-    context_size: N.
+    axis_name: device axis over which the tasks are shared out.
   """
 
-  def one(task, task_id, k):
-    context, mask = sampler.draw_context(
-        jax.random.fold_in(k, 0), buffer, task_id, context_size, True)
+  def one(task, given, k):
     return rollout.adaptation_sequence(
-        family, policy, params, task, jax.random.fold_in(k, 1), num_steps, 0,
-        context_fn=lambda transitions, valid, key: (context, mask)).returns
+        family, policy, params, task, k, num_steps, 0,
+        context_fn=lambda transitions, valid, key: given).returns
 
-  keys = _task_keys(key, _count(tasks), num_repeats)
-  return jax.vmap(jax.vmap(one, (None, None, 0)))(tasks, task_ids, keys)
+  keys = _task_keys(key, *contexts.mask.shape[:2])
+  return parallel.shared_vmap(
+      jax.vmap(one, (None, 0, 0)), axis_name, (0, 0, 0))(
+          tasks, contexts, keys)
 
 
 class Shift(NamedTuple):
@@ -141,10 +171,8 @@ def distribution_shift(
     algorithm: Algorithm,
     params: Params,
     adaptation: rollout.Adaptation,
-    task_ids: Array,
-    buffer: Buffer,
-    key: Key,
-    context_size: int,
+    offline: OfflineContexts,
+    offline_again: OfflineContexts,
 ) -> Shift:
   """How differently the encoder reads offline and self-collected contexts.
 
@@ -152,27 +180,17 @@ def distribution_shift(
     algorithm: has a posterior.
     params: acting parameters.
     adaptation: leaves [M, R, ...] on training tasks.
-    task_ids: [M], rows in `buffer`.
-    buffer: encoder buffer; its frozen offline prefix is used.
-    key: random key.
-    context_size: N of the offline contexts.
+    offline, offline_again: two draws for the same tasks.
   """
-  num_tasks, num_repeats = adaptation.context_size.shape
+  num_tasks = adaptation.context_size.shape[0]
 
-  def offline(task_id, k):
-    context, mask = sampler.draw_context(
-        k, buffer, task_id, context_size, True)
-    return algorithm.posterior(params, context, mask)
+  def read(contexts, masks):
+    return jax.vmap(jax.vmap(
+        lambda *context: algorithm.posterior(params, *context)))(
+            contexts, masks)
 
-  def own(one):
-    return algorithm.posterior(params, one.transitions, one.valid)
-
-  def draw(stream):
-    keys = _task_keys(jax.random.fold_in(key, stream), num_tasks, num_repeats)
-    return jax.vmap(jax.vmap(offline, (None, 0)))(task_ids, keys)
-
-  off, off_again = draw(0), draw(1)
-  self_ = jax.vmap(jax.vmap(own))(adaptation)
+  off, off_again = read(*offline), read(*offline_again)
+  self_ = read(adaptation.transitions, adaptation.valid)
 
   def kl(p, q):
     return latent.kl_between(p[0], p[1] ** 2, q[0], q[1] ** 2)

@@ -1,19 +1,31 @@
-"""The only file that knows about devices: pmap, collectives, device counts.
+"""The only file that knows about devices.
 
-Algorithms learn about devices through `axis_name` alone; every collective is
-the identity when it is None.
+A `Layout` says which devices serve which seeds and tasks, and compiles
+functions of one seed for them with `jax.pmap`. Algorithms learn about devices
+through `axis_name` alone; every collective is the identity when it is None.
+
+Every process runs the same program and holds arrays of its own devices: the
+seeds that it serves, or, where a meta-batch is shared out, copies of all.
 """
 
 from collections.abc import Callable
+import dataclasses
+from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
+from offmeta import processes
 from offmeta.types import Array
 
 TASK_AXIS = 'task'
-_SEED_AXIS = 'seed'
+_SEED_AXIS, _PROCESS_AXIS, _LOCAL_AXIS = 'seed', 'process', 'local'
+
+
+# Inside a compiled program.
 
 
 def pmean(tree, axis_name: str | None):
@@ -36,72 +48,268 @@ def axis_size(axis_name: str | None) -> int:
   return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
+def _share(count: int, axis_name: str | None) -> Array:
+  """This device's positions among `count`, rounded up."""
+  each = -(-count // axis_size(axis_name))
+  return jax.lax.axis_index(axis_name) * each + jnp.arange(each)
+
+
 def local_slots(num_tasks: int, axis_name: str | None) -> Array:
   """This device's positions [num_tasks / devices] in the meta-batch."""
   if axis_name is None:
     return jnp.arange(num_tasks)
-  local = num_tasks // axis_size(axis_name)
-  return jax.lax.axis_index(axis_name) * local + jnp.arange(local)
+  if num_tasks % axis_size(axis_name):
+    raise ValueError(
+        f'a meta-batch of {num_tasks} tasks does not divide over'
+        f' {axis_size(axis_name)} devices')
+  return _share(num_tasks, axis_name)
 
 
-def usable_devices(num_tasks: int, available: int | None = None) -> int:
-  """The largest divisor of the meta-batch that is at most the device count."""
-  available = jax.local_device_count() if available is None else available
-  return max(d for d in range(1, available + 1) if num_tasks % d == 0)
+def shared_vmap(
+    fn: Callable, axis_name: str | None, in_axes: tuple[int | None, ...]
+) -> Callable:
+  """`jax.vmap(fn, in_axes)`, of which each device does its share.
 
-
-def over_tasks(fn: Callable, num_devices: int) -> Callable:
-  """Compiles `fn(*args)` for several devices that share the meta-batch.
-
-  Every argument and result is replicated and has no device axis: in jax >=
-  0.10 a pmap with axes None takes and returns plain arrays. `fn` runs under
-  the axis `TASK_AXIS` and takes its own share of the tasks by `local_slots`.
+  Every device gets all results. Where the size is no multiple of the number
+  of devices, some entries are computed twice.
 
   Args:
     fn: pure function of pytrees, positional arguments.
-    num_devices: how many.
+    axis_name: device axis.
+    in_axes: per argument 0 or None.
   """
-  # pmap wants an argument with a device axis: the number of the device.
-  sharded = jax.pmap(
-      lambda device, args: fn(*args),
-      axis_name=TASK_AXIS,
-      in_axes=(0, None),
-      out_axes=None,
-      devices=jax.local_devices()[:num_devices],
-  )
-  return lambda *args: sharded(jnp.arange(num_devices), args)
+  batched = jax.vmap(fn, in_axes)
+  if axis_name is None:
+    return batched
+
+  def call(*args):
+    mapped = [arg for arg, axis in zip(args, in_axes) if axis == 0]
+    count = jax.tree.leaves(mapped)[0].shape[0]
+    mine = _share(count, axis_name) % count
+    out = batched(*[
+        arg if axis is None else jax.tree.map(lambda x: x[mine], arg)
+        for arg, axis in zip(args, in_axes)])
+    return jax.tree.map(
+        lambda x: jax.lax.all_gather(x, axis_name, tiled=True)[:count], out)
+
+  return call
 
 
-def over_seeds(
-    fn: Callable,
+# Layouts.
+
+
+def largest_divisor(number: int, limit: int) -> int:
+  """The largest divisor of `number` that is at most `limit`."""
+  return max(d for d in range(1, limit + 1) if number % d == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Which devices serve which seeds and tasks; make one with `make_layout`.
+
+  Attributes:
+    num_seeds: S, over all processes.
+    seeds: those that this process serves.
+    devices: what one compiled program runs on; of several processes only
+      where they share the meta-batch.
+    axis_name: the axis over which the devices share the tasks; None if every
+      device has seeds of its own.
+  """
+
+  num_seeds: int
+  seeds: range
+  devices: tuple[jax.Device, ...]
+  axis_name: str | None = None
+
+  @property
+  def local_devices(self) -> list[jax.Device]:
+    """Those of this process."""
+    here = jax.process_index()
+    return [d for d in self.devices if d.process_index == here]
+
+  @property
+  def split(self) -> bool:
+    """Whether processes serve different seeds."""
+    return len(self.seeds) < self.num_seeds
+
+  def describe(self) -> str:
+    """What a user wants to know, in one line."""
+    devices = f'{len(self.devices)} of {jax.device_count()} devices'
+    if self.split:
+      devices = f'{len(self.devices)} of {jax.local_device_count()} devices'
+      devices += f' in each of {jax.process_count()} processes'
+    if self.axis_name:
+      return f'tasks shared out over {devices}'
+    return f'seeds spread over {devices}'
+
+  def compile(
+      self,
+      fn: Callable,
+      seed_axes: tuple[int | None, ...],
+      donate: tuple[int, ...] = (),
+  ) -> Callable:
+    """Compiles `fn` of one seed for all seeds of this process.
+
+    Seeds never talk to each other. Where devices share the tasks, `fn` runs
+    under `axis_name` on each of them and must return the same on all.
+
+    Args:
+      fn: pure function of pytrees without a seed axis, positional arguments.
+      seed_axes: per argument 0 (leaves [S, ...], S of this process) or None
+        (shared by all seeds).
+      donate: positions of arguments whose memory may be reused.
+
+    Returns:
+      Function of leaves [S, ...] that returns leaves [S, ...]; no leaf has a
+      device axis.
+    """
+    batched = jax.vmap(fn, in_axes=seed_axes)
+    if self.axis_name is not None:
+      return _over_tasks(
+          batched, len(seed_axes), self.devices, self.local_devices, donate)
+    if len(self.devices) == 1:
+      return jax.jit(batched, donate_argnums=donate)
+    return _over_seeds(
+        batched, len(self.seeds), seed_axes, self.devices, donate)
+
+  # Between processes.
+
+  def all_seeds(self, tree: Any) -> Any:
+    """Leaves [S, ...] of this process's seeds -> numpy, of all seeds."""
+    if not self.split:
+      return jax.device_get(tree)
+    return jax.tree.map(processes.concatenate, jax.device_get(tree))
+
+  def to_global(self, x: Array) -> Array:
+    """One array of all processes, from this process's part of it.
+
+    What has no axis is the same everywhere, all else has the seeds in front.
+    Every process keeps its part where it is, on devices of any platform.
+    """
+    if jax.process_count() == 1:
+      return x
+    place = self._everywhere(x)
+    return multihost_utils.host_local_array_to_global_array(
+        x, place.mesh, place.spec)
+
+  def to_local(self, x: Array) -> Array:
+    """The inverse of `to_global`."""
+    if jax.process_count() == 1:
+      return x
+    return multihost_utils.global_array_to_host_local_array(
+        x, x.sharding.mesh, x.sharding.spec)
+
+  def global_struct(self, x: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of `to_global(x)`, from those of x.
+
+    Without a sharding it is for the first device of each process.
+    """
+    shape = tuple(x.shape)
+    if self.split and shape:
+      shape = (shape[0] * jax.process_count(),) + shape[1:]
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=self._everywhere(x))
+
+  def _everywhere(self, x: Any) -> NamedSharding:
+    """The sharding of x here, and the same in all other processes."""
+    here = getattr(x, 'sharding', None)
+    if not isinstance(here, NamedSharding):
+      device = min(here.device_set, key=lambda d: d.id) if here else (
+          jax.local_devices()[0])
+      here = NamedSharding(
+          Mesh(np.array([device]), (_LOCAL_AXIS,)), PartitionSpec())
+    devices, spec = here.mesh.devices, tuple(here.spec)
+    platform = devices.flat[0].platform
+    local = jax.local_devices(backend=platform)
+    positions = [local.index(device) for device in devices.flat]
+    grid = []
+    for process in range(jax.process_count()):
+      known = jax.local_devices(process, platform)
+      grid.append([known[i] for i in positions])
+    if self.split and x.shape:
+      first = spec[0] if spec and spec[0] is not None else ()
+      first = first if isinstance(first, tuple) else (first,)
+      spec = ((_PROCESS_AXIS,) + first,) + spec[1:]
+    mesh = Mesh(
+        np.array(grid).reshape((-1,) + devices.shape),
+        (_PROCESS_AXIS,) + here.mesh.axis_names)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def make_layout(
     num_seeds: int,
-    seed_axes: tuple[int | None, ...],
-    donate: tuple[int, ...] = (),
-) -> Callable:
-  """Compiles `fn` of one seed for all seeds: vmap, and pmap over devices.
+    num_tasks: int = 1,
+    max_devices: int | None = None,
+    share: str = 'auto',
+) -> Layout:
+  """Spreads seeds and tasks over devices and processes.
 
-  Seeds never talk to each other, so each device takes an equal share of them.
-  On a CPU with several forced host devices this is what keeps every core
-  busy: small matrix products do not use a second one.
+  Processes take equal parts of the seeds where that comes out even; else they
+  share the meta-batch; if neither divides, all of them do the same. Within a
+  process seeds are spread over devices if several can be used so (nothing is
+  exchanged), else its devices share the meta-batch.
 
   Args:
-    fn: pure function of pytrees without a seed axis, positional arguments.
     num_seeds: S.
-    seed_axes: per argument 0 (leaves [S, ...]) or None (shared by all).
-    donate: positions of arguments whose memory may be reused.
+    num_tasks: M, what every meta-batch is a multiple of.
+    max_devices: per process; None for all.
+    share: 'seeds' or 'tasks' decides what devices share; 'auto' as above.
 
-  Returns:
-    Function of leaves [S, ...] that returns leaves [S, ...].
+  Raises:
+    ValueError: unknown `share`, or nothing to share.
   """
-  devices = usable_devices(num_seeds)
-  batched = jax.vmap(fn, in_axes=seed_axes)
-  if devices == 1:
-    return jax.jit(batched, donate_argnums=donate)
-  local = jax.local_devices()[:devices]
-  mapped = jax.pmap(batched, in_axes=seed_axes, devices=local)
+  if share not in ('auto', 'seeds', 'tasks'):
+    raise ValueError(f'share={share!r}; choose "auto", "seeds" or "tasks"')
+  local = jax.local_devices()[:max_devices]
+  number = jax.process_count()
+  seeds = range(num_seeds)
+  if number > 1 and num_seeds % number == 0 and share != 'tasks':
+    each = num_seeds // number
+    first = jax.process_index() * each
+    seeds = range(first, first + each)
+  elif number > 1 and num_tasks % number == 0 and share != 'seeds':
+    each = largest_divisor(num_tasks // number, len(local))
+    devices = [
+        d for p in range(number)
+        for d in jax.local_devices(process_index=p)[:each]]
+    return Layout(num_seeds, seeds, tuple(devices), TASK_AXIS)
+  for_seeds = largest_divisor(len(seeds), len(local))
+  for_tasks = largest_divisor(num_tasks, len(local))
+  if share == 'tasks' or (share == 'auto' and for_seeds == 1):
+    axis = TASK_AXIS if for_tasks > 1 else None
+    return Layout(num_seeds, seeds, tuple(local[:for_tasks]), axis)
+  return Layout(num_seeds, seeds, tuple(local[:for_seeds]))
+
+
+def _over_tasks(batched, num_args, devices, local_devices, donate):
+  """Every argument and result is replicated and has no device axis: in jax >=
+  0.10 a pmap with axes None takes and returns plain arrays."""
+  # pmap wants an argument with a device axis.
+  mapped = jax.pmap(
+      lambda device, *args: batched(*args),
+      axis_name=TASK_AXIS,
+      in_axes=(0,) + (None,) * num_args,
+      out_axes=None,
+      devices=devices,
+      donate_argnums=tuple(i + 1 for i in donate),
+  )
+  place = NamedSharding(
+      Mesh(np.array(local_devices), (TASK_AXIS,)), PartitionSpec())
+  numbers = np.arange(len(local_devices))
+  return lambda *args: mapped(
+      numbers, *[jax.device_put(arg, place) for arg in args])
+
+
+def _over_seeds(batched, num_seeds, seed_axes, devices, donate):
+  """Each device takes an equal share of the seeds.
+
+  On a CPU with several forced host devices this is what keeps every core
+  busy: small matrix products do not use a second one.
+  """
+  mapped = jax.pmap(batched, in_axes=seed_axes, devices=devices)
+  shape = (len(devices), num_seeds // len(devices))
 
   def split(x):
-    return x.reshape((devices, num_seeds // devices) + x.shape[1:])
+    return x.reshape(shape + x.shape[1:])
 
   def merge(x):
     return x.reshape((num_seeds,) + x.shape[2:])
@@ -113,12 +321,12 @@ def over_seeds(
 
   # Leaves stay spread over the devices between calls, and splitting them is
   # compiled with the rest: outside of jit it would copy the replay each time.
-  mesh = Mesh(local, (_SEED_AXIS,))
-  share = NamedSharding(mesh, PartitionSpec(_SEED_AXIS))
+  mesh = Mesh(np.array(devices), (_SEED_AXIS,))
+  spread = NamedSharding(mesh, PartitionSpec(_SEED_AXIS))
   places = [
-      NamedSharding(mesh, PartitionSpec()) if axis is None else share
+      NamedSharding(mesh, PartitionSpec()) if axis is None else spread
       for axis in seed_axes]
   compiled = jax.jit(
-      call, in_shardings=places, out_shardings=share, donate_argnums=donate)
+      call, in_shardings=places, out_shardings=spread, donate_argnums=donate)
   return lambda *args: compiled(
       *[jax.device_put(arg, place) for arg, place in zip(args, places)])

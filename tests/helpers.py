@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from offmeta import parallel
 from offmeta.algorithms import pearl, smac
+from offmeta.training.schedule import Seeds
 from offmeta.types import EnvSpec
 
 SPEC = EnvSpec(
@@ -32,6 +34,12 @@ PEARL = pearl.Config(
     online=pearl.OnlineConfig(
         num_updates=4, num_tasks=4, query_size=3, context_size=5,
         task_repeat=2))
+
+
+def seeds(keys, **layout):
+  """Seeds of these keys, on one device unless `layout` says otherwise."""
+  layout = layout or {'max_devices': 1}
+  return Seeds(keys, parallel.make_layout(keys.shape[0], **layout))
 
 
 def shaken(tree, seed=0, scale=0.3):

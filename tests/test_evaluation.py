@@ -86,8 +86,8 @@ def test_given_context_is_offline_data_of_the_task():
   ids = jnp.array([2, 0])
   returns = jax.jit(lambda: evaluation.meta_test_given_context(
       _FAMILY, policy._replace(adapt=adapt), (),
-      jax.tree.map(lambda x: x[ids], _TASKS), ids, _buffer(), _KEY, 2, 15,
-      6))()
+      jax.tree.map(lambda x: x[ids], _TASKS),
+      evaluation.offline_contexts(_buffer(), ids, _KEY, 2, 6), _KEY, 15))()
   jax.effects_barrier()
   np.testing.assert_array_equal(
       returns, np.array([7.5, 15.0])[:, None, None] * np.ones((2, 2, 3)))
@@ -129,7 +129,8 @@ def test_distribution_shift(offset, expected):
   own = own.at[:, :, 4:].set(1e6)  # not valid
   shift = jax.jit(lambda: evaluation.distribution_shift(
       types.SimpleNamespace(posterior=posterior), (), _adaptation(own),
-      jnp.arange(3), buffer, _KEY, 5))()
+      *[evaluation.offline_contexts(buffer, jnp.arange(3), key, 2, 5)
+        for key in jax.random.split(_KEY)]))()
   np.testing.assert_allclose(
       shift.offline_mean[..., 0], [[0, 0], [10, 10], [20, 20]])
   np.testing.assert_allclose(
@@ -158,7 +159,8 @@ def test_distribution_shift_is_kl_from_the_self_collected_posterior():
   own = 10.0 * jnp.arange(3)[:, None, None] * jnp.ones((3, 2, 6))
   shift = jax.jit(lambda: evaluation.distribution_shift(
       types.SimpleNamespace(posterior=posterior), (), _adaptation(own),
-      jnp.arange(3), buffer, _KEY, 5))()
+      *[evaluation.offline_contexts(buffer, jnp.arange(3), key, 2, 5)
+        for key in jax.random.split(_KEY)]))()
   # KL(N(0, 1/4) || N(0, 1)) = 0.5 (1/4 - 1 + ln 4) over the mean of
   # 0.5 difference^2 = 0.5 * 200 between tasks.
   expected = 0.5 * (0.25 - 1 + np.log(4)) / 100

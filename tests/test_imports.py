@@ -16,7 +16,8 @@ _FILES = sorted(_PACKAGE.rglob('*.py'))
 # a top-level module or folder.
 _ALLOWED = {
     'types': set(),
-    'parallel': {'types'},
+    'processes': {'types'},
+    'parallel': {'types', 'processes'},
     'optim': {'types'},
     'networks': {'types'},
     'losses': {'types', 'parallel'},
@@ -24,11 +25,11 @@ _ALLOWED = {
     'envs': {'types'},
     'data': {'types'},
     'rollout': {'types'},
-    'evaluation': {'types', 'rollout', 'data', 'losses'},
+    'evaluation': {'types', 'parallel', 'rollout', 'data', 'losses'},
     'results': set(),
     'testing': {'types'},
     'training': {
-        'types', 'parallel', 'algorithms', 'data', 'envs', 'evaluation',
+        'types', 'parallel', 'processes', 'algorithms', 'data', 'envs', 'evaluation',
         'results', 'rollout',
     },
     '__init__': {'types'},

@@ -1,5 +1,6 @@
 """A bandit whose reward reveals the task: SMAC must recover it."""
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,8 +40,8 @@ def _trained():
   algorithm = smac.make(_FAMILY.spec, _CONFIG)
   keys = jax.random.split(jax.random.key(1), 1)
   update = loop.make_update(
-      lambda axis: smac.make(_FAMILY.spec, _CONFIG, axis).offline[0], keys,
-      _CONFIG.offline.num_updates, shared_replay=True)
+      lambda axis: smac.make(_FAMILY.spec, _CONFIG, axis).offline[0],
+      helpers.seeds(keys), _CONFIG.offline.num_updates, shared_replay=True)
   state, _ = update(
       jax.jit(jax.vmap(algorithm.init))(keys), Replay(buffer, None))
   state = jax.tree.map(lambda x: x[0], state)

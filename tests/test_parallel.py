@@ -47,7 +47,9 @@ def _run(make, config, phase, replay, devices):
   state = state.replace(params=helpers.shaken(state.params))
   update = loop.make_update(
       lambda axis: getattr(make(helpers.SPEC, config, axis), phase)[0],
-      _KEYS, 10, shared_replay=True, max_devices=devices)
+      helpers.seeds(
+          _KEYS, num_tasks=4, share='tasks', max_devices=devices), 10,
+      shared_replay=True)
   return state, *update(state, replay)
 
 
@@ -129,14 +131,77 @@ def test_collectives_over_devices():
             jnp.float32(parallel.axis_size(parallel.TASK_AXIS)))
 
   # Slots 01 23 45 67 hold 1 2 4 8 16 32 64 128: sums 3, 12, 48, 192.
-  result = parallel.over_tasks(fn, 4)(2.0 ** jnp.arange(8))
-  np.testing.assert_array_equal(result, [63.75, 255, 192, 4])
+  layout = parallel.make_layout(1, 8, share='tasks')
+  result = layout.compile(fn, (0,))(2.0 ** jnp.arange(8)[None])
+  np.testing.assert_array_equal(np.concatenate(result), [63.75, 255, 192, 4])
 
 
-@pytest.mark.parametrize('tasks, available, expected', [
+@pytest.mark.parametrize('count', [1, 4, 6, 9])
+def test_shared_vmap(count):
+  """As vmap, whether devices divide the entries or not."""
+
+  def fn(shared, x, key):
+    return {'sum': shared + x, 'noise': jax.random.normal(key, (2,))}
+
+  def whole(shared, key):
+    x = jnp.arange(1.0, count + 1)
+    keys = jax.random.split(key, count)
+    own = parallel.shared_vmap(
+        lambda x: jax.lax.axis_index(parallel.TASK_AXIS),
+        parallel.TASK_AXIS, (0,))(x)
+    return parallel.shared_vmap(fn, parallel.TASK_AXIS, (None, 0, 0))(
+        shared, x, keys), own
+
+  keys = jax.random.split(jax.random.key(0), 2)
+  shared = jnp.array([10.0, 20.0])
+  layout = parallel.make_layout(2, 4, share='tasks')
+  assert len(layout.devices) == 4 and layout.axis_name == parallel.TASK_AXIS
+  result, own = layout.compile(whole, (0, 0))(shared, keys)
+  for s in range(2):
+    expected = jax.vmap(fn, (None, 0, 0))(
+        shared[s], jnp.arange(1.0, count + 1),
+        jax.random.split(keys[s], count))
+    helpers.assert_same(jax.tree.map(lambda x: x[s], result), expected)
+  # Every device did its share.
+  each = -(-count // 4)
+  np.testing.assert_array_equal(own[0], np.arange(count) // each)
+
+
+def test_meta_batches_divide_over_devices():
+  fn = lambda x: parallel.local_slots(6, parallel.TASK_AXIS)
+  layout = parallel.make_layout(1, 4, share='tasks')
+  with pytest.raises(ValueError, match='6 tasks does not divide over 4'):
+    layout.compile(fn, (0,))(jnp.zeros(1))
+
+
+@pytest.mark.parametrize('number, limit, expected', [
     (4, 4, 4), (4, 3, 2), (4, 8, 4), (6, 4, 3), (5, 4, 1), (16, 1, 1)])
-def test_usable_devices(tasks, available, expected):
-  assert parallel.usable_devices(tasks, available) == expected
+def test_largest_divisor(number, limit, expected):
+  assert parallel.largest_divisor(number, limit) == expected
+
+
+@pytest.mark.parametrize('seeds, tasks, options, devices, axis', [
+    (8, 4, {}, 4, None),
+    (6, 4, {}, 3, None),  # seeds first: nothing is exchanged
+    (1, 4, {}, 4, 'task'),
+    (1, 6, {}, 3, 'task'),
+    (5, 5, {}, 1, None),
+    (8, 4, {'share': 'tasks'}, 4, 'task'),
+    (1, 4, {'share': 'seeds'}, 1, None),
+    (8, 4, {'max_devices': 2}, 2, None),
+    (1, 4, {'max_devices': 1}, 1, None),
+])
+def test_layout(seeds, tasks, options, devices, axis):
+  layout = parallel.make_layout(seeds, tasks, **options)
+  assert (len(layout.devices), layout.axis_name) == (devices, axis)
+  assert layout.seeds == range(seeds) and not layout.split
+  what = 'tasks shared out' if axis else 'seeds spread'
+  assert layout.describe() == f'{what} over {devices} of 4 devices'
+
+
+def test_unknown_share():
+  with pytest.raises(ValueError, match="share='hosts'; choose"):
+    parallel.make_layout(1, 4, share='hosts')
 
 
 @pytest.mark.parametrize('seeds', [4, 3, 5])
@@ -152,6 +217,7 @@ def test_seeds_over_devices(seeds):
   axes = (0, None, 0)
   expected = jax.jit(jax.vmap(one, axes))(state, 2.0, keys)
   # The state comes last: it may be donated.
+  layout = parallel.make_layout(seeds, share='seeds')
   helpers.assert_close(
-      parallel.over_seeds(one, seeds, axes, donate=(0,))(state, 2.0, keys),
+      layout.compile(one, axes, donate=(0,))(state, 2.0, keys),
       expected, 1e-6, 1e-6)

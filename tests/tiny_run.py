@@ -86,10 +86,12 @@ def make_setup(
     workdir: str | os.PathLike[str],
     changes: Mapping = {},
     stop: loop.StopRequest | None = None,
+    runtime: Mapping = {},
 ) -> setups.Setup:
   """A quiet setup that saves a checkpoint after every chunk."""
   return setups.make_setup(
-      make_config(changes), workdir, stop, checkpoint_every_s=-1.0, quiet=True)
+      make_config(changes), workdir, stop,
+      setups.Runtime(checkpoint_every_s=-1.0, quiet=True, **runtime))
 
 
 @contextlib.contextmanager
@@ -111,26 +113,26 @@ def shared_programs() -> Iterator[None]:
       _PROGRAMS[key] = make[kind](*args, **kw)
     return _PROGRAMS[key]
 
-  def about(setup, keys):
+  def about(setup, seeds):
     family = setup.family
-    return (configs.config_hash(setup.config), keys.shape[0],
+    return (configs.config_hash(setup.config), seeds.layout, setup.runtime,
             type(family).__name__, str(vars(family).get('_value')))
 
-  def evaluator(setup, algorithm, keys):
-    return once('evaluator', about(setup, keys), setup, algorithm, keys)
+  def evaluator(setup, algorithm, seeds):
+    return once('evaluator', about(setup, seeds), setup, algorithm, seeds)
 
-  def gatherer(setup, algorithm, keys, visited, config):
-    return once('gatherer', (*about(setup, keys), config), setup, algorithm,
-                keys, visited, config)
+  def gatherer(setup, algorithm, seeds, visited, config):
+    return once('gatherer', (*about(setup, seeds), config), setup, algorithm,
+                seeds, visited, config)
 
-  def updater(make_stages, keys, chunk, shared_replay, max_devices=1):
+  def updater(make_stages, seeds, chunk, **kw):
     # The configuration is not known here; the closure holds it.
     cells = [cell.cell_contents for cell in make_stages.__closure__]
     setup = next(c for c in cells if isinstance(c, setups.Setup))
     stages = tuple(
         (s.name, s.num_steps, s.batch) for s in make_stages(None))
-    return once('updater', (*about(setup, keys), stages), make_stages, keys,
-                chunk, shared_replay=shared_replay, max_devices=max_devices)
+    return once('updater', (*about(setup, seeds), stages), make_stages, seeds,
+                chunk, **kw)
 
   with (mock.patch.object(evaluators, 'Evaluator', evaluator),
         mock.patch.object(stages, 'gatherer', gatherer),

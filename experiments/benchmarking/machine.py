@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from experiments.benchmarking.timing import rounded
+
 _PACKAGES = (
     'jax', 'jaxlib', 'brax', 'mujoco', 'mujoco-mjx', 'flax', 'optax', 'numpy')
 
@@ -28,6 +30,13 @@ def machine() -> dict[str, Any]:
       'devices': jax.local_device_count(),
       'load_average': load_average(),
   }
+
+
+def device_peak_memory_mb() -> float | None:
+  """Largest use so far of any device's memory, MiB; None on a CPU."""
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  peaks = [s['peak_bytes_in_use'] for s in stats if 'peak_bytes_in_use' in s]
+  return rounded(max(peaks) / 2**20) if peaks else None
 
 
 def _cpu_model() -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import pathlib
 
 from absl import flags
 
@@ -11,8 +12,12 @@ from experiments.benchmarking.flops import EVALUATIONS
 from offmeta import envs
 from offmeta.envs import simulator
 
-PARTS = (*sorted(EVALUATIONS), 'env', 'workdir')
+DEFAULT_PARTS = (*sorted(EVALUATIONS), 'env', 'workdir')
+NAMED_PARTS = ('scaling', 'growth', 'startup')  # run only if named
+PARTS = DEFAULT_PARTS + NAMED_PARTS
+SHARED_SEEDS = 8  # of `scaling`
 PROFILES = ('paper', 'cpu', 'smoke')
+_NUMBERS = ('seeds', 'devices', 'num_envs')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +25,17 @@ class Options:
   """What to measure, and for how long.
 
   Attributes:
-    only: parts (see PARTS); empty for all.
+    only: of PARTS; empty for DEFAULT_PARTS.
     profile: sizes of the updates, one of PROFILES.
     seeds: numbers of seeds run side by side.
     repeats: timings per figure; the median is reported.
     repeat_s: wall seconds per timing.
     chunk: updates per compiled call; 0 chooses.
+    overhead: also time updates in calls of a quarter of the length.
+    trace_dir: where to write a profiler trace of each kind of update; ''
+      for none.
+    algorithms: what `scaling` and `growth` measure.
+    devices: numbers of devices for `scaling`; 1 is always measured.
     env_families, env_backends: what `env` steps through; the backend
       'default' is the family's own.
     num_envs: numbers of environments side by side.
@@ -39,11 +49,26 @@ class Options:
   repeats: int = 5
   repeat_s: float = 2.0
   chunk: int = 0
+  overhead: bool = False
+  trace_dir: str = ''
+  algorithms: tuple[str, ...] = tuple(sorted(EVALUATIONS))
+  devices: tuple[int, ...] = (1, 2, 4, 8)
   env_families: tuple[str, ...] = tuple(sorted(envs.FAMILIES))
   env_backends: tuple[str, ...] = simulator.BACKENDS
   num_envs: tuple[int, ...] = (1, 64, 1024)
   env_steps: int = 0
   workdir: str = ''
+
+  @property
+  def parts(self) -> tuple[str, ...]:
+    """What is measured; `workdir` by default only if there is one."""
+    return self.only or tuple(
+        p for p in DEFAULT_PARTS if p != 'workdir' or self.workdir)
+
+  @property
+  def updates(self) -> list[str]:
+    """The algorithms among the parts."""
+    return [name for name in EVALUATIONS if name in self.parts]
 
 
 def _known(what: str, names: Sequence[str], known: Sequence[str]):
@@ -62,13 +87,26 @@ def validate(options: Options):
   """
   _known('only', options.only, PARTS)
   _known('profile', (options.profile,), PROFILES)
+  _known('algorithms', options.algorithms, sorted(EVALUATIONS))
   _known('env_families', options.env_families, sorted(envs.FAMILIES))
   _known('env_backends', options.env_backends,
          ('default', *simulator.BACKENDS))
-  for name in ('seeds', 'num_envs'):
+  if not options.algorithms:
+    raise BenchmarkError('--algorithms: at least one')
+  for name in _NUMBERS:
     values = getattr(options, name)
     if not values or min(values) < 1:
       raise BenchmarkError(f'--{name}: a list of numbers of at least 1')
+  if any(SHARED_SEEDS % number for number in options.devices):
+    raise BenchmarkError(
+        f'--devices: {SHARED_SEEDS} seeds are spread over them, so each'
+        f' number must divide {SHARED_SEEDS}')
+  if (options.overhead or options.trace_dir) and not options.updates:
+    raise BenchmarkError(
+        '--overhead and --trace_dir are of updates: name'
+        f' {", ".join(sorted(EVALUATIONS))} in --only')
+  if options.overhead and 0 < options.chunk < 4:
+    raise BenchmarkError('--overhead: needs a --chunk of at least 4')
   if options.repeats < 1:
     raise BenchmarkError('--repeats: must be at least 1')
   if not options.repeat_s > 0 or min(options.chunk, options.env_steps) < 0:
@@ -89,8 +127,8 @@ def define_flags() -> dict[str, flags.FlagHolder]:
       name, list(getattr(default, name)), text)
   return {
       'only': names(
-          'only', f'What to measure, of: {", ".join(PARTS)}. Default: all'
-          ' (workdir if --workdir is given).'),
+          'only', f'What to measure, of: {", ".join(PARTS)}. Default: all but'
+          f' {", ".join(NAMED_PARTS)} (workdir if --workdir is given).'),
       'profile': flags.DEFINE_string(
           'profile', default.profile,
           f'Sizes of the updates: {", ".join(PROFILES)}.'),
@@ -101,6 +139,16 @@ def define_flags() -> dict[str, flags.FlagHolder]:
           'repeat_s', None, 'Seconds per timing; default 2, 0.05 in smoke.'),
       'chunk': flags.DEFINE_integer(
           'chunk', default.chunk, 'Updates per compiled call; 0 chooses.'),
+      'overhead': flags.DEFINE_bool(
+          'overhead', default.overhead, 'Also time updates in calls of a'
+          ' quarter of the length, to see what a call costs by itself.'),
+      'trace_dir': flags.DEFINE_string(
+          'trace_dir', default.trace_dir, 'Folder for a profiler trace of one'
+          ' call of each kind of update; a small --chunk keeps it small.'),
+      'algorithms': names(
+          'algorithms', 'What scaling and growth measure.'),
+      'devices': numbers(
+          'devices', 'Numbers of devices for scaling; 1 is always measured.'),
       'env_families': names('env_families', 'Families to step.'),
       'env_backends': names(
           'env_backends', "Simulators to step; 'default' is each family's"
@@ -122,7 +170,7 @@ def from_flags(holders: Mapping[str, flags.FlagHolder]) -> Options:
     BenchmarkError: a list of numbers has something else in it.
   """
   values = {name: holder.value for name, holder in holders.items()}
-  for name in ('seeds', 'num_envs'):
+  for name in _NUMBERS:
     try:
       values[name] = tuple(int(number) for number in values[name])
     except ValueError as error:
@@ -130,6 +178,71 @@ def from_flags(holders: Mapping[str, flags.FlagHolder]) -> Options:
   if values['repeat_s'] is None:
     values['repeat_s'] = (
         0.05 if values['profile'] == 'smoke' else Options.repeat_s)
-  for name in ('only', 'env_families', 'env_backends'):
+  for name in ('only', 'algorithms', 'env_families', 'env_backends'):
     values[name] = tuple(values[name])
   return Options(**values)
+
+
+# Files.
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """What is read and written.
+
+  Attributes:
+    out: result to write, or None.
+    resume: go on with what `out` has.
+    load: result to take instead of measuring, or None.
+    compare: result to compare with, or None.
+    plot: picture to write, or None.
+  """
+
+  out: pathlib.Path | None = None
+  resume: bool = False
+  load: pathlib.Path | None = None
+  compare: pathlib.Path | None = None
+  plot: pathlib.Path | None = None
+
+
+def define_file_flags() -> dict[str, flags.FlagHolder]:
+  """Under __main__ only."""
+  path = lambda name, text: flags.DEFINE_string(name, '', text)
+  return {
+      'out': path('out', 'JSON file to write.'),
+      'resume': flags.DEFINE_bool(
+          'resume', False, 'Keep what --out has, and skip the environments'
+          ' that it has. Only on the same machine with the same versions; use'
+          ' it only if the code has not changed.'),
+      'load': path('load', 'Measure nothing; print, compare and plot this.'),
+      'compare': path(
+          'compare', 'JSON file of an earlier result to compare with.'),
+      'plot': path('plot', 'PNG file to draw scaling and growth into.'),
+  }
+
+
+def files_from_flags(
+    holders: Mapping[str, flags.FlagHolder], options: Options
+) -> Files:
+  """Files of parsed flags.
+
+  Raises:
+    BenchmarkError: flags that exclude each other, or no such folder.
+  """
+  files = Files(**{
+      name: holder.value if name == 'resume' else
+      pathlib.Path(holder.value) if holder.value else None
+      for name, holder in holders.items()})
+  if files.load and (files.out or files.resume or options.only):
+    raise BenchmarkError(
+        '--load measures nothing: no --only, --out and --resume beside it')
+  if files.resume and not files.out:
+    raise BenchmarkError('--resume needs --out')
+  for name in ('out', 'plot'):
+    path = getattr(files, name)
+    if path and not path.absolute().parent.is_dir():
+      raise BenchmarkError(f'--{name}: no folder for {path}')
+  if files.plot and not (files.load or files.resume or
+                         {'scaling', 'growth'} & set(options.parts)):
+    raise BenchmarkError('--plot: needs scaling or growth in --only')
+  return files

@@ -33,6 +33,23 @@ class CompileLog:
     return self._programs - before
 
 
+class EventCount:
+  """Counts an event of jax.monitoring from now on.
+
+  Attributes:
+    number: so far.
+  """
+
+  def __init__(self, event: str):
+    self._event = event
+    self.number = 0
+    jax.monitoring.register_event_listener(self._listen)
+
+  def _listen(self, event, **unused):
+    del unused
+    self.number += event == self._event
+
+
 def compile_seconds(call: Callable[[], Any]) -> float:
   """Wall seconds of tracing and compiling: the first call less the second."""
   begin = time.perf_counter()
@@ -49,10 +66,14 @@ class Timed:
     call: does `units` units of work and waits for the result.
     units: of work per call.
     repeat_s: wall seconds per timing.
+
+  Attributes:
+    call: as above.
+    rates: units per second of each timing so far.
   """
 
   def __init__(self, call: Callable[[], Any], units: float, repeat_s: float):
-    self._call = call
+    self.call = call
     self._units = units
     self._repeat_s = repeat_s
     self.rates: list[float] = []
@@ -62,7 +83,7 @@ class Timed:
     begin = time.perf_counter()
     calls = 0
     while not calls or time.perf_counter() - begin < self._repeat_s:
-      self._call()
+      self.call()
       calls += 1
     self.rates.append(calls * self._units / (time.perf_counter() - begin))
 

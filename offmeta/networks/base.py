@@ -1,12 +1,95 @@
 """Multilayer perceptrons, their initialisers, and ensembles."""
 
 from collections.abc import Sequence
+import functools
+import math
 
 from flax import linen as nn
 import jax
+from jax import lax
 import jax.numpy as jnp
 
-from offmeta.types import Network
+from offmeta.types import Array, Network
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _bfloat16_product(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+  """Two float32 matrices, multiplied over one axis of each -> float32.
+
+  Operands are rounded to bfloat16, sums are float32. The derivatives are
+  products of the same kind, so that backward passes of any order multiply
+  bfloat16 with bfloat16: jax's own would multiply float32 cotangents with
+  bfloat16 operands, which a GPU does in float32. Rounding counts as the
+  identity. No forward mode (jvp).
+  """
+  return lax.dot_general(
+      a.astype(jnp.bfloat16), b.astype(jnp.bfloat16),
+      (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _product_forward(a, b, axis_a, axis_b):
+  return _bfloat16_product(a, b, axis_a, axis_b), (a, b)
+
+
+def _product_backward(axis_a, axis_b, operands, g):
+  """Cotangents [like a], [like b] of the result's g [free of a, free of b].
+
+  The axis that g shares with an operand goes where that operand has it: a
+  transposed operand gets a transposed cotangent.
+  """
+  a, b = operands
+  free_a, free_b = 1 - axis_a, 1 - axis_b
+  if axis_a == 1:
+    to_a = _bfloat16_product(g, b, 1, free_b)
+  else:
+    to_a = _bfloat16_product(b, g, free_b, 1)
+  if axis_b == 0:
+    to_b = _bfloat16_product(a, g, free_a, 0)
+  else:
+    to_b = _bfloat16_product(g, a, 0, free_a)
+  return to_a, to_b
+
+
+_bfloat16_product.defvjp(_product_forward, _product_backward)
+
+
+def product(
+    x: Array, kernel: Array, dimension_numbers, precision=None
+) -> Array:
+  """`lax.dot_general` for the layers of networks: [..., I], [I, O] -> [..., O].
+
+  When traced under `jax.default_matmul_precision('bfloat16')`, operands are
+  rounded to bfloat16 and the result is float32, in derivatives too. jax's own
+  meaning of that setting depends on the device: it does nothing on a CPU. Any
+  other setting is handed on. It belongs around updates only: acting and
+  physics stay at float32.
+
+  Args:
+    x: [..., I], float32.
+    kernel: [I, O], float32.
+    dimension_numbers: as `nn.Dense` gives them: last axis of x, first of
+      kernel.
+    precision: of this product alone; anything but None outdoes the setting.
+
+  Raises:
+    ValueError: bfloat16 and other dimension numbers.
+  """
+  ambient = jax.config.jax_default_matmul_precision
+  if ambient != 'bfloat16' or precision is not None:
+    return lax.dot_general(x, kernel, dimension_numbers, precision=precision)
+  if dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())):
+    raise ValueError(
+        f'product: dimension numbers {dimension_numbers}; bfloat16 products'
+        ' are made for nn.Dense, which contracts the last axis of x with the'
+        ' first of kernel')
+  rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+  return _bfloat16_product(rows, kernel, 1, 0).reshape(
+      x.shape[:-1] + kernel.shape[1:])
+
+
+# The only linear layer: networks that make an `nn.Dense` of their own would
+# escape the setting of the precision.
+dense = functools.partial(nn.Dense, dot_general=product)
 
 
 def uniform(bound: float):
@@ -48,9 +131,9 @@ class MLP(nn.Module):
     x = jnp.concatenate(inputs, axis=-1)
     for width in self.hidden:
       bias = nn.initializers.constant(self.hidden_bias)
-      x = nn.relu(nn.Dense(width, kernel_init=rlkit_hidden, bias_init=bias)(x))
+      x = nn.relu(dense(width, kernel_init=rlkit_hidden, bias_init=bias)(x))
     outputs = tuple(
-        nn.Dense(size, kernel_init=uniform(bound), bias_init=uniform(bound))(x)
+        dense(size, kernel_init=uniform(bound), bias_init=uniform(bound))(x)
         for size, bound in self.heads
     )
     return outputs[0] if len(outputs) == 1 else outputs

@@ -4,11 +4,13 @@ A PEARL run whose replay is cut, a family's scripted policy, or a dataset that
 the user brings. Random and behaviour policies are scored on the way.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta import evaluation, parallel, rollout
+from offmeta import evaluation, processes, rollout
 from offmeta.data import buffer as buffers
 from offmeta.data import dataset as datasets
 from offmeta.data.buffer import Replay
@@ -53,10 +55,17 @@ def load_dataset(setup: Setup) -> datasets.MetaDataset:
   return data
 
 
-def behaviour_keys(seed: int):
-  """Keys [1] of the behaviour policy; apart from those of any seed."""
-  return jax.vmap(lambda k: schedule.stream(k, 'collect'))(
-      schedule.seed_keys(seed, 1))
+def behaviour_seeds(setup: Setup) -> schedule.Seeds:
+  """The behaviour policy's seed; apart from those of the run."""
+  config = setup.config.collect
+  keys = jax.vmap(lambda k: schedule.stream(k, 'collect'))(
+      schedule.seed_keys(config.seed, 1))
+  return setup.make_seeds(keys, config.behaviour.online.num_tasks)
+
+
+def trains_behaviour(config: configs.CollectConfig) -> bool:
+  """Whether the data come from a behaviour policy of our own."""
+  return not config.dataset and config.source == 'pearl'
 
 
 def collect(setup: Setup):
@@ -65,25 +74,38 @@ def collect(setup: Setup):
     return
   config = setup.config.collect
   trained = (None, None)
-  if config.dataset:
-    load_dataset(setup)  # fail here, not after minutes of training
-  elif config.source == 'script':
-    _save(setup, script_data(setup), 'script')
-  else:
+  if trains_behaviour(config):
     trained = _train_behaviour(setup)
+  elif config.dataset:
+    load_dataset(setup)  # fail here, not after minutes of training
+  else:
+    _save(setup, script_data(setup), 'script')
   _score_references(setup, *trained)
   setup.mark_done('collect')
 
 
+def dataset_sizes(setup: Setup) -> tuple[int, int]:
+  """Rows per task that the dataset has, or will have: (RL, contexts)."""
+  config = setup.config.collect
+  if config.dataset or setup.is_done('collect'):
+    data = load_dataset(setup)
+    context = data.transitions if data.context is None else data.context
+    return data.transitions.reward.shape[1], context.reward.shape[1]
+  rl = config.rl_size
+  if config.source == 'script':  # where an episode can end early, at most
+    rl = config.script_episodes * setup.family.spec.episode_length
+    return rl, rl
+  return rl, config.encoder_size or rl
+
+
 def _save(setup: Setup, data: datasets.MetaDataset, algorithm: str):
-  datasets.save(
-      dataset_path(setup), data, setup.family.spec,
-      {
-          'algorithm': algorithm,
-          'config': configs.to_dict(setup.config.collect),
-          'task_list': setup.config.family.task_list,
-      },
-      overwrite=True)
+  made_by = {
+      'algorithm': algorithm,
+      'config': configs.to_dict(setup.config.collect),
+      'task_list': setup.config.family.task_list,
+  }
+  processes.on_main(lambda: datasets.save(
+      dataset_path(setup), data, setup.family.spec, made_by, overwrite=True))
 
 
 def scripted_policy(family: EnvFamily) -> Policy:
@@ -119,7 +141,7 @@ def script_data(setup: Setup) -> datasets.MetaDataset:
         jnp.arange(setup.config.family.num_train))
     return jax.vmap(one)(setup.train_tasks, keys)
 
-  key = behaviour_keys(config.seed)[0]
+  key = behaviour_seeds(setup).keys[0]
   done = [
       jax.device_get(side_by_side(jax.random.fold_in(key, number)))
       for number in range(config.script_episodes)]
@@ -147,27 +169,24 @@ def _train_behaviour(setup: Setup):
   """PEARL, and a slice of its replay; returns (evaluator, states [1])."""
   config = setup.config.collect
   algorithm = setup.algorithm('pearl', config.behaviour)
-  keys = behaviour_keys(config.seed)
-  num_train = setup.config.family.num_train
-  visited = schedule.visits(
-      keys, config.iterations, config.gather, num_train)
+  seeds = behaviour_seeds(setup)
+  visited = _behaviour_visits(setup, seeds)
   _check_slices(setup, visited)
-  checkpointer = setup.checkpointer('collect')
-  begin = lambda: _behaviour_start(setup, algorithm, keys, visited)
-  fresh = checkpointer.latest_step() is None
-  progress = begin() if fresh else jax.eval_shape(begin)
-  updater = loop.Updater(
+  fresh = setup.checkpointer('collect', seeds).latest_step() is None
+  progress = _behaviour_start(setup, algorithm, seeds, fresh)
+  updater = stages.make_updater(
+      setup,
       lambda axis: setup.algorithm('pearl', config.behaviour, axis).online,
-      keys, setup.config.chunk, shared_replay=False,
-      max_devices=setup.config.max_devices)
-  evaluator = evaluators.Evaluator(setup, algorithm, keys)
+      seeds, setup.config.chunk, shared_replay=False)
+  evaluator = evaluators.Evaluator(setup, algorithm, seeds)
   last = config.iterations - 1
   every = max(1, config.iterations // 10)
   progress = stages.run_stage(
-      setup, 'collect', checkpointer, progress, updater,
+      setup, 'collect', progress, updater,
       show=('eval/test/self_context/final_return',),
       label='pearl', iterations=config.iterations,
-      gather=stages.gatherer(setup, algorithm, keys, visited, config.gather),
+      gather=stages.gatherer(
+          setup, algorithm, seeds, seeds.mine(visited), config.gather),
       evaluate=lambda state, replay: evaluator.curve(state, None),
       evaluate_due=lambda iteration, updates: updates == updater.total and (
           iteration % every == every - 1 or iteration == last))
@@ -201,30 +220,42 @@ def _check_slices(setup, visited):
           f' training task {held.argmin()}; ask for less, or collect more')
 
 
-def _behaviour_start(setup, algorithm, keys, visited):
-  """An untrained behaviour policy and its initial data."""
+def _behaviour_visits(setup, seeds):
+  config = setup.config.collect
+  return schedule.visits(
+      seeds.all_keys, config.iterations, config.gather,
+      setup.config.family.num_train)
+
+
+def behaviour_sizes(setup: Setup, seeds: schedule.Seeds) -> schedule.Sizes:
+  """Capacities of the behaviour policy's replay."""
+  config, spec = setup.config.collect, setup.family.spec
+  start = schedule.longest(spec, config.initial_steps)
+  return schedule.sizes(
+      spec, config.gather, _behaviour_visits(setup, seeds),
+      setup.config.family.num_train, start, start, False)
+
+
+def _behaviour_start(setup, algorithm, seeds, fresh):
+  """An untrained behaviour policy and, if fresh, its initial data."""
   config = setup.config.collect
   num_train = setup.config.family.num_train
-  size = schedule.sizes(
-      setup.family.spec, config.gather, visited, num_train,
-      schedule.longest(setup.family.spec, config.initial_steps),
-      schedule.longest(setup.family.spec, config.initial_steps), False)
+  size = behaviour_sizes(setup, seeds)
   example = gathering.example_transition(setup.family, setup.train_tasks)
-  states = stages.init_states(algorithm, keys)
+  states = stages.init_states(algorithm, seeds)
 
-  @jax.jit
-  def initial(states):
-    def one(state, key):
-      replay = Replay(
-          buffers.empty(example, num_train, size.rl),
-          buffers.empty(example, num_train, size.encoder))
-      return gathering.initial_data(
-          setup.family, algorithm, state, replay, setup.train_tasks,
-          schedule.stream(key, 'initial'), config.initial_steps,
-          config.gather)
-    return jax.vmap(one)(states, keys)
-
-  return loop.start(states, initial(states))
+  replay = stages.new_replay(setup, seeds, lambda: Replay(
+      buffers.empty(example, num_train, size.rl),
+      buffers.empty(example, num_train, size.encoder)))
+  if not fresh:
+    return loop.start(states, replay)
+  initial = dataclasses.replace(  # in every task, under the prior
+      config.gather, prior_steps=config.initial_steps, posterior_steps=0)
+  everywhere = np.broadcast_to(
+      np.arange(num_train), (seeds.keys.shape[0], num_train))
+  replay, _ = stages.make_gather(setup, algorithm, seeds, initial)(
+      states, replay, everywhere, seeds.streams('initial'))
+  return loop.start(states, replay)
 
 
 def _cut(setup: Setup, replay: Replay) -> datasets.MetaDataset:
@@ -294,15 +325,16 @@ def _score_references(setup, evaluator, state):
   config = setup.config.evaluation
   family = setup.family
   policy = rollout.uniform_policy(family.spec.action_size)
-  keys = jax.vmap(lambda k: schedule.stream(k, 'evaluation'))(setup.keys)
+  layout = setup.seeds.layout
 
   def score(key):
     done = evaluation.meta_test(
         family, policy, (), setup.test_tasks, key, config.num_repeats,
-        config.num_steps, config.num_prior_episodes)
+        config.num_steps, config.num_prior_episodes, layout.axis_name)
     return done.returns, jnp.sum(done.transitions.extras['diverged'])
 
-  returns, diverged = parallel.over_seeds(score, keys.shape[0], (0,))(keys)
+  returns, diverged = layout.all_seeds(
+      layout.compile(score, (0,))(setup.seeds.streams('evaluation')))
   arrays = {'random_test_returns': returns, 'random_diverged': diverged}
   data = load_dataset(setup)
   arrays['behaviour_data_returns'] = data.episode_return
@@ -312,4 +344,5 @@ def _score_references(setup, evaluator, state):
     scores, _ = evaluator.full(state, None)
     arrays['behaviour_test_returns'] = scores['test_self_returns']
     arrays['behaviour_diverged'] = scores['diverged']
-  write_arrays(setup.workdir / 'evaluations' / 'collect.npz', arrays)
+  processes.on_main(lambda: write_arrays(
+      setup.workdir / 'evaluations' / 'collect.npz', arrays))

@@ -113,9 +113,15 @@ class ExperimentConfig:
   online: OnlineConfig = OnlineConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
   seed: int = 0
+  first_seed: int = 0  # learners first_seed, first_seed + 1, ... of that seed
   num_seeds: int = 5
   chunk: int = 500  # updates per compiled call (metrics are their mean)
-  max_devices: int = 1  # shard the meta-batch over up to so many devices
+  matmul_precision: str = 'float32'  # of the networks in updates: PRECISIONS
+
+
+# Of matrix products: inputs with 23, 10 and 7 bits; sums, parameters and
+# statistics are float32 in all. TensorFloat-32 exists on GPUs only.
+PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
 
 
 class ConfigError(ValueError):
@@ -212,7 +218,14 @@ def validate(config: ExperimentConfig):
   Raises:
     ConfigError: names the key, the value and what would be accepted.
   """
-  _positive(config, '', ('num_seeds', 'chunk', 'max_devices'))
+  _positive(config, '', ('num_seeds', 'chunk'))
+  if config.first_seed < 0:
+    raise ConfigError(
+        f'config.first_seed: must be at least 0, not {config.first_seed}')
+  if config.matmul_precision not in PRECISIONS:
+    raise ConfigError(
+        f'config.matmul_precision: {config.matmul_precision!r}; choose one of'
+        f' {", ".join(PRECISIONS)}')
   _positive(config.family, 'family.', ('num_train', 'num_test'))
   _positive(config.evaluation, 'evaluation.', (
       'num_repeats', 'num_steps', 'context_size', 'num_train_tasks',
@@ -259,7 +272,8 @@ def validate(config: ExperimentConfig):
       smac_lib.validate(changed.smac)
     except ValueError as error:
       raise ConfigError(f'config of variant {name!r}: {error}') from error
-    for part in ('family', 'collect', 'evaluation', 'seed', 'num_seeds'):
+    for part in (
+        'family', 'collect', 'evaluation', 'seed', 'first_seed', 'num_seeds'):
       if getattr(changed, part) != getattr(config, part):
         raise ConfigError(
             f'config.online.variants.{name}: a variant changes the online'

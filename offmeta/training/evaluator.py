@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta import evaluation, parallel, rollout
+from offmeta import evaluation, rollout
 from offmeta.data.buffer import Replay
-from offmeta.training import schedule
+from offmeta.training.schedule import Seeds
 from offmeta.training.setup import Setup
-from offmeta.types import Algorithm, Array, LearnerState
+from offmeta.types import Algorithm, LearnerState
 
 
 class Evaluator:
@@ -23,18 +23,18 @@ class Evaluator:
   Args:
     setup: of the run.
     algorithm: supplies the policies; never its updates.
-    keys: [S] seed keys.
+    seeds: whose learners; results are of those of this process.
   """
 
-  def __init__(self, setup: Setup, algorithm: Algorithm, keys: Array):
+  def __init__(self, setup: Setup, algorithm: Algorithm, seeds: Seeds):
     config = setup.config.evaluation
     family = setup.family
     num_train = setup.config.family.num_train
-    num_seeds = keys.shape[0]
-    keys = jax.vmap(lambda k: schedule.stream(k, 'evaluation'))(keys)
+    axis_name = seeds.layout.axis_name
+    keys = seeds.streams('evaluation')
     self._keys = [
         jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys)
-        for i in range(3)
+        for i in range(5)
     ]
     self._setup = setup
     self._all = jnp.arange(num_train)
@@ -46,23 +46,26 @@ class Evaluator:
     def own(params, tasks, key):
       return evaluation.meta_test(
           family, algorithm.evaluate, params, tasks, key, config.num_repeats,
-          config.num_steps, config.num_prior_episodes)
+          config.num_steps, config.num_prior_episodes, axis_name)
 
-    def given(params, replay, ids, key):
-      tasks = jax.tree.map(lambda x: x[ids], setup.train_tasks)
+    def given(params, tasks, contexts, key):
       return evaluation.meta_test_given_context(
-          family, algorithm.evaluate_given_context, params, tasks, ids,
-          replay.contexts(), key, config.num_repeats, config.num_steps,
+          family, algorithm.evaluate_given_context, params, tasks, contexts,
+          key, config.num_steps, axis_name)
+
+    def shift(*args):
+      return evaluation.distribution_shift(algorithm, *args)
+
+    def draw(replay, ids, key):
+      return evaluation.offline_contexts(
+          replay.contexts(), ids, key, config.num_repeats,
           config.context_size)
 
-    def shift(params, adaptation, ids, replay, key):
-      return evaluation.distribution_shift(
-          algorithm, params, adaptation, ids, replay.contexts(), key,
-          config.context_size)
-
-    self._own = parallel.over_seeds(own, num_seeds, (0, None, 0))
-    self._given = parallel.over_seeds(given, num_seeds, (0, None, None, 0))
-    self._shift = parallel.over_seeds(shift, num_seeds, (0, 0, None, None, 0))
+    compile_ = seeds.layout.compile
+    self._own = compile_(own, (0, None, 0))
+    self._given_contexts = compile_(given, (0, None, 0, 0))
+    self._shift = compile_(shift, (0, 0, 0, 0))
+    self._draw = jax.jit(jax.vmap(draw, (None, None, 0)))
 
   def _self_collected(self, params, train_ids) -> rollout.Adaptation:
     """Adaptation of the held-out tasks, then of the given training tasks."""
@@ -70,6 +73,12 @@ class Evaluator:
         lambda test, train: jnp.concatenate([test, train[train_ids]]),
         self._setup.test_tasks, self._setup.train_tasks)
     return self._own(params, tasks, self._keys[0])
+
+  def _given(self, params, replay, train_ids):
+    """Returns [S, M, R, E] of training tasks with offline contexts."""
+    tasks = jax.tree.map(lambda x: x[train_ids], self._setup.train_tasks)
+    contexts = self._draw(replay, train_ids, self._keys[1])
+    return self._given_contexts(params, tasks, contexts, self._keys[2])
 
   def curve(self, state: LearnerState, replay: Replay | None) -> dict:
     """Metrics [S] to log during training.
@@ -87,7 +96,7 @@ class Evaluator:
     }
     if replay is not None:
       scores['train/offline_context'] = self._given(
-          params, replay, self._some, self._keys[1])
+          params, replay, self._some)
     out = {
         f'eval/{name}/final_return': np.mean(
             np.asarray(rollout.final_return(value)), axis=(1, 2))
@@ -119,9 +128,9 @@ class Evaluator:
         'diverged': _num_diverged(adaptation),
     }
     if replay is not None:
-      out['train_offline_returns'] = self._given(
-          params, replay, self._all, self._keys[1])
-      shift = self._shift(params, train, self._all, replay, self._keys[2])
+      out['train_offline_returns'] = self._given(params, replay, self._all)
+      shift = self._shift(params, train, *[
+          self._draw(replay, self._all, key) for key in self._keys[3:]])
       out.update(
           kl_offline=shift.kl_offline, kl_self=shift.kl_self,
           normalized_shift=shift.normalized_shift,

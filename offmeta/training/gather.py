@@ -1,11 +1,16 @@
-"""The data of one online iteration: act, label, store. Runs inside jit."""
+"""The data of one online iteration: act, label, store. Runs inside jit.
+
+`gather` is one compiled loop over a replay on the device. Its parts `prepare`,
+`draw`, `act`, `keep` and `finish` also serve a replay that is kept elsewhere
+(`training/streaming.py`).
+"""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from offmeta import rollout
+from offmeta import parallel, rollout
 from offmeta.data import buffer as buffers
 from offmeta.data import sampler
 from offmeta.data.buffer import Replay
@@ -35,36 +40,38 @@ def example_transition(family: EnvFamily, tasks: Task) -> Transition:
       lambda x: jnp.zeros(x.shape[1:], x.dtype), jax.eval_shape(log, tasks))
 
 
-class _Visit(NamedTuple):
+class Visit(NamedTuple):
   """K tasks that are visited side by side.
 
   Attributes:
     task_id: [K] rows of the replay.
     tasks: leaves [K, ...].
     keys: [K].
+    first: [M], rows in the tasks' context buffers before the visit.
   """
 
   task_id: Array
   tasks: Task
   keys: Key
+  first: Array
 
 
-def _store(replay, visit, data, counts, to_encoder):
-  """Appends K episodes one after the other (a task may be drawn twice)."""
+class Contexts(NamedTuple):
+  """What the episodes of one round may look at, leaves [K, ...].
 
-  def one(replay, item):
-    task_id, transitions, count = item
-    rl = buffers.append(replay.rl, task_id, transitions, count)
-    encoder = replay.encoder
-    if encoder is not None:
-      encoder = buffers.append(
-          encoder, task_id, transitions, jnp.where(to_encoder, count, 0))
-    return Replay(rl, encoder), None
+  Attributes:
+    context, mask: for the policy.
+    label_context, label_mask: offline transitions, for the labels; None with
+      true rewards.
+  """
 
-  return jax.lax.scan(one, replay, (visit.task_id, data, counts))[0]
+  context: Transition
+  mask: Array
+  label_context: Transition | None
+  label_mask: Array | None
 
 
-class _Counts(NamedTuple):
+class Counts(NamedTuple):
   """Progress of K visits.
 
   Attributes:
@@ -81,102 +88,166 @@ class _Counts(NamedTuple):
   diverged: Array
 
 
-def _episodes(
+def prepare(
+    replay: Replay, tasks: Task, task_id: Array, key: Key, config: GatherConfig
+) -> tuple[Replay, Visit, Counts]:
+  """The start of a visit to the tasks `task_id` [K] of all `tasks`."""
+  if config.clear_encoder_buffer and replay.encoder is not None:
+    encoder = jax.lax.fori_loop(
+        0, task_id.shape[0],
+        lambda i, b: buffers.clear(b, task_id[i]), replay.encoder)
+    replay = replay._replace(encoder=encoder)
+  keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(
+      jnp.arange(task_id.shape[0]))
+  visit = Visit(
+      task_id, jax.tree.map(lambda x: x[task_id], tasks), keys,
+      replay.contexts().size)
+  none, zero = jnp.zeros_like(task_id), jnp.zeros((), jnp.int32)
+  return replay, visit, Counts(none, none, zero, zero, zero)
+
+
+def unfinished(counts: Counts, config: GatherConfig) -> Array:
+  """Whether a visit has not used its quotas."""
+  return jnp.any(counts.prior < config.prior_steps) | jnp.any(
+      counts.posterior < config.posterior_steps)
+
+
+def _round_keys(visit: Visit, counts: Counts) -> Key:
+  """Keys [K, 5] of the next round: context, belief, episode, label context,
+  label."""
+  return jax.vmap(lambda key: jax.random.split(
+      jax.random.fold_in(key, counts.number), 5))(visit.keys)
+
+
+def draw(
+    replay: Replay, visit: Visit, counts: Counts, config: GatherConfig
+) -> Contexts:
+  """Contexts for the next round: `config.context_size` transitions of each
+  task's current encoder buffer, and fresh offline ones for the labels."""
+  keys = _round_keys(visit, counts)
+
+  def contexts(stream, size, offline):
+    return jax.vmap(lambda key, task_id: sampler.draw_context(
+        key, replay.contexts(), task_id, size, offline))(
+            keys[:, stream], visit.task_id)
+
+  label = (None, None)
+  if config.rewards == 'decoder':
+    label = contexts(3, config.label_context_size, True)
+  return Contexts(*contexts(0, config.context_size, False), *label)
+
+
+def act(
     family: EnvFamily,
     algorithm: Algorithm,
     state: LearnerState,
-    replay: Replay,
-    visit: _Visit,
-    prior_steps: int,
-    posterior_steps: int,
+    visit: Visit,
+    counts: Counts,
+    contexts: Contexts,
     config: GatherConfig,
-) -> tuple[Replay, _Counts]:
-  """Whole episodes in K tasks side by side until both quotas are used.
+    axis_name: str | None,
+) -> tuple[Transition, Array, Array]:
+  """A round: one whole episode in each of K tasks, labelled.
 
   First `prior_steps` under the prior, then `posterior_steps` of which the
   first episode is under the prior and each later one under the posterior of
-  `config.context_size` transitions of the task's current encoder buffer. One
-  loop serves both parts, so an episode is compiled once.
+  the task's context.
 
   Returns:
-    The replay and what was counted.
+    Transitions [K, T, ...], steps [K], blow-ups [K].
   """
   params = algorithm.actor_params(state)
   policy = algorithm.explore
+  adapt = ~jnp.any(counts.prior < config.prior_steps) & (counts.episode > 0)
   label = config.rewards == 'decoder'
 
-  def one(task_id, task, key, replay, number, adapt):
-    key = jax.random.fold_in(key, number)
-    k_context, k_adapt, k_episode, k_offline, k_label = jax.random.split(
-        key, 5)
-    context, mask = sampler.draw_context(
-        k_context, replay.contexts(), task_id, config.context_size, False)
-    belief = policy.init(params, k_adapt)
-    belief = policy.adapt(params, belief, context, mask * adapt, k_adapt)
+  def one(task, keys, contexts):
+    belief = policy.init(params, keys[1])
+    belief = policy.adapt(
+        params, belief, contexts.context, contexts.mask * adapt, keys[1])
     _, data, valid = rollout.episode(
-        family, policy, params, belief, task, k_episode, reward_free=label)
+        family, policy, params, belief, task, keys[2], reward_free=label)
     diverged = jnp.sum(data.extras['diverged']).astype(jnp.int32)
-    if label:  # by a fresh offline context of the same task
-      label_context, label_mask = sampler.draw_context(
-          k_offline, replay.contexts(), task_id, config.label_context_size,
-          True)
-      rewards = algorithm.relabel(
-          state, label_context, label_mask, data._replace(extras={}), k_label)
-      data = data._replace(reward=rewards)
-    kept = {name: data.extras[name] for name in replay.rl.data.extras}
-    data = data._replace(extras=kept)
+    if label:
+      data = data._replace(reward=algorithm.relabel(
+          state, contexts.label_context, contexts.label_mask,
+          data._replace(extras={}), keys[4]))
     return data, jnp.sum(valid).astype(jnp.int32), diverged
 
-  def round_(carry):
-    counts, replay = carry
-    exploring = jnp.any(counts.prior < prior_steps)
-    adapt = ~exploring & (counts.episode > 0)
-    data, steps, diverged = jax.vmap(one, (0, 0, 0, None, None, None))(
-        visit.task_id, visit.tasks, visit.keys, replay, counts.number, adapt)
-    prior = jnp.where(exploring & (counts.prior < prior_steps), steps, 0)
-    posterior = jnp.where(
-        ~exploring & (counts.posterior < posterior_steps), steps, 0)
-    replay = _store(
-        replay, visit, data, prior + posterior,
-        exploring | config.posterior_to_encoder)
-    counts = _Counts(
-        counts.prior + prior, counts.posterior + posterior,
-        jnp.where(exploring, 0, counts.episode + 1), counts.number + 1,
-        counts.diverged + jnp.sum(diverged))
-    return counts, replay
-
-  def unfinished(carry):
-    counts = carry[0]
-    return jnp.any(counts.prior < prior_steps) | jnp.any(
-        counts.posterior < posterior_steps)
-
-  none, zero = jnp.zeros_like(visit.task_id), jnp.zeros((), jnp.int32)
-  counts, replay = jax.lax.while_loop(
-      unfinished, round_, (_Counts(none, none, zero, zero, zero), replay))
-  return replay, counts
+  return parallel.shared_vmap(one, axis_name, (0, 0, 0))(
+      visit.tasks, _round_keys(visit, counts), contexts)
 
 
-def _make_visit(tasks, task_id, key):
-  keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(
-      jnp.arange(task_id.shape[0]))
-  return _Visit(task_id, jax.tree.map(lambda x: x[task_id], tasks), keys)
-
-
-def initial_data(
-    family: EnvFamily,
-    algorithm: Algorithm,
-    state: LearnerState,
+def keep(
     replay: Replay,
-    tasks: Task,
-    key: Key,
-    num_steps: int,
+    visit: Visit,
+    counts: Counts,
+    data: Transition,
+    steps: Array,
+    diverged: Array,
     config: GatherConfig,
-) -> Replay:
-  """`num_steps` prior steps in every training task, into both buffers."""
-  ids = jnp.arange(replay.rl.size.shape[0])
-  visit = _make_visit(tasks, ids, key)
-  return _episodes(
-      family, algorithm, state, replay, visit, num_steps, 0, config)[0]
+) -> tuple[Replay, Counts]:
+  """Stores and books what `act` returned; nothing if the visit is over."""
+  active = unfinished(counts, config)
+  exploring = jnp.any(counts.prior < config.prior_steps)
+  prior = jnp.where(
+      exploring & (counts.prior < config.prior_steps), steps, 0)
+  posterior = jnp.where(
+      ~exploring & (counts.posterior < config.posterior_steps), steps, 0)
+  replay = _append(
+      replay, visit.task_id, data, prior + posterior,
+      exploring | config.posterior_to_encoder)
+  after = Counts(
+      counts.prior + prior, counts.posterior + posterior,
+      jnp.where(exploring, 0, counts.episode + 1), counts.number + 1,
+      counts.diverged + jnp.sum(diverged))
+  return replay, jax.tree.map(
+      lambda new, old: jnp.where(active, new, old), after, counts)
+
+
+def _append(replay, task_id, data, counts, to_encoder):
+  """Appends K episodes one after the other (a task may be drawn twice)."""
+  kept = {name: data.extras[name] for name in replay.rl.data.extras}
+  data = data._replace(extras=kept)
+
+  def one(replay, item):
+    task_id, transitions, count = item
+    rl = buffers.append(replay.rl, task_id, transitions, count)
+    encoder = replay.encoder
+    if encoder is not None:
+      encoder = buffers.append(
+          encoder, task_id, transitions, jnp.where(to_encoder, count, 0))
+    return Replay(rl, encoder), None
+
+  return jax.lax.scan(one, replay, (task_id, data, counts))[0]
+
+
+def finish(
+    replay: Replay, visit: Visit, counts: Counts
+) -> tuple[Replay, Metrics]:
+  """Notes each visit's prior steps as one exploration sequence.
+
+  Visits are appended round by round, so the episodes of a task that was drawn
+  twice interleave. Its rows are split at the first visit's length: each part
+  still is that many prior steps of the task, of both visits mixed.
+  """
+  metrics = {'gather/diverged': counts.diverged.astype(jnp.float32)}
+  contexts, task_id = replay.contexts(), visit.task_id
+  if not contexts.sequence_start.shape[-1]:
+    return replay, metrics
+
+  def one(k, contexts):
+    earlier = jnp.sum(jnp.where(
+        jnp.arange(task_id.shape[0]) < k,
+        (task_id == task_id[k]) * counts.prior, 0))
+    return buffers.record_sequence(
+        contexts, task_id[k], visit.first[task_id[k]] + earlier,
+        counts.prior[k])
+
+  contexts = jax.lax.fori_loop(0, task_id.shape[0], one, contexts)
+  if replay.encoder is None:
+    return replay._replace(rl=contexts), metrics
+  return replay._replace(encoder=contexts), metrics
 
 
 def gather(
@@ -188,12 +259,14 @@ def gather(
     task_id: Array,
     key: Key,
     config: GatherConfig,
+    axis_name: str | None = None,
 ) -> tuple[Replay, Metrics]:
   """One iteration's data (specs smac 2.8 to 2.10, PEARL A1.4).
 
   The K tasks are visited side by side; a task that is drawn twice does not
   see its twin's data until the next round of episodes (the released code
-  visits them one after the other).
+  visits them one after the other). One loop serves prior and posterior
+  episodes, so an episode is compiled once.
 
   Args:
     family: the environment.
@@ -204,43 +277,20 @@ def gather(
     task_id: [K] tasks to visit.
     key: random key.
     config: how much of what.
+    axis_name: device axis over which the visits are shared out.
 
   Returns:
     The replay with the new data, and how often the simulation blew up.
   """
-  if config.clear_encoder_buffer and replay.encoder is not None:
-    encoder = jax.lax.fori_loop(
-        0, task_id.shape[0],
-        lambda i, b: buffers.clear(b, task_id[i]), replay.encoder)
-    replay = replay._replace(encoder=encoder)
-  visit = _make_visit(tasks, task_id, key)
-  first = replay.contexts().size
-  replay, counts = _episodes(
-      family, algorithm, state, replay, visit, config.prior_steps,
-      config.posterior_steps, config)
-  replay = _record(replay, task_id, first, counts.prior)
-  return replay, {'gather/diverged': counts.diverged.astype(jnp.float32)}
+  replay, visit, counts = prepare(replay, tasks, task_id, key, config)
 
+  def round_(carry):
+    replay, counts = carry
+    contexts = draw(replay, visit, counts, config)
+    return keep(replay, visit, counts, *act(
+        family, algorithm, state, visit, counts, contexts, config, axis_name),
+                config)
 
-def _record(replay, task_id, first, used):
-  """Notes each visit's prior steps as one exploration sequence.
-
-  Visits are appended round by round, so the episodes of a task that was drawn
-  twice interleave. Its rows are split at the first visit's length: each part
-  still is that many prior steps of the task, of both visits mixed.
-  """
-  contexts = replay.contexts()
-  if not contexts.sequence_start.shape[-1]:
-    return replay
-
-  def one(k, contexts):
-    start = first[task_id[k]]
-    earlier = jnp.sum(jnp.where(
-        jnp.arange(task_id.shape[0]) < k, (task_id == task_id[k]) * used, 0))
-    return buffers.record_sequence(
-        contexts, task_id[k], start + earlier, used[k])
-
-  contexts = jax.lax.fori_loop(0, task_id.shape[0], one, contexts)
-  if replay.encoder is None:
-    return replay._replace(rl=contexts)
-  return replay._replace(encoder=contexts)
+  replay, counts = jax.lax.while_loop(
+      lambda carry: unfinished(carry[1], config), round_, (replay, counts))
+  return finish(replay, visit, counts)

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from offmeta import parallel
+from offmeta import parallel, processes
 from offmeta.data import sampler
 from offmeta.data.buffer import Replay
 from offmeta.training import metrics as metrics_lib
@@ -44,7 +45,7 @@ class Progress(NamedTuple):
   """Where a phase stands; all of it is checkpointed.
 
   Attributes:
-    state: leaves [S, ...].
+    state: leaves [S, ...], S of this process.
     replay: leaves [S, ...]; None when the data never change.
     iteration: [] int32, completed iterations.
     updates: [] int32, updates done in the current iteration. Its data have
@@ -65,10 +66,10 @@ def start(state: LearnerState, replay: Replay | None) -> Progress:
 
 def make_update(
     make_stage: Callable[[str | None], Stage],
-    keys: Array,
+    seeds: schedule.Seeds,
     num_updates: int,
     shared_replay: bool,
-    max_devices: int = 1,
+    matmul_precision: str = 'float32',
 ) -> Callable:
   """Compiles `num_updates` updates of a stage for all seeds.
 
@@ -77,36 +78,32 @@ def make_update(
 
   Args:
     make_stage: axis_name -> Stage.
-    keys: [S] batch streams.
+    seeds: whose; their layout shares out seeds or the meta-batch.
     num_updates: length of the scan.
     shared_replay: the replay has no seed axis.
-    max_devices: shard the meta-batch over up to so many devices.
+    matmul_precision: of the networks in the updates
+      (`networks.base.product`); acting is not touched by it.
 
   Returns:
     (state [S], replay) -> (state [S], metrics [S], means over the updates).
   """
-  num_tasks = make_stage(None).batch.num_tasks
-  devices = parallel.usable_devices(
-      num_tasks, min(max_devices, jax.local_device_count()))
-  axis_name = None if devices == 1 else parallel.TASK_AXIS
+  axis_name = seeds.layout.axis_name
   stage = make_stage(axis_name)
 
   def one_seed(state, replay, key):
-    slots = parallel.local_slots(num_tasks, axis_name)
+    slots = parallel.local_slots(stage.batch.num_tasks, axis_name)
 
     def body(state, _):
       batch = sampler.sample_batch(key, state.step, slots, stage.batch, replay)
-      return stage.update(state, batch)
+      with jax.default_matmul_precision(matmul_precision):
+        return stage.update(state, batch)
 
     state, metrics = jax.lax.scan(body, state, None, length=num_updates)
     return state, jax.tree.map(jnp.mean, metrics)
 
-  axes = (0, None if shared_replay else 0, 0)
-  if devices == 1:
-    compiled = parallel.over_seeds(
-        one_seed, keys.shape[0], axes, donate=(0,))
-  else:
-    compiled = parallel.over_tasks(jax.vmap(one_seed, axes), devices)
+  compiled = seeds.layout.compile(
+      one_seed, (0, None if shared_replay else 0, 0), donate=(0,))
+  keys = seeds.streams('batches')
   return lambda state, replay: compiled(state, replay, keys)
 
 
@@ -115,26 +112,27 @@ class Updater:
 
   Args:
     make_stages: axis_name -> stages, run one after the other.
-    keys: [S] seed keys.
+    seeds, shared_replay, matmul_precision: see `make_update`.
     chunk: updates per compiled call.
-    shared_replay: the replay has no seed axis.
-    max_devices: see `make_update`.
+    make_update: `make_update`, or another for a replay that is kept elsewhere.
   """
 
   def __init__(
       self,
       make_stages: Callable[[str | None], Sequence[Stage]],
-      keys: Array,
+      seeds: schedule.Seeds,
       chunk: int,
       shared_replay: bool,
-      max_devices: int = 1,
+      matmul_precision: str = 'float32',
+      make_update: Callable = make_update,
   ):
     self._make_stages = make_stages
     self._stages = tuple(make_stages(None))
-    self._keys = jax.vmap(lambda k: schedule.stream(k, 'batches'))(keys)
+    self.seeds = seeds
     self._chunk = chunk
     self._shared = shared_replay
-    self._max_devices = max_devices
+    self._precision = matmul_precision
+    self._make_update = make_update
     self._compiled: dict[tuple[int, int], Callable] = {}
     self.total = sum(stage.num_steps for stage in self._stages)
 
@@ -153,9 +151,9 @@ class Updater:
       first += stage.num_steps
     count = min(self._chunk, first + stage.num_steps - done)
     if (index, count) not in self._compiled:
-      self._compiled[index, count] = make_update(
-          lambda axis: self._make_stages(axis)[index], self._keys, count,
-          self._shared, self._max_devices)
+      self._compiled[index, count] = self._make_update(
+          lambda axis: self._make_stages(axis)[index], self.seeds, count,
+          self._shared, self._precision)
     state, metrics = self._compiled[index, count](state, replay)
     return state, count, stage.name, metrics
 
@@ -199,6 +197,7 @@ def run(
     Interrupted: a stop was requested; the progress has been saved.
     DivergenceError: a metric is not finite; nothing was saved after it.
   """
+  layout = updater.seeds.layout
   state, data = progress.state, progress.replay
   iteration, updates = int(progress.iteration), int(progress.updates)
   saved_at, cost = time.monotonic(), 0.0
@@ -222,14 +221,16 @@ def run(
     if updates == updater.total:
       iteration, updates = iteration + 1, 0
     step = done * updater.total + at
-    values = jax.device_get(values)
+    values = layout.all_seeds(values)
     metrics_lib.assert_finite(values, label, step=step)
     if evaluate is not None and evaluate_due(done, at):
-      values.update(evaluate(state, current))
-    writer.write(step, values, iteration=iteration, env_steps=_new(current))
-    stopping = stop is not None and stop.requested
+      values.update(layout.all_seeds(evaluate(state, current)))
+    new = 0 if data is None else int(np.mean(layout.all_seeds(_new(data))))
+    writer.write(step, values, iteration=iteration, env_steps=new)
     # At most a twentieth of the time goes into checkpoints.
-    due = time.monotonic() - saved_at > max(checkpoint_every_s, 20 * cost)
+    waited = time.monotonic() - saved_at > max(checkpoint_every_s, 20 * cost)
+    stopping, due = processes.any_process(
+        [stop is not None and stop.requested, waited])
     if stopping or due:
       begin = time.monotonic()
       save()
@@ -240,7 +241,6 @@ def run(
   return save()
 
 
-def _new(replay: Any) -> int:
-  """Environment steps since the start, mean over seeds."""
-  new = replay.rl.size - replay.rl.offline_size
-  return int(jnp.mean(jnp.sum(new, axis=-1)))
+def _new(replay: Any) -> Array:
+  """Environment steps [S] since the start."""
+  return jnp.sum(replay.rl.size - replay.rl.offline_size, axis=-1)

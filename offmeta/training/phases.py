@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from offmeta import processes
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.training import collect as collecting
 from offmeta.training import config as configs
 from offmeta.training import evaluator as evaluators
-from offmeta.training import loop, schedule
+from offmeta.training import loop, schedule, streaming
 from offmeta.training import stage as stages
 from offmeta.training.setup import Setup, write_arrays
 from offmeta.types import Task
@@ -44,7 +45,9 @@ def offline_replay(
 
   def build(transitions, size, capacity):
     bare = transitions._replace(extras={})
-    bare = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), bare)
+    bare = jax.tree.map(lambda x: x.astype(np.float32), bare)
+    if setup.runtime.replay == 'host':
+      bare, size = streaming.to_host((bare, size))
     return buffers.make(
         bare, size, capacity or bare.reward.shape[1],
         sizes.sequences if sizes else 0)
@@ -62,7 +65,7 @@ def offline_replay(
 def make_evaluator(setup: Setup) -> evaluators.Evaluator:
   """Compiled evaluations for all phases after `collect`."""
   algorithm = setup.algorithm('smac', setup.config.smac)
-  return evaluators.Evaluator(setup, algorithm, setup.keys)
+  return evaluators.Evaluator(setup, algorithm, setup.seeds)
 
 
 def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
@@ -76,16 +79,15 @@ def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
     return
   config = setup.config
   algorithm = setup.algorithm('smac', config.smac)
-  replay = jax.device_put(offline_replay(setup))
-  progress = loop.start(stages.init_states(algorithm, setup.keys), None)
-  updater = loop.Updater(
-      lambda axis: setup.algorithm('smac', config.smac, axis).offline,
-      setup.keys, config.chunk, shared_replay=True,
-      max_devices=config.max_devices)
+  replay = offline_replay(setup)
+  progress = loop.start(stages.init_states(algorithm, setup.seeds), None)
+  updater = stages.make_updater(
+      setup, lambda axis: setup.algorithm('smac', config.smac, axis).offline,
+      setup.seeds, config.chunk, shared_replay=True)
   evaluator = evaluator or make_evaluator(setup)
   every = config.evaluation.every_updates
   stages.run_stage(
-      setup, 'offline', setup.checkpointer('offline'), progress, updater,
+      setup, 'offline', progress, updater,
       show=('eval/test/self_context/final_return',
             'eval/train/offline_context/final_return'),
       label='smac', iterations=1, replay=replay, evaluate=evaluator.curve,
@@ -97,25 +99,22 @@ def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
 # Online.
 
 
-def _online_start(setup, config, algorithm, visited):
+def _online_start(setup, config, algorithm):
   """States and replays [S, ...] at the phase switch."""
-  states = stages.final_states(setup, 'offline', algorithm, setup.keys)
+  states = stages.final_states(setup, 'offline', algorithm, setup.seeds)
   data = collecting.load_dataset(setup)
   shared = config.online.share_encoder_buffer
   if shared and data.context is not None:
     raise configs.ConfigError(
         'config.online.share_encoder_buffer: the dataset has encoder data of'
         ' its own; set it to False, or config.collect.encoder_size to 0')
-  context = data.transitions if data.context is None else data.context
-  sizes = schedule.sizes(
-      setup.family.spec, config.online.gather, visited,
-      config.family.num_train, data.transitions.reward.shape[1],
-      context.reward.shape[1], shared)
+  sizes = schedule.online_sizes(
+      setup.family.spec, config, setup.seeds, *collecting.dataset_sizes(setup))
   replay = offline_replay(setup, sizes, shared)
-  replays = jax.tree.map(
-      lambda x: jnp.repeat(jnp.asarray(x)[None], config.num_seeds, 0), replay)
-  states = jax.jit(jax.vmap(algorithm.begin_online))(states)
-  return loop.start(states, replays)
+  replays = stages.new_replay(
+      setup, setup.seeds, lambda replay: replay, replay)
+  begin = setup.seeds.layout.compile(algorithm.begin_online, (0,))
+  return loop.start(begin(states), replays)
 
 
 def online(setup: Setup, name: str, evaluator: evaluators.Evaluator | None = None):
@@ -134,25 +133,23 @@ def online(setup: Setup, name: str, evaluator: evaluators.Evaluator | None = Non
     return
   config = configs.variant(setup.config, name)
   algorithm = setup.algorithm('smac', config.smac)
-  visited = schedule.visits(
-      setup.keys, config.online.iterations, config.online.gather,
-      config.family.num_train)
-  progress = _online_start(setup, config, algorithm, visited)
-  updater = loop.Updater(
-      lambda axis: setup.algorithm('smac', config.smac, axis).online,
-      setup.keys, config.chunk, shared_replay=False,
-      max_devices=config.max_devices)
+  visited = schedule.online_visits(config, setup.seeds)
+  progress = _online_start(setup, config, algorithm)
+  updater = stages.make_updater(
+      setup, lambda axis: setup.algorithm('smac', config.smac, axis).online,
+      setup.seeds, config.chunk, shared_replay=False)
   evaluator = evaluator or make_evaluator(setup)
   offline_data = offline_replay(setup)
   every = config.evaluation.every_iterations
   last = config.online.iterations - 1
   stages.run_stage(
-      setup, stage, setup.checkpointer(stage), progress, updater,
+      setup, stage, progress, updater,
       show=('eval/test/self_context/final_return',
             'eval/train/offline_context/final_return'),
       label='smac', iterations=config.online.iterations,
       gather=stages.gatherer(
-          setup, algorithm, setup.keys, visited, config.online.gather),
+          setup, algorithm, setup.seeds, setup.seeds.mine(visited),
+          config.online.gather),
       evaluate=lambda state, replay: evaluator.curve(state, offline_data),
       evaluate_due=lambda iteration, updates: updates == updater.total and (
           iteration % every == every - 1 or iteration == last))
@@ -170,18 +167,20 @@ def test(setup: Setup, evaluator: evaluators.Evaluator | None = None):
   replay = offline_replay(setup)
   for stage in ('offline', *(f'online/{n}' for n in config.online.variants)):
     if stage == 'offline' or setup.is_done(stage):
-      states = stages.final_states(setup, stage, algorithm, setup.keys)
+      states = stages.final_states(setup, stage, algorithm, setup.seeds)
       _score(setup, evaluator, stage.replace('/', '-'), states, replay)
 
 
 def _score(setup, evaluator, point, states, replay):
   arrays, adaptation = evaluator.full(states, replay)
+  arrays = setup.seeds.layout.all_seeds(arrays)
   color = task_color(setup.train_tasks)
   if color is not None:
     arrays['train_task_color'] = color
   if setup.family.spec.name.endswith('point_robot'):
     arrays.update(_point_robot_paths(setup, adaptation))
-  write_arrays(setup.workdir / 'evaluations' / f'{point}.npz', arrays)
+  processes.on_main(lambda: write_arrays(
+      setup.workdir / 'evaluations' / f'{point}.npz', arrays))
 
 
 def task_color(tasks: Task) -> np.ndarray | None:
@@ -240,5 +239,5 @@ def run(setup: Setup, phases: tuple[str, ...]):
 
 def _honour_stop(setup: Setup):
   """Stops between two stages; within one the loop does."""
-  if setup.stop.requested:
+  if processes.any_process([setup.stop.requested])[0]:
     raise loop.Interrupted

@@ -8,7 +8,6 @@ import jax
 from offmeta import rollout
 from offmeta.training import collect as collecting
 from offmeta.training import config as configs
-from offmeta.training import schedule
 from offmeta.training import stage as stages
 from offmeta.training.setup import Setup
 from offmeta.types import Key, Params, Policy, Task
@@ -90,19 +89,19 @@ def _policy(
     raise configs.ConfigError(
         f'stage {stage!r}; known: {", ".join((*known, "collect"))}')
   if stage == 'collect':
-    keys = collecting.behaviour_keys(config.collect.seed)
+    seeds = collecting.behaviour_seeds(setup)
     if config.collect.dataset:
       raise configs.ConfigError(
           "stage 'collect': the dataset was brought along,"
           f' {config.collect.dataset}; this run has no behaviour policy')
     algorithm = setup.algorithm('pearl', config.collect.behaviour)
   else:
-    keys = setup.keys
+    seeds = setup.seeds
     algorithm = setup.algorithm('smac', config.smac)
-  check_index('seed', seed, keys.shape[0])
-  key = schedule.stream(keys[seed], 'evaluation')
+  check_index('seed', seed, seeds.layout.num_seeds)
+  key = seeds.streams('evaluation')[seed]
   if stage == 'collect' and config.collect.source == 'script':
     return collecting.scripted_policy(setup.family), task, key
-  states = stages.final_states(setup, stage, algorithm, keys)
+  states = stages.final_states(setup, stage, algorithm, seeds)
   params = algorithm.actor_params(jax.tree.map(lambda x: x[seed], states))
   return algorithm.evaluate, params, key

@@ -10,7 +10,8 @@ import zlib
 import jax
 import numpy as np
 
-from offmeta.training.config import GatherConfig
+from offmeta.parallel import Layout
+from offmeta.training.config import ExperimentConfig, GatherConfig
 from offmeta.types import Array, EnvSpec, Key
 
 
@@ -19,11 +20,37 @@ def stream(key: Key, name: str) -> Key:
   return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
 
 
-def seed_keys(seed: int, num_seeds: int) -> Key:
-  """Keys [S]; seed s does not depend on how many there are."""
+def seed_keys(seed: int, num_seeds: int, first: int = 0) -> Key:
+  """Keys [S] of seeds first, first + 1, ...; none depends on the others."""
   root = jax.random.key(seed)
   return jax.vmap(lambda s: jax.random.fold_in(root, s))(
-      np.arange(num_seeds))
+      np.arange(first, first + num_seeds))
+
+
+class Seeds(NamedTuple):
+  """Learners that are trained side by side, and what serves them.
+
+  Attributes:
+    all_keys: one per seed, those of other processes included.
+    layout: over devices and processes; of as many seeds.
+  """
+
+  all_keys: Key
+  layout: Layout
+
+  @property
+  def keys(self) -> Key:
+    """Keys [S] of the seeds that this process serves."""
+    return self.mine(self.all_keys)
+
+  def mine(self, values: Array) -> Array:
+    """The part for this process's seeds of values of all seeds."""
+    own = self.layout.seeds
+    return values[own.start:own.stop]
+
+  def streams(self, name: str) -> Key:
+    """The random streams [S] of that name."""
+    return jax.vmap(lambda k: stream(k, name))(self.keys)
 
 
 def visits(
@@ -97,3 +124,28 @@ def sizes(
   else:
     encoder = start_encoder + most * per_visit + margin
   return Sizes(rl, rl if shared else encoder, max(most, 1))
+
+
+def online_visits(config: ExperimentConfig, seeds: Seeds) -> Array:
+  """Task numbers [S, iterations, K] of the online phase, of all seeds."""
+  return visits(
+      seeds.all_keys, config.online.iterations, config.online.gather,
+      config.family.num_train)
+
+
+def online_sizes(
+    spec: EnvSpec, config: ExperimentConfig, seeds: Seeds, start_rl: int,
+    start_encoder: int,
+) -> Sizes:
+  """Capacities of the online phase, the same in all processes.
+
+  Args:
+    spec: of the family.
+    config: of the variant.
+    seeds: of the run.
+    start_rl, start_encoder: rows of the dataset.
+  """
+  return sizes(
+      spec, config.online.gather, online_visits(config, seeds),
+      config.family.num_train, start_rl, start_encoder,
+      config.online.share_encoder_buffer)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import time
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta import envs
+from offmeta import envs, parallel, processes
 from offmeta.algorithms import ALGORITHMS
 from offmeta.training import metrics as metrics_lib
 from offmeta.training import schedule
@@ -21,9 +22,30 @@ from offmeta.training.config import (
     ConfigError,
     ExperimentConfig,
     config_hash,
+    variant,
 )
 from offmeta.training.loop import StopRequest
 from offmeta.types import Algorithm, EnvFamily, Key, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+  """How a run is carried out; none of it changes the numbers.
+
+  Attributes:
+    checkpoint_every_s: wall time between checkpoints.
+    quiet: no progress on the console.
+    max_devices: per process; None for all.
+    share: what devices share, see `parallel.make_layout`.
+    replay: 'device', or 'host' to keep it in the host's memory and stream
+      batches (`training/streaming.py`).
+  """
+
+  checkpoint_every_s: float = 60.0
+  quiet: bool = False
+  max_devices: int | None = None
+  share: str = 'auto'
+  replay: str = 'device'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +57,9 @@ class Setup:
     workdir: where every phase reads and writes.
     family: the environment.
     train_tasks, test_tasks: leaves [M, ...].
-    keys: [S] one per seed.
+    seeds: the run's learners.
     stop: asks phases to save and stop.
-    checkpoint_every_s: wall time between checkpoints.
-    quiet: no progress on the console.
+    runtime: how it is carried out.
   """
 
   config: ExperimentConfig
@@ -46,10 +67,9 @@ class Setup:
   family: EnvFamily
   train_tasks: Task
   test_tasks: Task
-  keys: Key
+  seeds: schedule.Seeds
   stop: StopRequest
-  checkpoint_every_s: float = 60.0
-  quiet: bool = False
+  runtime: Runtime = Runtime()
 
   def algorithm(
       self, name: str, config: Any, axis_name: str | None = None
@@ -57,42 +77,59 @@ class Setup:
     """An algorithm of the registry for this family."""
     return ALGORITHMS[name][1](self.family.spec, config, axis_name)
 
+  def make_seeds(self, keys: Key, num_tasks: int) -> schedule.Seeds:
+    """Other learners than the run's, with meta-batches of `num_tasks`."""
+    return schedule.Seeds(keys, parallel.make_layout(
+        keys.shape[0], num_tasks, self.runtime.max_devices,
+        self.runtime.share))
+
   def checkpointer(
-      self, stage: str, kind: str = 'checkpoints'
+      self, stage: str, seeds: schedule.Seeds, kind: str = 'checkpoints'
   ) -> Checkpointer:
     """Of one stage, e.g. 'offline' or 'online/smac'.
 
     Args:
       stage: folder under the workdir.
+      seeds: whose learners.
       kind: 'checkpoints' (to resume from) or 'final' (learner states only).
     """
     return Checkpointer(
-        self.workdir / stage / kind, config_hash(self.config))
+        self.workdir / stage / kind, config_hash(self.config),
+        layout=seeds.layout)
 
   def writer(
       self, stage: str, total: int, show: tuple[str, ...] = ()
   ) -> metrics_lib.MultiWriter:
-    """JSONL, TensorBoard and console writers of one stage."""
+    """JSONL, TensorBoard and console writers of one stage.
+
+    Only the main process writes anything.
+    """
+    if not processes.is_main():
+      return metrics_lib.MultiWriter([])
     folder = self.workdir / stage
     writers = [
         metrics_lib.JsonlWriter(folder / 'metrics.jsonl'),
         metrics_lib.TensorBoardWriter(folder / 'tensorboard'),
     ]
-    if not self.quiet:
+    if not self.runtime.quiet:
       writers.append(
           metrics_lib.ConsoleWriter(total, stage, show=show))
     return metrics_lib.MultiWriter(writers)
 
   def is_done(self, stage: str) -> bool:
     """Whether a stage has been finished in this workdir."""
-    return (self.workdir / stage / 'done.json').exists()
+    path = self.workdir / stage / 'done.json'
+    return processes.on_main(path.exists)
 
   def mark_done(self, stage: str):
     """Notes that a stage is finished."""
-    write_json(self.workdir / stage / 'done.json', {'stage': stage})
+    processes.on_main(lambda: write_json(
+        self.workdir / stage / 'done.json', {'stage': stage}))
 
   def add_time(self, stage: str, seconds: float):
     """Adds to the wall time of a stage (it may run in several slices)."""
+    if not processes.is_main():
+      return
     path = self.workdir / 'timing.json'
     timing = json.loads(path.read_text()) if path.exists() else {}
     timing[stage] = round(timing.get(stage, 0.0) + seconds, 3)
@@ -163,10 +200,9 @@ def make_setup(
     config: ExperimentConfig,
     workdir: str | os.PathLike[str],
     stop: StopRequest | None = None,
-    checkpoint_every_s: float = 60.0,
-    quiet: bool = False,
+    runtime: Runtime = Runtime(),
 ) -> Setup:
-  """Builds the family and its tasks.
+  """Builds the family, its tasks, and the layout of the learners.
 
   Raises:
     ConfigError: an unknown family, option or task list.
@@ -178,14 +214,20 @@ def make_setup(
   train, test = make_tasks(
       family, config.family.task_list, config.family.num_train,
       config.family.num_test)
+  keys = schedule.seed_keys(config.seed, config.num_seeds, config.first_seed)
+  meta_batches = [config.smac.offline.num_tasks] + [
+      variant(config, name).smac.online.num_tasks
+      for name in config.online.variants]
+  layout = parallel.make_layout(
+      config.num_seeds, math.gcd(*meta_batches), runtime.max_devices,
+      runtime.share)
   return Setup(
       config=config,
       workdir=pathlib.Path(workdir).absolute(),
       family=family,
       train_tasks=train,
       test_tasks=test,
-      keys=schedule.seed_keys(config.seed, config.num_seeds),
+      seeds=schedule.Seeds(keys, layout),
       stop=stop or StopRequest(),
-      checkpoint_every_s=checkpoint_every_s,
-      quiet=quiet,
+      runtime=runtime,
   )

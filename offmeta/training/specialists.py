@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta import parallel, rollout
+from offmeta import rollout
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.results import records
@@ -55,15 +55,11 @@ def or_uniform(policy: Policy, action_size: int) -> Policy:
   )
 
 
-def _keys(setup: Setup, name: str) -> Array:
-  return jax.vmap(lambda k: schedule.stream(k, name))(setup.keys)
-
-
 class Evaluator:
   """Scores the learners on their own tasks; compiled once.
 
   Args:
-    setup: `train_tasks` leaves [M, ...] and `keys` [M].
+    setup: `train_tasks` leaves [M, ...] and as many seeds, in one process.
     config: which SAC, and how many episodes (R).
   """
 
@@ -86,8 +82,8 @@ class Evaluator:
       return returns, jnp.sum(diverged)
 
     self._setup = setup
-    self._keys = _keys(setup, 'evaluation')
-    self._score = parallel.over_seeds(one, self._keys.shape[0], (0, 0, 0, 0))
+    self._keys = setup.seeds.streams('evaluation')
+    self._score = setup.seeds.layout.compile(one, (0, 0, 0, 0))
 
   def score(
       self, state: LearnerState, number: int = 0, uniform: bool = False
@@ -155,7 +151,7 @@ def _gatherer(setup: Setup, config: SpecialistsConfig, initial: int):
   quota = GatherConfig(
       tasks_per_iteration=1, prior_steps=config.steps_per_iteration,
       posterior_steps=0, context_size=1, rewards='true')
-  keys = _keys(setup, 'gather')
+  keys = setup.seeds.streams('gather')
 
   def one(state, replay, task, key):
     tasks = jax.tree.map(lambda x: x[None], task)
@@ -163,8 +159,7 @@ def _gatherer(setup: Setup, config: SpecialistsConfig, initial: int):
         setup.family, algorithm, state, replay, tasks,
         jnp.zeros((1,), jnp.int32), key, quota)
 
-  compiled = parallel.over_seeds(
-      one, keys.shape[0], (0, 0, 0, 0), donate=(1,))
+  compiled = setup.seeds.layout.compile(one, (0, 0, 0, 0), donate=(1,))
   fold = jax.jit(lambda number: jax.vmap(
       lambda k: jax.random.fold_in(k, number))(keys))
 
@@ -191,10 +186,10 @@ def _start(setup: Setup, config: SpecialistsConfig, algorithm: Algorithm):
       (plan.initial + plan.iterations - 1) * per_round + spec.episode_length)
   example = gathering.example_transition(setup.family, setup.train_tasks)
   empty = Replay(buffers.empty(example, 1, capacity), None)
-  num_tasks = setup.keys.shape[0]
+  num_tasks = setup.seeds.layout.num_seeds
   replay = jax.tree.map(
       lambda x: jnp.zeros((num_tasks, *x.shape), x.dtype), empty)
-  return loop.start(stages.init_states(algorithm, setup.keys), replay)
+  return loop.start(stages.init_states(algorithm, setup.seeds), replay)
 
 
 def train(
@@ -209,8 +204,8 @@ def train(
   learner may use more than `env_steps`; the sizes of the replays tell.
 
   Args:
-    setup: `train_tasks` leaves [M, ...] and `keys` [M], one per task. Its
-      `config` names what the checkpoints belong to.
+    setup: `train_tasks` leaves [M, ...] and as many seeds, one per task, in
+      one process. Its `config` names what the checkpoints belong to.
     config: budget and SAC.
     evaluator: of the same setup and config.
     stage: folder under the workdir.
@@ -226,12 +221,12 @@ def train(
   algorithm = setup.algorithm('sac', config.sac)
   updater = loop.Updater(
       lambda axis: setup.algorithm('sac', config.sac, axis).online,
-      setup.keys, config.sac.num_updates, shared_replay=False)
+      setup.seeds, config.sac.num_updates, shared_replay=False)
   last = plan.iterations - 1
   every = max(1, plan.iterations // config.num_evaluations)
   return stages.run_stage(
-      setup, stage, setup.checkpointer(stage),
-      _start(setup, config, algorithm), updater, show=('eval/return',),
+      setup, stage, _start(setup, config, algorithm), updater,
+      show=('eval/return',),
       label='sac', iterations=plan.iterations,
       gather=_gatherer(setup, config, plan.initial),
       evaluate=evaluator.curve,

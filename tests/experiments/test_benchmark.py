@@ -19,10 +19,11 @@ from experiments import benchmark
 from experiments.benchmarking import (
     agreement,
     BenchmarkError,
+    cases,
     environments,
     episodes,
     options,
-    updates,
+    results,
     workdir,
 )
 from experiments.benchmarking.flops import Evaluation
@@ -99,7 +100,7 @@ def xla_gflop(case):
   algorithm, stage = case.make(), case.get_stage()
   key = jax.random.key(0)
   state = jax.eval_shape(algorithm.init, key)
-  replay = jax.eval_shape(lambda: updates.synthetic_replay(case))
+  replay = jax.eval_shape(lambda: cases.synthetic_replay(case))
 
   def one(state, replay, key):
     slots = jnp.arange(stage.batch.num_tasks)
@@ -111,7 +112,7 @@ def xla_gflop(case):
 
 
 @pytest.mark.parametrize(
-    'case', updates.make_cases('paper'),
+    'case', cases.make_cases('paper'),
     ids=lambda case: f'{case.algorithm}-{case.stage}-{case.variant}')
 def test_flop_count_against_xla_at_the_published_sizes(case):
   # XLA also counts elementwise work, so it must not come out below ours.
@@ -121,14 +122,14 @@ def test_flop_count_against_xla_at_the_published_sizes(case):
 def test_published_flop_counts():
   counts = {
       (c.algorithm, c.stage, c.variant): c.gflop()
-      for c in updates.make_cases('paper')}
+      for c in cases.make_cases('paper')}
   assert counts['smac', 'offline', 'released'] == pytest.approx(2.9, rel=0.05)
   assert counts['smac', 'online', 'released'] == pytest.approx(6.4, rel=0.05)
   assert counts['pearl', 'online', '16_tasks'] == pytest.approx(27, rel=0.05)
 
 
 def test_switches_change_the_flop_count():
-  case = updates.make_cases('smoke')[0]
+  case = cases.make_cases('smoke')[0]
   config = dataclasses.replace(case.config, backprop_q_into_encoder=True)
   through = case._replace(config=config)
   extra = through.gflop() - case.gflop()
@@ -164,7 +165,7 @@ def test_unknown_part_is_one_clear_error_and_writes_nothing(tmp_path):
   assert done.returncode == 1
   assert done.stderr.strip().splitlines()[-1] == (
       "error: --only: unknown 'dreamer'; known: pearl, sac, smac, env,"
-      ' workdir')
+      ' workdir, scaling, growth, startup')
   assert not out.exists()
 
 
@@ -173,6 +174,12 @@ def test_unknown_part_is_one_clear_error_and_writes_nothing(tmp_path):
     ({'env_families': ('walker',)}, "--env_families: unknown 'walker'"),
     ({'env_backends': ('bullet',)}, "--env_backends: unknown 'bullet'"),
     ({'seeds': (0,)}, '--seeds'),
+    ({'devices': (2, 3)}, '--devices: 8 seeds'),
+    ({'algorithms': ('smac', 'env')}, "--algorithms: unknown 'env'"),
+    ({'algorithms': ()}, '--algorithms: at least one'),
+    ({'only': ('env',), 'overhead': True}, 'are of updates'),
+    ({'only': ('growth',), 'trace_dir': '/tmp'}, 'are of updates'),
+    ({'only': ('sac',), 'overhead': True, 'chunk': 3}, 'at least 4'),
     ({'num_envs': (4, 0)}, '--num_envs'),
     ({'env_steps': -1}, '--env_steps'),
     ({'repeats': 0}, '--repeats'),
@@ -320,11 +327,10 @@ def test_a_stopped_command_goes_on_with_its_file(tmp_path):
   assert done.returncode == 0, done.stderr
   first = json.loads(out.read_text())
   # Another size is added; what is there is not measured again.
-  earlier = benchmark.load_result(out)
   saved = []
   result = benchmark.run(
       dataclasses.replace(QUICK, only=('env',), num_envs=(2, 3)),
-      earlier, saved.append)
+      lambda: results.resume_result(out), saved.append)
   assert [row['num_envs'] for row in result['env_steps']] == [2, 3]
   assert result['env_steps'][0] == first['env_steps'][0]
   assert result['env_stability'] == first['env_stability']
@@ -333,14 +339,14 @@ def test_a_stopped_command_goes_on_with_its_file(tmp_path):
 
 def test_another_machine_is_refused(tmp_path):
   path = tmp_path / 'speed.json'
-  other = benchmark.new_result()
+  other = results.new_result()
   other['versions']['jax'] = '0.1'
   path.write_text(json.dumps(other))
   with pytest.raises(BenchmarkError, match='another versions.jax;'):
-    benchmark.load_result(path)
+    results.resume_result(path)
   path.write_text('[]')
-  with pytest.raises(BenchmarkError, match='no result'):
-    benchmark.load_result(path)
+  with pytest.raises(BenchmarkError, match='not a result'):
+    results.resume_result(path)
 
 
 def test_importing_defines_no_flags():

@@ -23,7 +23,7 @@ _ROOT = pathlib.Path(playback.__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def _leave_jax_alone(monkeypatch):
-  monkeypatch.setattr(launch, 'use_compilation_cache', lambda: None)
+  monkeypatch.setattr(launch, 'configure_jax', lambda: None)
 
 
 def _show(path, **changes):

@@ -167,7 +167,8 @@ def test_default_is_valid():
 @pytest.mark.parametrize('key, value, message', [
     ('num_seeds', 0, 'num_seeds: must be at least 1, not 0'),
     ('chunk', 0, 'chunk: must be at least 1'),
-    ('max_devices', -1, 'max_devices: must be at least 1'),
+    ('first_seed', -1, 'first_seed: must be at least 0'),
+    ('matmul_precision', 'fp8', "matmul_precision: 'fp8'; choose one of"),
     ('family.num_train', 0, 'family.num_train: must'),
     ('family.num_test', 0, 'family.num_test: must'),
     ('evaluation.every_updates', 0, 'evaluation.every_updates: must'),

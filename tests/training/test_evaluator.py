@@ -20,8 +20,8 @@ def test_steps_that_blew_up_are_counted(tmp_path):
       train_tasks={'value': jnp.ones(3), 'lifetime': jnp.ones(3)},
       test_tasks={'value': jnp.ones(2), 'lifetime': jnp.ones(2)})
   algorithm = smac.make(family.spec, helpers.SMAC)
-  evaluator = evaluators.Evaluator(setup, algorithm, setup.keys)
-  states = stages.init_states(algorithm, setup.keys)
+  evaluator = evaluators.Evaluator(setup, algorithm, setup.seeds)
+  states = stages.init_states(algorithm, setup.seeds)
   # Once in each episode of 5 steps; 40 steps, 2 repetitions, 2 seeds.
   curve = evaluator.curve(states, None)
   np.testing.assert_array_equal(

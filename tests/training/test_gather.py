@@ -240,10 +240,11 @@ def test_clear_encoder_buffer_leaves_the_last_visit():
   assert np.all(means > 0) and np.all(means <= 5.01)
 
 
-def test_initial_data_fill_every_task():
-  config = dataclasses.replace(_CONFIG, rewards='true')
-  replay = jax.jit(lambda: gathering.initial_data(
-      _MORTAL, _spy(), (), _replay(), _TASKS, _KEY, 7, config))()
+def test_prior_episodes_alone_fill_every_task():
+  config = dataclasses.replace(
+      _CONFIG, rewards='true', prior_steps=7, posterior_steps=0)
+  replay, _ = jax.jit(lambda: gathering.gather(
+      _MORTAL, _spy(), (), _replay(), _TASKS, jnp.arange(_M), _KEY, config))()
   # Lifetimes 2, 5, 3, 4: whole episodes to at least 7 steps.
   for buffer in (replay.rl, replay.encoder):
     np.testing.assert_array_equal(buffer.size - _OFFLINE, [8, 10, 9, 8])
@@ -270,7 +271,8 @@ def test_true_rewards_are_absent_from_the_online_phase(name, family, poison):
   state = jax.jit(lambda key: algorithm.begin_online(algorithm.init(key)))(
       keys[0])
   update = loop.make_update(
-      lambda axis: make(axis).online[0], keys, 3, shared_replay=True)
+      lambda axis: make(axis).online[0], helpers.seeds(keys), 3,
+      shared_replay=True)
 
   def iteration(family, config):
     replay = jax.jit(lambda state, replay: gathering.gather(

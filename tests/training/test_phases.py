@@ -173,7 +173,7 @@ def _command(monkeypatch, capsys):
   """(workdir, phases, overrides, profile) -> (exit status, message)."""
   handler = signal.getsignal(signal.SIGTERM)
   verbosity = logging.get_verbosity()
-  monkeypatch.setattr(launch, 'use_compilation_cache', lambda: None)
+  monkeypatch.setattr(launch, 'configure_jax', lambda: None)
 
   def run(workdir, names, overrides={}, profile='smoke'):
     values = ml_collections.ConfigDict(configs.to_dict(configs.from_dict(
@@ -184,7 +184,8 @@ def _command(monkeypatch, capsys):
     monkeypatch.setattr(launch, '_config_file', lambda flag: '')
     capsys.readouterr()
     status = launch.run(
-        None, profile, str(workdir), tuple(names), None, -1.0, ['x'])
+        None, profile, str(workdir), tuple(names), {},
+        {'checkpoint_every_s': -1.0}, None, ['x'])
     error = capsys.readouterr().err
     lines = [x for x in error.splitlines() if x.startswith('error: ')]
     assert len(lines) == (status == 1), error

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from offmeta import rollout
+from offmeta import parallel, rollout
 from offmeta.algorithms import sac
 from offmeta.data import dataset as datasets
 from offmeta.envs.point_robot import PointRobot
@@ -17,7 +17,7 @@ from offmeta.testing import probes
 from offmeta.training import loop, schedule, specialists
 from offmeta.training import stage as stages
 from offmeta.training.config import ConfigError, SpecialistsConfig
-from offmeta.training.setup import Setup
+from offmeta.training.setup import Runtime, Setup
 
 pytestmark = pytest.mark.usefixtures('compile_once')
 
@@ -37,11 +37,13 @@ _SIZES = 6 * np.array([6, 5, 6])
 
 
 def _setup(folder, tasks=_TASKS, keys=None, **kw):
+  keys = schedule.seed_keys(0, 3) if keys is None else keys
   return Setup(
       config=_CONFIG, workdir=folder, family=_FAMILY, train_tasks=tasks,
-      test_tasks=tasks, keys=schedule.seed_keys(0, 3) if keys is None else keys,
-      stop=kw.pop('stop', loop.StopRequest()), checkpoint_every_s=-1.0,
-      quiet=True, **kw)
+      test_tasks=tasks,
+      seeds=schedule.Seeds(keys, parallel.make_layout(keys.shape[0])),
+      stop=kw.pop('stop', loop.StopRequest()),
+      runtime=Runtime(checkpoint_every_s=-1.0, quiet=True), **kw)
 
 
 def _train(setup, config=_CONFIG):
@@ -166,7 +168,7 @@ def test_the_first_steps_are_uniform(finished, tmp_path):
 def test_steps_that_blew_up_are_counted(tmp_path):
   setup = dataclasses.replace(
       _setup(tmp_path), family=probes.BlowsUp(terminates=True))
-  states = stages.init_states(setup.algorithm('sac', _CONFIG.sac), setup.keys)
+  states = stages.init_states(setup.algorithm('sac', _CONFIG.sac), setup.seeds)
   returns, diverged = specialists.Evaluator(setup, _CONFIG).score(states)
   # In the third step of both episodes, if life is that long.
   np.testing.assert_array_equal(diverged, [0, 2, 2])

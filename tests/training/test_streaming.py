@@ -1,0 +1,137 @@
+"""A replay on the host and a replay on the device give the same."""
+
+import types
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+from offmeta.algorithms import smac
+from offmeta.data import buffer as buffers
+from offmeta.data.buffer import Replay
+from offmeta.testing import probes
+from offmeta.training import loop, phases, streaming
+from offmeta.training import setup as setups
+from offmeta.training import stage as stages
+from offmeta.training.config import ConfigError, GatherConfig
+
+_M, _ROWS = 4, 6
+_TASKS = {
+    'value': jnp.array([1.0, -2.0, 0.5, 3.0]),
+    'lifetime': jnp.array([2.0, 5.0, 3.0, 4.0]),
+}
+
+
+def _buffer(family, seed, capacity=120):
+  data = jax.jit(lambda: probes.random_transitions(
+      jax.random.key(seed), family.spec, (_M, _ROWS)))()
+  return buffers.make(data, jnp.full(_M, _ROWS), capacity, 8)
+
+
+def _stack(tree, number):
+  return jax.tree.map(lambda x: jnp.stack([x] * number), tree)
+
+
+@pytest.mark.parametrize('layout', [
+    {}, {'share': 'seeds'}, {'num_tasks': 2, 'share': 'tasks'}],
+    ids=['one device', 'seeds', 'tasks'])
+@pytest.mark.parametrize('terminates', [False, True])
+def test_gather(terminates, layout):
+  """The same rows, also where the seeds take different numbers of rounds."""
+  family = probes.CountingFamily(terminates=terminates)
+  config = GatherConfig(
+      prior_steps=9, posterior_steps=8, context_size=7, label_context_size=8,
+      clear_encoder_buffer=False)
+  algorithm = smac.make(family.spec, helpers.SMAC)
+  seeds = helpers.seeds(jax.random.split(jax.random.key(1), 2), **layout)
+  states = stages.init_states(algorithm, seeds)
+  task_id = np.array([[2, 0, 2], [1, 3, 3]])
+
+  def run(place):
+    setup = types.SimpleNamespace(
+        family=family, train_tasks=_TASKS,
+        runtime=setups.Runtime(replay=place))
+    replay = stages.new_replay(
+        setup, seeds, lambda *parts: Replay(*parts), _buffer(family, 0),
+        _buffer(family, 1))
+    gather = stages.make_gather(setup, algorithm, seeds, config)
+    for number in range(2):
+      replay, metrics = gather(
+          states, replay, task_id, seeds.streams(f'round {number}'))
+    return replay, metrics
+
+  (device, logged), (host, logged_too) = run('device'), run('host')
+  assert host.rl.data.reward.devices() == {streaming.host()}
+  np.testing.assert_array_equal(*[
+      m['gather/diverged'] for m in (logged, logged_too)])
+  for one, other in zip(device, host):
+    for name in ('size', 'offline_size', 'sequence_start', 'sequence_length',
+                 'num_sequences'):
+      np.testing.assert_array_equal(
+          getattr(one, name), getattr(other, name), name)
+    held = np.arange(120) < np.asarray(one.size)[..., None]
+    valid = lambda data: jax.tree.map(lambda x: np.asarray(x)[held], data)
+    helpers.assert_close(valid(one.data), valid(other.data), 1e-5, 1e-6)
+  new = np.asarray(host.rl.size) - _ROWS
+  # Twice 17 steps at least for each visit, and none elsewhere.
+  assert np.all(new[0] >= [34, 0, 68, 0]) and not new[0, 1] and not new[0, 3]
+
+
+@pytest.mark.parametrize('layout', [
+    {}, {'share': 'seeds'}, {'num_tasks': 4, 'share': 'tasks'}],
+    ids=['one device', 'seeds', 'tasks'])
+@pytest.mark.parametrize('shared', [True, False])
+def test_updates(shared, layout):
+  family = probes.CountingFamily()
+  seeds = helpers.seeds(jax.random.split(jax.random.key(0), 2), **layout)
+  replay = Replay(_buffer(family, 0), _buffer(family, 1))
+  if not shared:  # every seed has its own
+    replay = jax.tree.map(lambda x: jnp.stack([x, x]), replay)
+    data = replay.rl.data
+    replay = replay._replace(rl=replay.rl._replace(
+        data=data._replace(reward=data.reward * jnp.array([1., 3.])[
+            :, None, None])))
+  make_stage = lambda axis: smac.make(
+      family.spec, helpers.SMAC, axis).offline[0]
+
+  def run(make_update, replay):
+    state = stages.init_states(smac.make(family.spec, helpers.SMAC), seeds)
+    update = make_update(make_stage, seeds, 8, shared_replay=shared)
+    for _ in range(2):
+      state, metrics = update(state, replay)
+    return state, metrics
+
+  state, metrics = run(loop.make_update, replay)
+  streamed, logged = run(streaming.make_update, streaming.to_host(replay))
+  # The same batches, other programs: rounding, which Adam makes steps of.
+  helpers.assert_close(streamed, state, 1e-4, 2e-5, leaf_rtol=2e-6)
+  helpers.assert_close(logged, metrics, 1e-4, 1e-5)
+  assert np.all(np.asarray(streamed.step) == 16)
+
+
+def test_whole_run(compile_once, finished_run, tmp_path):
+  setup = tiny_run.make_setup(
+      tmp_path / 'run', runtime={'replay': 'host'})
+  phases.run(setup, tiny_run.PHASES)
+  host, device = tiny_run.results(tmp_path / 'run'), tiny_run.results(
+      finished_run)
+  assert host.keys() == device.keys()
+  for name in ('dataset/transitions.observation.npy',
+               'dataset/transitions.action.npy',
+               'evaluations/offline:test_self_returns',
+               'evaluations/online-matched:test_self_returns'):
+    np.testing.assert_allclose(
+        host[name], device[name], rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_no_cpu_backend(monkeypatch):
+
+  def local_devices(backend):
+    raise RuntimeError(f'Unknown backend {backend}')
+
+  monkeypatch.setattr(jax, 'local_devices', local_devices)
+  with pytest.raises(ConfigError, match='--replay=host: .*cuda,cpu'):
+    streaming.host()
