@@ -37,6 +37,8 @@ _PRECISION = flags.DEFINE_string(
     ' tensorfloat32 (GPUs) or bfloat16; short for config.matmul_precision.')
 _CHECKPOINT = flags.DEFINE_float(
     'checkpoint_every_s', 60.0, 'Wall seconds between checkpoints.')
+_KEEP = flags.DEFINE_bool(
+    'keep_checkpoints', False, 'Keep those of finished stages, with replays.')
 _DEVICES = flags.DEFINE_integer(
     'max_devices', None, 'Devices to use in each process; default all.',
     lower_bound=1)
@@ -77,6 +79,7 @@ def main(argv):
         overrides={k: v for k, v in short.items() if v is not None},
         runtime={
             'checkpoint_every_s': _CHECKPOINT.value,
+            'keep_checkpoints': _KEEP.value,
             'max_devices': _DEVICES.value,
             'share': _SHARE.value,
             'replay': _REPLAY.value,

@@ -197,7 +197,9 @@ def test_sigterm_then_the_same_command(finished_run, tmp_path, environment):
       "  return ml_collections.ConfigDict({**config, 'profiles': "
       "{'smoke': {}}})\n")
   workdir = tmp_path / 'run'
-  command = _command(workdir, f'--config={config}', '--checkpoint_every_s=900')
+  command = _command(
+      workdir, f'--config={config}', '--checkpoint_every_s=900',
+      '--keep_checkpoints')
   with subprocess.Popen(
       command, cwd=_ROOT, env=environment, text=True, stdout=subprocess.PIPE,
       stderr=subprocess.PIPE) as process:

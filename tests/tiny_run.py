@@ -91,7 +91,9 @@ def make_setup(
   """A quiet setup that saves a checkpoint after every chunk."""
   return setups.make_setup(
       make_config(changes), workdir, stop,
-      setups.Runtime(checkpoint_every_s=-1.0, quiet=True, **runtime))
+      setups.Runtime(**{
+          'checkpoint_every_s': -1.0, 'keep_checkpoints': True, 'quiet': True,
+          **runtime}))
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import time
 from typing import Any
 
@@ -34,6 +35,8 @@ class Runtime:
 
   Attributes:
     checkpoint_every_s: wall time between checkpoints.
+    keep_checkpoints: of finished stages, with their replays; what later
+      phases need is kept in any case.
     quiet: no progress on the console.
     max_devices: per process; None for all.
     share: what devices share, see `parallel.make_layout`.
@@ -42,6 +45,7 @@ class Runtime:
   """
 
   checkpoint_every_s: float = 60.0
+  keep_checkpoints: bool = False
   quiet: bool = False
   max_devices: int | None = None
   share: str = 'auto'
@@ -122,9 +126,14 @@ class Setup:
     return processes.on_main(path.exists)
 
   def mark_done(self, stage: str):
-    """Notes that a stage is finished."""
-    processes.on_main(lambda: write_json(
-        self.workdir / stage / 'done.json', {'stage': stage}))
+    """Notes that a stage is finished, and drops what only it would need."""
+
+    def mark():
+      write_json(self.workdir / stage / 'done.json', {'stage': stage})
+      if not self.runtime.keep_checkpoints:
+        shutil.rmtree(self.workdir / stage / 'checkpoints', ignore_errors=True)
+
+    processes.on_main(mark)
 
   def add_time(self, stage: str, seconds: float):
     """Adds to the wall time of a stage (it may run in several slices)."""

@@ -130,6 +130,25 @@ def test_finished_phases_are_not_repeated(copied, monkeypatch):
   phases.run(tiny_run.make_setup(copied), ('collect', 'offline', 'online'))
 
 
+def test_finished_stages_drop_their_replays(finished_run, copied):
+  """What later phases read stays."""
+  setup = tiny_run.make_setup(copied, runtime={'keep_checkpoints': False})
+  for stage in ('collect', 'offline'):
+    setup.mark_done(stage)
+    assert not (copied / stage / 'checkpoints').exists()
+  assert (copied / 'online' / 'matched' / 'checkpoints').exists()
+  _unfinish(copied, 'online/matched')
+  shutil.rmtree(copied / 'online' / 'matched')
+  phases.run(setup, tiny_run.PHASES)
+  online = ('online/oracle',)
+  ours, theirs = (
+      {k: v for k, v in tiny_run.results(where, online).items()}
+      for where in (copied, finished_run))
+  assert not tiny_run.differing(ours, theirs)
+  assert not (copied / 'online' / 'matched' / 'checkpoints').exists()
+  assert (copied / 'online' / 'matched' / 'final').exists()
+
+
 # Rewards are absent from the self-supervised phase.
 
 
