@@ -9,9 +9,10 @@ Updates go through `offmeta.training.loop.make_update`, the code of real runs:
 sampling included, one compiled scan over updates. The data are synthetic, the
 sizes those of a profile: 'paper' (published networks and batches, cheetah_vel
 observations), 'cpu' (the main job of experiments/configs/smac.py) or 'smoke'.
-The ceiling is the rate of float32 matrix products on the same device,
-measured in between the updates, because shared machines drift by 20%. FLOPs
-are counted by formula (`benchmarking/flops.py`).
+The ceiling is the rate of matrix products on the same device, at the same
+--matmul_precision, measured in between the updates, because shared machines
+drift by 20%. Both use one device. FLOPs are counted by formula
+(`benchmarking/flops.py`).
 
 These parts take long and run only when named:
 
@@ -67,7 +68,6 @@ from experiments.benchmarking import (
 )
 from experiments.benchmarking import machine as machines
 from experiments.benchmarking import options as option_flags
-from experiments.benchmarking.ceiling import PRECISION
 from experiments.benchmarking.options import Options
 from experiments.benchmarking.results import Result
 from experiments.benchmarking.timing import rounded
@@ -87,13 +87,15 @@ def run(
     save: called whenever there is something new.
 
   Raises:
-    BenchmarkError: an option cannot be served; nothing was measured.
+    BenchmarkError: an option cannot be served; nothing but `startup` was
+      measured.
   """
   option_flags.validate(options)
   if options.trace_dir:
     tracing.make_folder(options.trace_dir)
   # Before this process takes the device, which may serve one at a time.
   starts = 'startup' in options.parts and startup.measure_startup(options)
+  option_flags.validate_device(options)
   result = begin()
   result['options'] = dataclasses.asdict(options)
 
@@ -133,7 +135,7 @@ def _main():
     logging.set_verbosity(logging.WARNING)
     # A cached program would pass for a fast compilation.
     jax.config.update('jax_enable_compilation_cache', False)
-    jax.config.update('jax_default_matmul_precision', PRECISION)
+    jax.config.update('jax_default_matmul_precision', 'float32')
     try:
       if len(argv) > 1:
         raise BenchmarkError(f'unexpected arguments: {" ".join(argv[1:])}')

@@ -43,8 +43,8 @@ _DEVICES = flags.DEFINE_integer(
     'max_devices', None, 'Devices to use in each process; default all.',
     lower_bound=1)
 _SHARE = flags.DEFINE_enum(
-    'share', 'auto', ['auto', 'seeds', 'tasks'], 'What devices share: seeds,'
-    ' the tasks of every meta-batch, or whichever divides (seeds first).')
+    'share', 'seeds', ['seeds', 'tasks'], 'What devices share: seeds, or the'
+    ' tasks of every meta-batch, which takes an exchange in every update.')
 _REPLAY = flags.DEFINE_enum(
     'replay', 'device', ['device', 'host'], 'Where the replay is kept; from'
     " the host's memory batches are streamed.")

@@ -15,14 +15,20 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    SingleDeviceSharding,
+)
 import numpy as np
 
 from offmeta import processes
 from offmeta.types import Array
 
-TASK_AXIS = 'task'
-_SEED_AXIS, _PROCESS_AXIS, _LOCAL_AXIS = 'seed', 'process', 'local'
+TASK_AXIS = 'task'  # of devices that share the tasks
+SEEDS = 'seeds'  # of the seeds that one device has side by side (vmap)
+_PROCESS_AXIS, _LOCAL_AXIS = 'process', 'local'
 
 
 # Inside a compiled program.
@@ -41,6 +47,18 @@ def psum(tree, axis_name: str | None):
 def pmax(value: Array, axis_name: str | None) -> Array:
   """Maximum over devices."""
   return value if axis_name is None else jax.lax.pmax(value, axis_name)
+
+
+def any_along(flag: Array, axis_name: str | None) -> Array:
+  """Whether a bool [] is set anywhere along an axis.
+
+  A loop over seeds that are vmapped under `SEEDS` should ask for all of them:
+  a condition of its own for each makes every iteration copy what is looped
+  over.
+  """
+  if axis_name is None:
+    return flag
+  return jax.lax.pmax(flag.astype(jnp.int32), axis_name) > 0
 
 
 def axis_size(axis_name: str | None) -> int:
@@ -132,15 +150,21 @@ class Layout:
     """Whether processes serve different seeds."""
     return len(self.seeds) < self.num_seeds
 
+  @property
+  def repeated(self) -> bool:
+    """Whether several processes all do the same."""
+    return (jax.process_count() > 1 and not self.split
+            and len(self.devices) == len(self.local_devices))
+
   def describe(self) -> str:
     """What a user wants to know, in one line."""
-    devices = f'{len(self.devices)} of {jax.device_count()} devices'
-    if self.split:
-      devices = f'{len(self.devices)} of {jax.local_device_count()} devices'
-      devices += f' in each of {jax.process_count()} processes'
-    if self.axis_name:
-      return f'tasks shared out over {devices}'
-    return f'seeds spread over {devices}'
+    across = len(self.devices) > len(self.local_devices)
+    known = jax.device_count() if across else jax.local_device_count()
+    text = 'tasks shared out over' if self.axis_name else 'seeds spread over'
+    text += f' {len(self.devices)} of {known} devices'
+    if jax.process_count() > 1 and not across:
+      text += f' in each of {jax.process_count()} processes'
+    return text
 
   def compile(
       self,
@@ -163,14 +187,78 @@ class Layout:
       Function of leaves [S, ...] that returns leaves [S, ...]; no leaf has a
       device axis.
     """
-    batched = jax.vmap(fn, in_axes=seed_axes)
+    batched = jax.vmap(fn, in_axes=seed_axes, axis_name=SEEDS)
     if self.axis_name is not None:
-      return _over_tasks(
-          batched, len(seed_axes), self.devices, self.local_devices, donate)
-    if len(self.devices) == 1:
-      return jax.jit(batched, donate_argnums=donate)
-    return _over_seeds(
-        batched, len(self.seeds), seed_axes, self.devices, donate)
+      compiled = self._over_tasks(batched, seed_axes, donate)
+    elif len(self.devices) > 1:
+      compiled = self._over_seeds(batched, seed_axes, donate)
+    else:
+      compiled = jax.jit(batched, donate_argnums=donate)
+    return lambda *args: compiled(*[
+        self.place(arg, axis) for arg, axis in zip(args, seed_axes)])
+
+  def place(self, tree: Any, seed_axis: int | None) -> Any:
+    """Puts an argument of compiled functions where they want it.
+
+    They do it themselves, in every call; place once what many calls share.
+
+    Args:
+      tree: arrays.
+      seed_axis: 0 (leaves [S, ...]) or None (shared by all seeds).
+    """
+    return jax.device_put(tree, self._sharding(seed_axis))
+
+  def _sharding(self, seed_axis: int | None) -> jax.sharding.Sharding:
+    local = self.local_devices
+    if len(local) == 1 and self.axis_name is None:
+      return SingleDeviceSharding(local[0])
+    spread = seed_axis is not None and self.axis_name is None
+    return NamedSharding(
+        Mesh(np.array(local), (_LOCAL_AXIS,)),
+        PartitionSpec(_LOCAL_AXIS) if spread else PartitionSpec())
+
+  def _over_tasks(self, batched, seed_axes, donate):
+    """Every argument and result is replicated and has no device axis: in jax
+    >= 0.10 a pmap with axes None takes and returns plain arrays."""
+    # pmap wants an argument with a device axis.
+    mapped = jax.pmap(
+        lambda device, *args: batched(*args),
+        axis_name=TASK_AXIS,
+        in_axes=(0,) + (None,) * len(seed_axes),
+        out_axes=None,
+        devices=self.devices,
+        donate_argnums=tuple(i + 1 for i in donate),
+    )
+    numbers = np.arange(len(self.local_devices))
+    return lambda *args: mapped(numbers, *args)
+
+  def _over_seeds(self, batched, seed_axes, donate):
+    """Each device takes an equal share of the seeds.
+
+    On a CPU with several forced host devices this is what keeps every core
+    busy: small matrix products do not use a second one.
+    """
+    mapped = jax.pmap(batched, in_axes=seed_axes, devices=self.devices)
+    number = len(self.seeds)
+    shape = (len(self.devices), number // len(self.devices))
+
+    def split(x):
+      return x.reshape(shape + x.shape[1:])
+
+    def merge(x):
+      return x.reshape((number,) + x.shape[2:])
+
+    def call(*args):
+      return jax.tree.map(merge, mapped(*[
+          arg if axis is None else jax.tree.map(split, arg)
+          for arg, axis in zip(args, seed_axes)]))
+
+    # Leaves stay spread over the devices between calls, and splitting them is
+    # compiled with the rest: outside of jit it would copy the replay each
+    # time.
+    return jax.jit(
+        call, in_shardings=[self._sharding(axis) for axis in seed_axes],
+        out_shardings=self._sharding(0), donate_argnums=donate)
 
   # Between processes.
 
@@ -239,94 +327,41 @@ def make_layout(
     num_seeds: int,
     num_tasks: int = 1,
     max_devices: int | None = None,
-    share: str = 'auto',
+    share: str = 'seeds',
 ) -> Layout:
-  """Spreads seeds and tasks over devices and processes.
+  """Spreads seeds, or shares out tasks, over devices and processes.
 
-  Processes take equal parts of the seeds where that comes out even; else they
-  share the meta-batch; if neither divides, all of them do the same. Within a
-  process seeds are spread over devices if several can be used so (nothing is
-  exchanged), else its devices share the meta-batch.
+  Seeds: processes take equal parts of them where that comes out even (else
+  all do the same), and so do the devices of a process.
 
   Args:
     num_seeds: S.
     num_tasks: M, what every meta-batch is a multiple of.
     max_devices: per process; None for all.
-    share: 'seeds' or 'tasks' decides what devices share; 'auto' as above.
+    share: 'seeds', or 'tasks' for meta-batches that are worth an exchange
+      of gradients in every update (small ones are slower so).
 
   Raises:
     ValueError: unknown `share`, or nothing to share.
   """
-  if share not in ('auto', 'seeds', 'tasks'):
-    raise ValueError(f'share={share!r}; choose "auto", "seeds" or "tasks"')
+  if share not in ('seeds', 'tasks'):
+    raise ValueError(f'share={share!r}; choose "seeds" or "tasks"')
   local = jax.local_devices()[:max_devices]
-  number = jax.process_count()
-  seeds = range(num_seeds)
-  if number > 1 and num_seeds % number == 0 and share != 'tasks':
+  number, seeds = jax.process_count(), range(num_seeds)
+  if share == 'tasks' and num_tasks % number == 0:
+    each = largest_divisor(num_tasks // number, len(local))
+    devices = tuple(
+        d for p in range(number)
+        for d in jax.local_devices(process_index=p)[:each])
+    return Layout(
+        num_seeds, seeds, devices, TASK_AXIS if len(devices) > 1 else None)
+  if num_seeds % number == 0:
     each = num_seeds // number
     first = jax.process_index() * each
     seeds = range(first, first + each)
-  elif number > 1 and num_tasks % number == 0 and share != 'seeds':
-    each = largest_divisor(num_tasks // number, len(local))
-    devices = [
-        d for p in range(number)
-        for d in jax.local_devices(process_index=p)[:each]]
-    return Layout(num_seeds, seeds, tuple(devices), TASK_AXIS)
-  for_seeds = largest_divisor(len(seeds), len(local))
-  for_tasks = largest_divisor(num_tasks, len(local))
-  if share == 'tasks' or (share == 'auto' and for_seeds == 1):
-    axis = TASK_AXIS if for_tasks > 1 else None
-    return Layout(num_seeds, seeds, tuple(local[:for_tasks]), axis)
-  return Layout(num_seeds, seeds, tuple(local[:for_seeds]))
-
-
-def _over_tasks(batched, num_args, devices, local_devices, donate):
-  """Every argument and result is replicated and has no device axis: in jax >=
-  0.10 a pmap with axes None takes and returns plain arrays."""
-  # pmap wants an argument with a device axis.
-  mapped = jax.pmap(
-      lambda device, *args: batched(*args),
-      axis_name=TASK_AXIS,
-      in_axes=(0,) + (None,) * num_args,
-      out_axes=None,
-      devices=devices,
-      donate_argnums=tuple(i + 1 for i in donate),
-  )
-  place = NamedSharding(
-      Mesh(np.array(local_devices), (TASK_AXIS,)), PartitionSpec())
-  numbers = np.arange(len(local_devices))
-  return lambda *args: mapped(
-      numbers, *[jax.device_put(arg, place) for arg in args])
-
-
-def _over_seeds(batched, num_seeds, seed_axes, devices, donate):
-  """Each device takes an equal share of the seeds.
-
-  On a CPU with several forced host devices this is what keeps every core
-  busy: small matrix products do not use a second one.
-  """
-  mapped = jax.pmap(batched, in_axes=seed_axes, devices=devices)
-  shape = (len(devices), num_seeds // len(devices))
-
-  def split(x):
-    return x.reshape(shape + x.shape[1:])
-
-  def merge(x):
-    return x.reshape((num_seeds,) + x.shape[2:])
-
-  def call(*args):
-    return jax.tree.map(merge, mapped(*[
-        arg if axis is None else jax.tree.map(split, arg)
-        for arg, axis in zip(args, seed_axes)]))
-
-  # Leaves stay spread over the devices between calls, and splitting them is
-  # compiled with the rest: outside of jit it would copy the replay each time.
-  mesh = Mesh(np.array(devices), (_SEED_AXIS,))
-  spread = NamedSharding(mesh, PartitionSpec(_SEED_AXIS))
-  places = [
-      NamedSharding(mesh, PartitionSpec()) if axis is None else spread
-      for axis in seed_axes]
-  compiled = jax.jit(
-      call, in_shardings=places, out_shardings=spread, donate_argnums=donate)
-  return lambda *args: compiled(
-      *[jax.device_put(arg, place) for arg, place in zip(args, places)])
+  if share == 'tasks':
+    devices = local[:largest_divisor(num_tasks, len(local))]
+    return Layout(num_seeds, seeds, tuple(devices),
+                  TASK_AXIS if len(devices) > 1 else None)
+  devices = local[:largest_divisor(len(seeds), len(local))]
+  return Layout(num_seeds, seeds, tuple(devices))

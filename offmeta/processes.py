@@ -88,7 +88,7 @@ def on_main(work: Callable[[], Any]) -> Any:
   if failure is not None:
     raise failure
   if 'error' in answer:
-    raise ProcessError(answer['error'])
+    raise ProcessError(f'the main process failed: {answer["error"]}')
   return answer['result']
 
 

@@ -145,7 +145,8 @@ def test_a_seed_alone_is_that_seed_among_others(finished_run, tmp_path):
   """
   setup = tiny_run.make_setup(tmp_path, {
       'first_seed': 1, 'num_seeds': 1,
-      'collect': {'dataset': str(finished_run / 'dataset')}})
+      'collect': {'dataset': str(finished_run / 'dataset')}},
+      runtime={'share': 'tasks'})
   assert setup.seeds.layout.axis_name == 'task'
   phases.run(setup, tiny_run.PHASES)
   stages = ('offline', 'online/matched', 'online/oracle')

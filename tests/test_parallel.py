@@ -1,85 +1,78 @@
-"""One device against four, on the whole learner state."""
+"""One device against several and two processes, on the whole state."""
 
-import dataclasses
+import functools
 
 import helpers
 import jax
 from jax.sharding import Mesh, PartitionSpec
 import jax.numpy as jnp
 import numpy as np
+import parallel_worker as worker
+import processes
 import pytest
 
 from offmeta import parallel
-from offmeta.algorithms import pearl, smac
-from offmeta.data import buffer as buffers
-from offmeta.data.buffer import Replay
 from offmeta.losses import policy as policy_losses
-from offmeta.testing import probes
-from offmeta.training import loop
-
-_KEYS = jax.random.split(jax.random.key(0), 1)
-_COLD = dataclasses.replace(helpers.SMAC, awac_temperature=0.1)
 
 
 def test_four_devices():
   assert jax.local_device_count() == 4
 
 
-@pytest.fixture(name='replay', scope='module')
-def _replay():
-  """Tasks of very different reward and action, so that advantages differ."""
-  data = jax.jit(lambda key: probes.random_transitions(
-      key, helpers.SPEC, (6, 30)))(jax.random.key(1))
-  scale = 4.0 * jnp.arange(6.0)[:, None]
-  data = data._replace(
-      reward=data.reward * scale - scale,
-      action=jnp.clip(data.action + 0.2 * scale[..., None] - 2.0, -1, 1))
-  buffer = buffers.make(data, jnp.full(6, 30), 30, 2)
-  for task in range(6):
-    buffer = buffers.record_sequence(
-        buffer, task, jnp.int32(3), jnp.int32(9))
-  return Replay(buffer, None)
+@pytest.fixture(name='run', scope='module')
+def _run():
+  """`worker.run`, once for each of its arguments."""
+  return functools.cache(functools.partial(
+      worker.run, replay=worker.make_replay()))
 
 
-def _run(make, config, phase, replay, devices):
-  init = jax.jit(jax.vmap(make(helpers.SPEC, config).init))
-  state = init(_KEYS)
-  state = state.replace(params=helpers.shaken(state.params))
-  update = loop.make_update(
-      lambda axis: getattr(make(helpers.SPEC, config, axis), phase)[0],
-      helpers.seeds(
-          _KEYS, num_tasks=4, share='tasks', max_devices=devices), 10,
-      shared_replay=True)
-  return state, *update(state, replay)
-
-
-_OURS = dataclasses.replace(
-    _COLD, train_context_online=True, kl_over_tasks='sum',
-    backprop_q_into_encoder=True, online=dataclasses.replace(
-        _COLD.online, context='episodes', sequence_size=8))
-
-
-@pytest.mark.parametrize('make, config, phase', [
-    (smac.make, _COLD, 'offline'),
-    (smac.make, _OURS, 'online'),
-    (pearl.make, helpers.PEARL, 'online'),
-], ids=['smac offline', 'smac online', 'pearl'])
-def test_one_device_against_four(replay, make, config, phase):
-  start, one, metrics = _run(make, config, phase, replay, 1)
-  _, four, metrics_four = _run(make, config, phase, replay, 4)
+def _assert_as_on_one_device(state, metrics, one, metrics_one):
   # Sums of float32 in another order, 10 updates: relative 1e-4, and absolute
   # 2e-5, which is 0.2% of one step of the smallest learning rate. Gradients
   # of order 30 cancel to 0.08 in places: 2e-6 (16 ulp) of the leaf's largest.
-  helpers.assert_close(four, one, 1e-4, 2e-5, leaf_rtol=2e-6)
-  helpers.assert_close(metrics_four, metrics, 1e-3, 1e-4)
-  assert np.all(np.asarray(one.step) == 10)
-  # No device axis: as unsharded, and replicated.
+  # In float64 all agree to 4e-14 of the leaf's largest.
+  helpers.assert_close(state, one, 1e-4, 2e-5, leaf_rtol=2e-6)
+  helpers.assert_close(metrics, metrics_one, 1e-3, 1e-4)
+
+
+@pytest.mark.parametrize('case, share, devices', [
+    *((case, 'tasks', devices) for case in worker.CASES for devices in (2, 4)),
+    ('sac', 'seeds', 4)])
+def test_one_device_against_several(run, case, share, devices):
+  start, one, metrics_one = run(case, max_devices=1)
+  _, several, metrics = run(case, max_devices=devices, share=share)
+  _assert_as_on_one_device(several, metrics, one, metrics_one)
+  assert np.all(np.asarray(one.step) == worker.UPDATES)
+  # No device axis: as unsharded, and replicated or spread.
   for (path, leaf), before in zip(
-      jax.tree.leaves_with_path(four), jax.tree.leaves(start)):
+      jax.tree.leaves_with_path(several), jax.tree.leaves(start)):
     where = jax.tree_util.keystr(path)
     assert leaf.shape == before.shape and leaf.dtype == before.dtype, where
-    assert leaf.sharding.is_fully_replicated, where
-    assert len(leaf.sharding.device_set) == 4, where
+    assert leaf.sharding.is_fully_replicated == (share == 'tasks'), where
+    assert len(leaf.sharding.device_set) == devices, where
+
+
+@pytest.fixture(name='two_processes', scope='module')
+def _two_processes(tmp_path_factory):
+  """What the worker's two processes wrote; two devices each."""
+  folder = tmp_path_factory.mktemp('processes')
+  processes.run_processes(worker.__file__, [folder], timeout=200)
+  return folder
+
+
+@pytest.mark.parametrize('case, share', worker.SPLIT)
+def test_one_device_against_two_processes(run, two_processes, case, share):
+  one = worker.by_path(run(case, max_devices=1)[1:])
+  with np.load(two_processes / f'{case} {share}.npz') as file:
+    both = dict(file)
+  if share == 'tasks':  # Each process has all seeds, the same to the bit.
+    parts = {name: np.split(leaf, 2) for name, leaf in both.items()}
+    both, others = ({k: v[i] for k, v in parts.items()} for i in range(2))
+    helpers.assert_same(both, others)
+  pick = lambda found, first: {
+      k: v for k, v in found.items() if k.startswith(first)}
+  _assert_as_on_one_device(*(
+      pick(found, first) for found in (both, one) for first in ('[0]', '[1]')))
 
 
 # The cross-task softmax.
@@ -182,14 +175,15 @@ def test_largest_divisor(number, limit, expected):
 
 @pytest.mark.parametrize('seeds, tasks, options, devices, axis', [
     (8, 4, {}, 4, None),
-    (6, 4, {}, 3, None),  # seeds first: nothing is exchanged
-    (1, 4, {}, 4, 'task'),
-    (1, 6, {}, 3, 'task'),
-    (5, 5, {}, 1, None),
-    (8, 4, {'share': 'tasks'}, 4, 'task'),
-    (1, 4, {'share': 'seeds'}, 1, None),
+    (6, 4, {}, 3, None),
+    (5, 4, {}, 1, None),
+    (1, 4, {}, 1, None),
     (8, 4, {'max_devices': 2}, 2, None),
-    (1, 4, {'max_devices': 1}, 1, None),
+    (1, 4, {'share': 'tasks'}, 4, 'task'),
+    (1, 6, {'share': 'tasks'}, 3, 'task'),
+    (8, 4, {'share': 'tasks'}, 4, 'task'),
+    (1, 5, {'share': 'tasks'}, 1, None),
+    (1, 4, {'share': 'tasks', 'max_devices': 1}, 1, None),
 ])
 def test_layout(seeds, tasks, options, devices, axis):
   layout = parallel.make_layout(seeds, tasks, **options)
@@ -197,6 +191,22 @@ def test_layout(seeds, tasks, options, devices, axis):
   assert layout.seeds == range(seeds) and not layout.split
   what = 'tasks shared out' if axis else 'seeds spread'
   assert layout.describe() == f'{what} over {devices} of 4 devices'
+
+
+@pytest.mark.parametrize('options', [
+    {'max_devices': 1}, {}, {'num_tasks': 4, 'share': 'tasks'}],
+    ids=['one', 'seeds', 'tasks'])
+def test_results_are_on_the_layout_wherever_arguments_were(options):
+  layout = parallel.make_layout(4, **options)
+  elsewhere = jax.device_put(jnp.ones((4, 3)), jax.devices()[3])
+  compiled = layout.compile(lambda x, shared: x * shared, (0, None))
+  result = compiled(elsewhere, elsewhere[0])
+  assert result.devices() == set(layout.devices)
+  for axis, x in ((0, elsewhere), (None, elsewhere[0])):
+    placed = layout.place(x, axis)
+    assert placed.devices() == set(layout.devices)
+    np.testing.assert_array_equal(placed, x)
+  assert compiled(result, layout.place(elsewhere[0], None)).shape == (4, 3)
 
 
 def test_unknown_share():

@@ -51,7 +51,7 @@ def measure_growth(options: Options) -> list[dict[str, Any]]:
       layout = parallel.make_layout(sizes.pop('seeds'), max_devices=1)
       runs[wanted[-1][-1]] = updates.prepare(
           case.resized(**sizes), layout, options)
-  ways = ceilings.make_ceiling(options.profile, min(options.repeat_s, 0.4))
+  ways = ceilings.make_ceiling(options)
   _, rows = updates.time_runs(list(runs.values()), ways, options, len(runs))
   rows = dict(zip(runs, rows))
   return [

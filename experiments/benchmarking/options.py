@@ -5,12 +5,14 @@ import dataclasses
 import pathlib
 
 from absl import flags
+import jax
 
 from experiments.benchmarking import BenchmarkError
 from experiments.benchmarking import workdir as workdirs
 from experiments.benchmarking.flops import EVALUATIONS
 from offmeta import envs
 from offmeta.envs import simulator
+from offmeta.training.config import PRECISIONS
 
 DEFAULT_PARTS = (*sorted(EVALUATIONS), 'env', 'workdir')
 NAMED_PARTS = ('scaling', 'growth', 'startup')  # run only if named
@@ -27,6 +29,8 @@ class Options:
   Attributes:
     only: of PARTS; empty for DEFAULT_PARTS.
     profile: sizes of the updates, one of PROFILES.
+    matmul_precision: of the networks in updates, `scaling` and `growth`, and
+      of the ceiling; one of PRECISIONS.
     seeds: numbers of seeds run side by side.
     repeats: timings per figure; the median is reported.
     repeat_s: wall seconds per timing.
@@ -45,6 +49,7 @@ class Options:
 
   only: tuple[str, ...] = ()
   profile: str = 'paper'
+  matmul_precision: str = 'float32'
   seeds: tuple[int, ...] = (1,)
   repeats: int = 5
   repeat_s: float = 2.0
@@ -87,6 +92,7 @@ def validate(options: Options):
   """
   _known('only', options.only, PARTS)
   _known('profile', (options.profile,), PROFILES)
+  _known('matmul_precision', (options.matmul_precision,), PRECISIONS)
   _known('algorithms', options.algorithms, sorted(EVALUATIONS))
   _known('env_families', options.env_families, sorted(envs.FAMILIES))
   _known('env_backends', options.env_backends,
@@ -105,6 +111,11 @@ def validate(options: Options):
     raise BenchmarkError(
         '--overhead and --trace_dir are of updates: name'
         f' {", ".join(sorted(EVALUATIONS))} in --only')
+  if options.matmul_precision != 'float32' and not (
+      options.updates or {'scaling', 'growth'} & set(options.parts)):
+    raise BenchmarkError(
+        '--matmul_precision is of updates, scaling and growth: name one of'
+        ' them in --only')
   if options.overhead and 0 < options.chunk < 4:
     raise BenchmarkError('--overhead: needs a --chunk of at least 4')
   if options.repeats < 1:
@@ -116,6 +127,19 @@ def validate(options: Options):
     raise BenchmarkError('--only=workdir needs --workdir=DIR')
   if options.workdir:
     workdirs.timing_file(options.workdir)
+
+
+def validate_device(options: Options):
+  """Checks what depends on the device, which this process takes thereby.
+
+  Raises:
+    BenchmarkError: a precision that the device does not have.
+  """
+  backend = jax.default_backend()
+  if options.matmul_precision == 'tensorfloat32' and backend != 'gpu':
+    raise BenchmarkError(
+        '--matmul_precision=tensorfloat32 exists on GPUs only, and this is a'
+        f' {backend}; choose float32 or bfloat16')
 
 
 def define_flags() -> dict[str, flags.FlagHolder]:
@@ -132,6 +156,10 @@ def define_flags() -> dict[str, flags.FlagHolder]:
       'profile': flags.DEFINE_string(
           'profile', default.profile,
           f'Sizes of the updates: {", ".join(PROFILES)}.'),
+      'matmul_precision': flags.DEFINE_string(
+          'matmul_precision', default.matmul_precision,
+          'Of the networks in updates, scaling and growth, and of the'
+          f' ceiling: {", ".join(PRECISIONS)} (tensorfloat32: GPUs only).'),
       'seeds': numbers('seeds', 'Numbers of seeds to run side by side.'),
       'repeats': flags.DEFINE_integer(
           'repeats', default.repeats, 'Timings per figure (median).'),

@@ -110,10 +110,12 @@ def _draw_growth(figure: Any, panels: Mapping[str, Rows], result: Any):
 def _head(figure: Any, title: str, rows: Rows, result: Any, note: str):
   """Title with machine and sizes, and lines of explanation below."""
   machine = result['machine']
-  profiles = ', '.join(sorted({row['profile'] for row in rows}))
+  profiles, precisions = (
+      ', '.join(sorted({row[name] for row in rows}))
+      for name in ('profile', 'matmul_precision'))
   width = int(figure.bbox.width / figure.dpi * 10.5)
   figure.suptitle('\n'.join((
-      f'{title}: profile {profiles}, {machine.get("device_kind")}'
+      f'{title}: profile {profiles}, {precisions}, {machine.get("device_kind")}'
       f' ({machine.get("cpu")}, {machine.get("cores")} cores)',
       *textwrap.wrap(note, width))), x=0.01, ha='left', fontsize=12.5)
 

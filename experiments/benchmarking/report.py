@@ -17,12 +17,12 @@ _TABLES = {
     'scaling': (
         'Scaling over devices (seeds: 8 seeds spread over them; tasks: one'
         ' seed, its 16 tasks spread)', (
-            'algorithm', 'stage', 'kind', 'devices', 'updates_per_s',
-            'speed_up', 'compile_s')),
+            'algorithm', 'stage', 'matmul_precision', 'kind', 'devices',
+            'updates_per_s', 'speed_up', 'compile_s')),
     'growth': (
         'Growth of the time per update (of all seeds together, on one device)',
-        ('algorithm', 'stage', 'factor', 'value', 'ms_per_update', 'gflop',
-         'gflops', 'fraction_of_ceiling')),
+        ('algorithm', 'stage', 'matmul_precision', 'factor', 'value',
+         'ms_per_update', 'gflop', 'gflops', 'fraction_of_ceiling')),
     'startup': (
         'Start-up (seconds since the process was started; cache of compiled'
         ' programs)', (
@@ -85,7 +85,7 @@ def print_result(result: Mapping[str, Any]):
   if result['ceiling_gflops'] is not None:
     print(
         f'\nMatrix-product ceiling: {result["ceiling_gflops"]:.4g} GFLOP/s'
-        f' (float32, precision {ceiling["matmul_precision"]}; best of '
+        f' (matmul_precision {ceiling["matmul_precision"]}; best of '
         + ', '.join(f'{k} {v:.4g}' for k, v in ceiling['gflops'].items())
         + ')')
   for name, (title, columns) in _TABLES.items():

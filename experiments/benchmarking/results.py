@@ -12,7 +12,7 @@ from experiments.benchmarking.report import table
 
 Result = dict[str, Any]
 
-_UPDATE = ('algorithm', 'stage', 'variant', 'profile')
+_UPDATE = ('algorithm', 'stage', 'variant', 'profile', 'matmul_precision')
 # Tables to compare: the columns that name a row, and the figure.
 _FIGURES = {
     'updates': ((*_UPDATE, 'seeds'), 'updates_per_s'),
@@ -60,7 +60,7 @@ def read_result(path: pathlib.Path, flag: str) -> Result:
 
 
 def _fault(result: Any) -> str:
-  """What is wrong with a result, '' if nothing; adds tables it lacks."""
+  """What is wrong with a result, '' if nothing; adds what older ones lack."""
   if not isinstance(result, dict):
     return f'a {type(result).__name__}'
   for name in ('machine', 'versions', 'ceiling'):
@@ -75,6 +75,8 @@ def _fault(result: Any) -> str:
       return f'{name!r} is no list of rows'
   for name, (columns, figure) in _FIGURES.items():
     for row in result[name]:
+      if 'matmul_precision' in columns:
+        row.setdefault('matmul_precision', 'float32')
       for column in (*columns, figure):
         if column not in row:
           return f'no {column!r} in a row of {name!r}'
@@ -116,7 +118,10 @@ def differences(old: Result, new: Result) -> dict[str, tuple[Any, Any]]:
 def _figures(result: Result) -> Iterator[tuple[tuple, float]]:
   """(name of the figure, value) of every row that is to be compared."""
   if result['ceiling_gflops']:
-    yield ('ceiling', '', 'gflops'), result['ceiling_gflops']
+    precision = result['ceiling'].get('matmul_precision', 'default')
+    # The default of older files, which are of CPUs.
+    label = 'float32' if precision == 'default' else precision
+    yield ('ceiling', label, 'gflops'), result['ceiling_gflops']
   for name, (columns, figure) in _FIGURES.items():
     for row in result[name]:
       label = ' '.join(

@@ -31,19 +31,26 @@ class UpdateRunner:
     case: what to run.
     chunk: updates per call.
     layout: seeds and devices.
+    matmul_precision: one of PRECISIONS.
   """
 
-  def __init__(self, case: Case, chunk: int, layout: Layout):
+  def __init__(
+      self, case: Case, chunk: int, layout: Layout,
+      matmul_precision: str = 'float32',
+  ):
     number = layout.num_seeds
     seeds = schedule.Seeds(schedule.seed_keys(0, number), layout)
     shared = case.stage == 'offline'
     replay = cases.synthetic_replay(case)
-    self._replay = replay if shared else jax.tree.map(
-        lambda x: jnp.repeat(x[None], number, 0), replay)
-    self._state = jax.jit(jax.vmap(case.make().init))(seeds.keys)
+    if not shared:
+      replay = jax.tree.map(lambda x: jnp.repeat(x[None], number, 0), replay)
+    # Else every timed call would copy them to the devices.
+    self._replay = layout.place(replay, None if shared else 0)
+    self._state = layout.place(
+        jax.jit(jax.vmap(case.make().init))(seeds.keys), 0)
     self._update = loop.make_update(
         case.get_stage, seeds, chunk, shared_replay=shared,
-        matmul_precision=ceilings.PRECISION)
+        matmul_precision=matmul_precision)
     jax.block_until_ready((self._state, self._replay))
 
   def __call__(self):
@@ -70,6 +77,7 @@ class Run(NamedTuple):
     case: what runs.
     layout: seeds and devices.
     profile: of the case.
+    matmul_precision: of the networks.
     chunk: updates per call.
     compile_s: of the first call, seconds.
     timed: the case; its unit is one update of one seed.
@@ -79,6 +87,7 @@ class Run(NamedTuple):
   case: Case
   layout: Layout
   profile: str
+  matmul_precision: str
   chunk: int
   compile_s: float
   timed: Timed
@@ -104,12 +113,13 @@ def prepare(
   chunk = _chunk(options, case.gflop(), seeds)
 
   def timed(chunk):
-    runner = UpdateRunner(case, chunk, layout)
+    runner = UpdateRunner(case, chunk, layout, options.matmul_precision)
     return compile_seconds(runner), Timed(
         runner, chunk * seeds, options.repeat_s)
 
   compile_s, full = timed(chunk)
-  run = Run(case, layout, options.profile, chunk, compile_s, full)
+  run = Run(case, layout, options.profile, options.matmul_precision, chunk,
+            compile_s, full)
   return run._replace(short=timed(chunk // 4)[1]) if overhead else run
 
 
@@ -139,7 +149,7 @@ def time_runs(
       recompiled[j] += log.during(run.timed.measure)
       if run.short:
         run.short.measure()
-  ceiling = ceilings.record(ways, options.profile)
+  ceiling = ceilings.record(ways, options)
   top = ceiling['gflops'][ceiling['best']]
   return ceiling, [
       {**describe(run), **_speed(run, top),
@@ -150,18 +160,18 @@ def time_runs(
 def measure_updates(
     options: Options, algorithms: Sequence[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-  """The ceiling and every case.
+  """The ceiling and every case, all on one device.
 
   Returns:
     Record of the ceiling, one record per case and number of seeds.
   """
-  ways = ceilings.make_ceiling(options.profile, min(options.repeat_s, 0.4))
+  ways = ceilings.make_ceiling(options)
   runs = []
   for case in cases.make_cases(options.profile):
     for seeds in options.seeds if case.algorithm in algorithms else ():
       say(f'compiling {case.algorithm} {case.stage} {case.variant} x{seeds}')
       runs.append(prepare(
-          case, parallel.make_layout(seeds, share='seeds'), options,
+          case, parallel.make_layout(seeds, max_devices=1), options,
           options.overhead))
   ceiling, rows = time_runs(runs, ways, options, 1)
   if options.trace_dir:
@@ -179,6 +189,7 @@ def describe(run: Run) -> dict[str, Any]:
       'stage': case.stage,
       'variant': case.variant,
       'profile': run.profile,
+      'matmul_precision': run.matmul_precision,
       'seeds': run.seeds,
       'devices': len(run.layout.devices),
       'gflop_per_update': rounded(case.gflop()),

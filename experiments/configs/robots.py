@@ -26,6 +26,7 @@ CHEETAH_VEL = {
         'share_encoder_buffer': False,
         'variants': recipes.PAPER_VARIANTS,
     },
+    'evaluation': {'every_iterations': 5},
 }
 
 # Ant-Direction as published: the last 1200 transitions serve both roles.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import jax
 
+from offmeta import processes
 from offmeta.training import collect as collecting
 from offmeta.training import config as configs
 from offmeta.training import gather as gathering
@@ -20,6 +21,9 @@ _ADVICE = (
     'Keep the replay in the host\'s memory with --replay=host, run fewer'
     ' --seeds at a time (--config.first_seed continues), or shorten the phase'
     ' (iterations, gather.*_steps); devices that share tasks hold a copy each.')
+
+# Name, learners, what stays in memory.
+_Phase = tuple[str, schedule.Seeds, list[memory.Demand]]
 
 
 def _example(setup: Setup, extras: bool) -> Transition:
@@ -43,6 +47,21 @@ def _replay(
       for what, capacity in parts]
 
 
+def _dataset(setup: Setup, rl: int, encoder: int) -> memory.Demand:
+  """The offline data; every device has a copy."""
+  layout = setup.seeds.layout
+  rows = rl + (encoder if setup.config.collect.encoder_size else 0)
+  demand = memory.replay_demand(
+      _example(setup, False), setup.config.family.num_train, rows, 1,
+      'dataset')
+  copies = len(layout.local_devices)
+  if setup.runtime.replay == 'host' or layout.axis_name:
+    copies = 1  # all that devices share tasks of is multiplied later
+  return demand._replace(
+      nbytes=copies * demand.nbytes,
+      detail=demand.detail.replace('1 seeds', f'{copies} copies'))
+
+
 def _learners(algorithm, num_seeds: int) -> memory.Demand:
   state: LearnerState = jax.eval_shape(algorithm.init, jax.random.key(0))
   size = memory.nbytes(state)
@@ -50,11 +69,8 @@ def _learners(algorithm, num_seeds: int) -> memory.Demand:
       'learners', num_seeds * size, f'{num_seeds:,} seeds x {size:,} B')
 
 
-def _phases(
-    setup: Setup, phases: tuple[str, ...]
-) -> Iterator[tuple[str, schedule.Seeds, list[memory.Demand]]]:
-  """(name, learners, what stays in memory); a phase that is over is left out.
-  """
+def _phases(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
+  """Phases still to run."""
   config = setup.config
   if ('collect' in phases and not setup.is_done('collect')
       and collecting.trains_behaviour(config.collect)):
@@ -64,18 +80,25 @@ def _phases(
     yield 'collect', seeds, [
         *_replay(setup, _example(setup, True), sizes, 1, False, 0),
         _learners(behaviour, 1)]
+  if not {'offline', 'online'} & set(phases):
+    return
+  start = collecting.dataset_sizes(setup)
+  dataset = _dataset(setup, *start)
+  num_seeds = len(setup.seeds.layout.seeds)
+  if 'offline' in phases and not setup.is_done('offline'):
+    yield 'offline', setup.seeds, [
+        dataset, _learners(setup.algorithm('smac', config.smac), num_seeds)]
   if 'online' in phases:
-    start = collecting.dataset_sizes(setup)
     for name in config.online.variants:
       if setup.is_done(f'online/{name}'):
         continue
       changed = configs.variant(config, name)
       sizes = schedule.online_sizes(
           setup.family.spec, changed, setup.seeds, *start)
-      num_seeds = len(setup.seeds.layout.seeds)
       yield f'online/{name}', setup.seeds, [
           *_replay(setup, _example(setup, False), sizes, num_seeds,
                    changed.online.share_encoder_buffer, sizes.sequences),
+          dataset,
           _learners(setup.algorithm('smac', changed.smac), num_seeds)]
 
 
@@ -87,10 +110,17 @@ def check(setup: Setup, phases: tuple[str, ...]) -> list[str]:
 
   Raises:
     ConfigError: one would not fit; names the sizes and what to change.
+    ProcessError: it would not fit in another process.
   """
+  planned = list(_phases(setup, phases))  # asks the main process
+  return processes.in_all(lambda: _fitting(setup, planned))
+
+
+def _fitting(setup: Setup, planned: list[_Phase]) -> list[str]:
+  """`check`, for the memory of this process."""
   on_host = setup.runtime.replay == 'host'
   lines, available = [], None
-  for name, seeds, demands in _phases(setup, phases):
+  for name, seeds, demands in planned:
     devices = seeds.layout.local_devices
     if on_host:
       devices = [streaming.host()]

@@ -260,6 +260,7 @@ def gather(
     key: Key,
     config: GatherConfig,
     axis_name: str | None = None,
+    seeds_axis: str | None = None,
 ) -> tuple[Replay, Metrics]:
   """One iteration's data (specs smac 2.8 to 2.10, PEARL A1.4).
 
@@ -278,6 +279,7 @@ def gather(
     key: random key.
     config: how much of what.
     axis_name: device axis over which the visits are shared out.
+    seeds_axis: axis under which seeds are vmapped, see `parallel.any_along`.
 
   Returns:
     The replay with the new data, and how often the simulation blew up.
@@ -292,5 +294,7 @@ def gather(
                 config)
 
   replay, counts = jax.lax.while_loop(
-      lambda carry: unfinished(carry[1], config), round_, (replay, counts))
+      lambda carry: parallel.any_along(
+          unfinished(carry[1], config), seeds_axis),
+      round_, (replay, counts))
   return finish(replay, visit, counts)

@@ -29,37 +29,27 @@ PHASES = ('collect', 'offline', 'online', 'test', 'report')
 # Offline.
 
 
-def offline_replay(
-    setup: Setup,
-    sizes: schedule.Sizes | None = None,
-    share: bool = True,
-) -> Replay:
-  """The dataset as a replay (no seed axis).
+def offline_replay(setup: Setup) -> Replay:
+  """The dataset as a replay (no seed axis), where the run keeps its replays.
 
-  Args:
-    setup: of the run.
-    sizes: capacities of the online phase; as large as the data if None.
-    share: one buffer for both roles unless the dataset has encoder data.
+  One buffer serves both roles unless the dataset has encoder data.
   """
   data = collecting.load_dataset(setup)
 
-  def build(transitions, size, capacity):
+  def build(transitions, size):
     bare = transitions._replace(extras={})
     bare = jax.tree.map(lambda x: x.astype(np.float32), bare)
     if setup.runtime.replay == 'host':
       bare, size = streaming.to_host((bare, size))
-    return buffers.make(
-        bare, size, capacity or bare.reward.shape[1],
-        sizes.sequences if sizes else 0)
+    return buffers.make(bare, size, bare.reward.shape[1])
 
-  rl = build(data.transitions, data.size, sizes and sizes.rl)
+  encoder = None
   if data.context is not None:
-    return Replay(rl, build(
-        data.context, data.context_size, sizes and sizes.encoder))
-  if share:
-    return Replay(rl, None)
-  return Replay(rl, build(
-      data.transitions, data.size, sizes and sizes.encoder))
+    encoder = build(data.context, data.context_size)
+  replay = Replay(build(data.transitions, data.size), encoder)
+  if setup.runtime.replay == 'host':
+    return replay
+  return setup.seeds.layout.place(replay, None)
 
 
 def make_evaluator(setup: Setup) -> evaluators.Evaluator:
@@ -99,20 +89,25 @@ def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
 # Online.
 
 
-def _online_start(setup, config, algorithm):
-  """States and replays [S, ...] at the phase switch."""
+def _online_start(setup, config, algorithm, data: Replay):
+  """States and replays [S, ...] at the phase switch, from the dataset."""
   states = stages.final_states(setup, 'offline', algorithm, setup.seeds)
-  data = collecting.load_dataset(setup)
   shared = config.online.share_encoder_buffer
-  if shared and data.context is not None:
+  if shared and data.encoder is not None:
     raise configs.ConfigError(
         'config.online.share_encoder_buffer: the dataset has encoder data of'
         ' its own; set it to False, or config.collect.encoder_size to 0')
   sizes = schedule.online_sizes(
       setup.family.spec, config, setup.seeds, *collecting.dataset_sizes(setup))
-  replay = offline_replay(setup, sizes, shared)
-  replays = stages.new_replay(
-      setup, setup.seeds, lambda replay: replay, replay)
+
+  def make(data):
+    widen = lambda buffer, capacity: buffers.make(
+        buffer.data, buffer.size, capacity, sizes.sequences)
+    return Replay(
+        widen(data.rl, sizes.rl),
+        None if shared else widen(data.contexts(), sizes.encoder))
+
+  replays = stages.new_replay(setup, setup.seeds, make, data)
   begin = setup.seeds.layout.compile(algorithm.begin_online, (0,))
   return loop.start(begin(states), replays)
 
@@ -134,12 +129,12 @@ def online(setup: Setup, name: str, evaluator: evaluators.Evaluator | None = Non
   config = configs.variant(setup.config, name)
   algorithm = setup.algorithm('smac', config.smac)
   visited = schedule.online_visits(config, setup.seeds)
-  progress = _online_start(setup, config, algorithm)
+  offline_data = offline_replay(setup)
+  progress = _online_start(setup, config, algorithm, offline_data)
   updater = stages.make_updater(
       setup, lambda axis: setup.algorithm('smac', config.smac, axis).online,
       setup.seeds, config.chunk, shared_replay=False)
   evaluator = evaluator or make_evaluator(setup)
-  offline_data = offline_replay(setup)
   every = config.evaluation.every_iterations
   last = config.online.iterations - 1
   stages.run_stage(

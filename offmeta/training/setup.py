@@ -39,7 +39,7 @@ class Runtime:
       phases need is kept in any case.
     quiet: no progress on the console.
     max_devices: per process; None for all.
-    share: what devices share, see `parallel.make_layout`.
+    share: 'seeds' or 'tasks', see `parallel.make_layout`.
     replay: 'device', or 'host' to keep it in the host's memory and stream
       batches (`training/streaming.py`).
   """
@@ -48,7 +48,7 @@ class Runtime:
   keep_checkpoints: bool = False
   quiet: bool = False
   max_devices: int | None = None
-  share: str = 'auto'
+  share: str = 'seeds'
   replay: str = 'device'
 
 
@@ -230,6 +230,17 @@ def make_setup(
   layout = parallel.make_layout(
       config.num_seeds, math.gcd(*meta_batches), runtime.max_devices,
       runtime.share)
+  if layout.repeated:
+    raise ConfigError(
+        f'config.num_seeds: {config.num_seeds} do not divide over'
+        f' {jax.process_count()} processes, and with share={runtime.share!r}'
+        f' nor do meta-batches of {math.gcd(*meta_batches)} tasks; change the'
+        ' number of seeds (--seeds) or of processes, or try --share=tasks')
+  if (config.matmul_precision == 'tensorfloat32'
+      and jax.default_backend() != 'gpu'):
+    raise ConfigError(
+        "config.matmul_precision: 'tensorfloat32' exists on GPUs only, this is"
+        f' a {jax.default_backend()}; choose float32 or bfloat16')
   return Setup(
       config=config,
       workdir=pathlib.Path(workdir).absolute(),

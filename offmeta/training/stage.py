@@ -2,6 +2,7 @@
 
 import jax
 
+from offmeta import parallel
 from offmeta.data.buffer import Replay
 from offmeta.training import gather as gathering
 from offmeta.training import loop, schedule, streaming
@@ -48,7 +49,7 @@ def make_gather(setup, algorithm, seeds: schedule.Seeds, config):
   def one(state, replay, task_id, key):
     return gathering.gather(
         setup.family, algorithm, state, replay, setup.train_tasks, task_id,
-        key, config, layout.axis_name)
+        key, config, layout.axis_name, parallel.SEEDS)
 
   return layout.compile(one, (0, 0, 0, 0), donate=(1,))
 

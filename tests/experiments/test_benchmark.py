@@ -83,8 +83,12 @@ def test_the_fixed_command_writes_the_fixed_schema(tmp_path):
 
 def test_several_seeds_count_together():
   result = benchmark.run(dataclasses.replace(
-      QUICK, only=('sac',), seeds=(1, 3)))
+      QUICK, only=('sac',), seeds=(1, 3), matmul_precision='bfloat16'))
   assert [u['seeds'] for u in result['updates']] == [1, 3]
+  for row in (*result['updates'], result['ceiling']):
+    assert row['matmul_precision'] == 'bfloat16'
+  # As the ceiling does, which they are a fraction of; there are 4.
+  assert [u['devices'] for u in result['updates']] == [1, 1]
   one, three = result['updates']
   assert one['gflop_per_update'] == three['gflop_per_update']
   assert three['ms_per_update_of_all_seeds'] == pytest.approx(
@@ -173,6 +177,9 @@ def test_unknown_part_is_one_clear_error_and_writes_nothing(tmp_path):
     ({'profile': 'huge'}, "--profile: unknown 'huge'"),
     ({'env_families': ('walker',)}, "--env_families: unknown 'walker'"),
     ({'env_backends': ('bullet',)}, "--env_backends: unknown 'bullet'"),
+    ({'matmul_precision': 'fp8'}, "--matmul_precision: unknown 'fp8'"),
+    ({'only': ('env', 'startup'), 'matmul_precision': 'bfloat16'},
+     '--matmul_precision is of updates'),
     ({'seeds': (0,)}, '--seeds'),
     ({'devices': (2, 3)}, '--devices: 8 seeds'),
     ({'algorithms': ('smac', 'env')}, "--algorithms: unknown 'env'"),
@@ -189,6 +196,15 @@ def test_unknown_part_is_one_clear_error_and_writes_nothing(tmp_path):
 def test_bad_options(changes, message):
   with pytest.raises(BenchmarkError, match=message):
     options.validate(dataclasses.replace(QUICK, **changes))
+
+
+def test_tensorfloat32_is_of_gpus(monkeypatch):
+  chosen = dataclasses.replace(
+      QUICK, only=('sac',), matmul_precision='tensorfloat32')
+  with pytest.raises(BenchmarkError, match='on GPUs only, and this is a cpu'):
+    benchmark.run(chosen)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  options.validate_device(chosen)
 
 
 def test_a_broken_timing_file_is_named(tmp_path):

@@ -10,12 +10,14 @@ import sys
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import benchmark
 from experiments.benchmarking import (
     BenchmarkError,
     cases,
+    ceiling,
     growth,
     machine,
     options,
@@ -27,6 +29,7 @@ from experiments.benchmarking import (
 )
 from experiments.benchmarking.timing import Timed
 from offmeta import parallel
+from offmeta.training import loop
 
 ROOT = pathlib.Path(benchmark.__file__).parents[1]
 QUICK = options.Options(
@@ -85,6 +88,52 @@ def test_a_process_that_fails_is_one_message():
       worker.receive()
     with pytest.raises(BenchmarkError, match='status 1'):
       worker.ask()
+
+
+# What is timed.
+
+
+def test_the_ceiling_multiplies_as_the_updates_do():
+  def results_of(precision):
+    ways = ceiling.make_ceiling(
+        dataclasses.replace(QUICK, matmul_precision=precision))
+    return {name: np.concatenate(jax.tree.leaves(way.call()))
+            for name, way in ways.items()}
+
+  exact, rounded = results_of('float32'), results_of('bfloat16')
+  assert exact.keys() == {'chain', 'four_chains', 'square'}
+  for name, value in exact.items():
+    # Operands of 8 bits in each of 8 products; on a CPU, jax's own setting
+    # changes nothing.
+    error = np.linalg.norm(rounded[name] - value) / np.linalg.norm(value)
+    assert 2**-9 < error < 8 * 2**-8
+    assert rounded[name].dtype == np.float32
+
+
+@pytest.mark.parametrize('stage', ['offline', 'online'])
+def test_timed_calls_find_their_arguments_in_place(stage, monkeypatch):
+  asked = []
+
+  def make_update(*unused, **chosen):
+    def update(state, replay):
+      asked.append((state, replay, chosen['matmul_precision']))
+      return state, {}
+
+    return update
+
+  monkeypatch.setattr(loop, 'make_update', make_update)
+  [case] = [c for c in cases.make_cases('smoke')
+            if (c.algorithm, c.stage, c.variant) == ('smac', stage, 'released')]
+  devices = tuple(jax.devices()[2:])
+  updates.UpdateRunner(
+      case, 1, parallel.Layout(4, range(4), devices), 'bfloat16')()
+  [(state, replay, precision)] = asked
+  assert precision == 'bfloat16'
+  each = {'offline': replay.rl.size.shape, 'online': (2, case.num_tasks)}
+  for tree, size in ((replay.rl.size, each[stage]), (state.step, (2,))):
+    assert tree.sharding.shard_shape(tree.shape) == size
+  for leaf in jax.tree.leaves((state, replay)):
+    assert leaf.sharding.device_set == set(devices)
 
 
 # Growth.
@@ -152,7 +201,7 @@ def test_overhead_of_a_call_from_two_lengths():
 
   run = updates.Run(
       cases.make_cases('smoke')[0], parallel.make_layout(3, max_devices=1),
-      'smoke', 22, 0.0, timed(22), timed(5))
+      'smoke', 'float32', 22, 0.0, timed(22), timed(5))
   row = updates.overhead(run)
   assert row['updates_per_short_call'] == 5
   assert row['us_per_update'] == pytest.approx(10 + 300 / 22, rel=1e-3)

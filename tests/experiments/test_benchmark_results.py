@@ -17,7 +17,7 @@ from experiments.benchmarking import BenchmarkError, options, plots, results
 
 ROOT = pathlib.Path(benchmark.__file__).parents[1]
 UPDATE = {'algorithm': 'smac', 'stage': 'offline', 'variant': 'released',
-          'profile': 'paper'}
+          'profile': 'paper', 'matmul_precision': 'float32'}
 
 
 def command(*arguments):
@@ -116,19 +116,36 @@ def test_rows_that_both_have(capsys):
   new['startup'][0]['first_update_s'] = 3.0
   rows = {(r['table'], r['row']): (r['old'], r['new'], r['ratio'])
           for r in results.compare(old, new)}
-  label = 'smac offline released paper'
+  label = 'smac offline released paper float32'
   assert rows['updates', f'{label} seeds=2'] == (60.0, 90.0, 1.5)
   assert rows['scaling', f'{label} seeds devices=1'] == (10.0, 5.0, 0.5)
   assert rows['scaling', f'{label} tasks devices=1'] == (10.0, 10.0, 1.0)
   assert rows['growth', f'{label} num_tasks value=32'] == (35.0, 35.0, 1.0)
   assert rows['startup', 'cpu empty'] == (9.0, 3.0, pytest.approx(1 / 3))
   assert rows['env_steps', 'point_robot jax num_envs=4'][2] == 1.0
-  assert rows['ceiling', ''] == (200.0, 200.0, 1.0)
+  assert rows['ceiling', 'float32'] == (200.0, 200.0, 1.0)
   assert len(rows) == 1 + 1 + 4 + 6 + 1 + 1
   results.print_comparison(old, new, 'old.json')
   printed = capsys.readouterr().out
   assert 'warning' not in printed and 'old.json' in printed
   assert '14 figures in both, 2 in only one of the two' in printed
+
+
+def test_rows_of_another_precision_are_others(tmp_path):
+  without, lower = one_result(), one_result()
+  for name in ('updates', 'scaling', 'growth'):
+    for row in without[name]:
+      del row['matmul_precision']
+    for row in lower[name]:
+      row['matmul_precision'] = 'bfloat16'
+  without['ceiling']['matmul_precision'] = 'default'
+  lower['ceiling']['matmul_precision'] = 'bfloat16'
+  older = results.read_result(
+      write(tmp_path / 'old.json', without), 'compare')
+  same = results.compare(older, one_result())
+  assert same == results.compare(one_result(), one_result())
+  assert {r['table'] for r in results.compare(older, lower)} == {
+      'startup', 'env_steps'}
 
 
 def test_other_machines_and_versions_are_warned_of(capsys):
@@ -154,7 +171,7 @@ def test_two_files_are_compared_and_drawn_without_measuring(tmp_path):
                  f'--compare={old}', f'--plot={tmp_path / "a.png"}')
   assert done.returncode == 0, done.stderr
   line = next(line for line in done.stdout.splitlines()
-              if 'paper seeds=1' in line)
+              if 'paper float32 seeds=1' in line)
   assert line.split()[-3:] == ['50', '25', '0.5']
   assert 'compiling' not in done.stderr
   assert (tmp_path / 'a.png').is_file()

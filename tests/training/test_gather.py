@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offmeta import rollout
+from offmeta import parallel, rollout
 from offmeta.algorithms import smac
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
@@ -295,6 +295,38 @@ def test_true_rewards_are_absent_from_the_online_phase(name, family, poison):
   assert np.any(np.isnan(replay.rl.data.reward))
   assert any(
       np.any(np.isnan(x)) for x in jax.tree.leaves(after.params['critic']))
+
+
+@pytest.mark.parametrize('family', [_FAMILY, _MORTAL])
+def test_no_round_copies_the_replay(family):
+  """Seeds finish after different numbers of rounds; no select over a buffer."""
+  seeds = helpers.seeds(jax.random.split(_KEY, 2))
+  replay = jax.tree.map(lambda x: jnp.stack([x, x]), _replay())
+  gather = jax.jit(jax.vmap(
+      lambda replay, task_id, key: gathering.gather(
+          family, _spy(), (), replay, _TASKS, task_id, key, _CONFIG,
+          seeds_axis=parallel.SEEDS)[0], axis_name=parallel.SEEDS))
+  args = replay, jnp.array([[2, 0], [1, 3]]), seeds.keys
+  loops = [
+      eqn for eqn in jax.make_jaxpr(gather)(*args).jaxpr.eqns[0].params[
+          'jaxpr'].jaxpr.eqns if eqn.primitive.name == 'while']
+  bodies = [loop.params['body_jaxpr'].jaxpr for loop in loops]
+  rounds = max(bodies, key=lambda body: len(body.eqns))
+  capacity = replay.rl.data.reward.shape
+  for eqn in rounds.eqns:
+    if eqn.primitive.name == 'select_n':
+      assert eqn.outvars[0].aval.shape[:3] != capacity, eqn
+  # One seed alone gives the same.
+  both = gather(*args)
+  for s in range(2):
+    alone = _gather_spied(family, _CONFIG, _replay(), *[x[s] for x in args[1:]])
+    for one, two in zip(alone, both):
+      size = np.asarray(one.size)
+      np.testing.assert_array_equal(two.size[s], size)
+      held = np.arange(capacity[-1]) < size[:, None]
+      np.testing.assert_array_equal(
+          np.asarray(two.data.reward[s])[held],
+          np.asarray(one.data.reward)[held])
 
 
 # Capacities.

@@ -112,6 +112,35 @@ def test_updates(shared, layout):
   assert np.all(np.asarray(streamed.step) == 16)
 
 
+def test_batches_come_to_the_learner(monkeypatch):
+  """Where host and device are not the same, and after a checkpoint too."""
+  host = jax.devices()[3]
+  monkeypatch.setattr(streaming, 'host', lambda: host)
+  family = probes.CountingFamily()
+  seeds = helpers.seeds(jax.random.split(jax.random.key(0), 2))
+  algorithm = smac.make(family.spec, helpers.SMAC)
+  setup = types.SimpleNamespace(
+      family=family, train_tasks=_TASKS,
+      runtime=setups.Runtime(replay='host'))
+  replay = stages.new_replay(
+      setup, seeds, lambda x: Replay(x, None), _buffer(family, 0))
+  update = streaming.make_update(
+      lambda axis: smac.make(family.spec, helpers.SMAC, axis).offline[0],
+      seeds, 2, shared_replay=False)
+  gather = stages.make_gather(setup, algorithm, seeds, GatherConfig(
+      prior_steps=5, posterior_steps=5, context_size=3, label_context_size=3))
+  state = stages.init_states(algorithm, seeds)
+  for committed in (False, True):
+    if committed:
+      state = jax.device_put(state, jax.devices()[0])
+    state, metrics = update(state, replay)
+    replay, _ = gather(state, replay, np.array([[0], [1]]), seeds.keys)
+    for leaf in jax.tree.leaves((state, metrics)):
+      assert leaf.devices() == {jax.devices()[0]}
+    for leaf in jax.tree.leaves(replay):
+      assert leaf.devices() == {host}
+
+
 def test_whole_run(compile_once, finished_run, tmp_path):
   setup = tiny_run.make_setup(
       tmp_path / 'run', runtime={'replay': 'host'})

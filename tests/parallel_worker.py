@@ -1,0 +1,116 @@
+"""Ten updates of every algorithm; one of two processes that share them out."""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import traceback
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offmeta import parallel, processes
+from offmeta.algorithms import pearl, sac, smac
+from offmeta.data import buffer as buffers
+from offmeta.data.buffer import Replay
+from offmeta.testing import probes
+from offmeta.training import loop
+from offmeta.training.schedule import Seeds
+
+NUM_SEEDS = NUM_TASKS = 4
+UPDATES = 10
+_COLD = dataclasses.replace(helpers.SMAC, awac_temperature=0.1)
+_OURS = dataclasses.replace(
+    _COLD, train_context_online=True, kl_over_tasks='sum',
+    backprop_q_into_encoder=True, online=dataclasses.replace(
+        _COLD.online, context='episodes', sequence_size=8))
+_SAC = sac.Config(
+    critic_hidden=(7,), actor_hidden=(6,), critic_lr=0.02, actor_lr=0.01,
+    temperature_lr=0.01, target_rate=0.1, batch_size=3)
+
+# Name -> (make, config, phase).
+CASES = {
+    'smac offline': (smac.make, _COLD, 'offline'),
+    'smac online': (smac.make, _OURS, 'online'),
+    'pearl': (pearl.make, helpers.PEARL, 'online'),
+    'sac': (sac.make, _SAC, 'online'),
+}
+# Case, and what the two processes share out.
+SPLIT = (
+    *((case, 'tasks') for case in CASES),
+    ('smac online', 'seeds'), ('sac', 'seeds'))
+
+
+def make_replay():
+  """Tasks of very different reward and action, so that advantages differ."""
+  data = jax.jit(lambda key: probes.random_transitions(
+      key, helpers.SPEC, (6, 30)))(jax.random.key(1))
+  scale = 4.0 * jnp.arange(6.0)[:, None]
+  data = data._replace(
+      reward=data.reward * scale - scale,
+      action=jnp.clip(data.action + 0.2 * scale[..., None] - 2.0, -1, 1))
+  buffer = buffers.make(data, jnp.full(6, 30), 30, 2)
+  for task in range(6):
+    buffer = buffers.record_sequence(
+        buffer, task, jnp.int32(3), jnp.int32(9))
+  return Replay(buffer, None)
+
+
+def run(case, replay, **layout):
+  """The states [S] of this process's seeds, before and after, and metrics.
+
+  Args:
+    case: name in `CASES`.
+    replay: of `make_replay`.
+    **layout: options of `parallel.make_layout`.
+  """
+  make, config, phase = CASES[case]
+
+  def make_stage(axis_name):
+    stage = getattr(make(helpers.SPEC, config, axis_name), phase)[0]
+    # SAC's own meta-batch is one task; its update takes any number.
+    return stage._replace(batch=stage.batch._replace(num_tasks=NUM_TASKS))
+
+  keys = jax.random.split(jax.random.key(0), NUM_SEEDS)
+  seeds = Seeds(keys, parallel.make_layout(NUM_SEEDS, NUM_TASKS, **layout))
+  start = jax.jit(jax.vmap(make(helpers.SPEC, config).init))(keys)
+  start = start.replace(params=helpers.shaken(start.params))
+  start = jax.tree.map(seeds.mine, start)
+  update = loop.make_update(make_stage, seeds, UPDATES, shared_replay=True)
+  return start, *update(jax.tree.map(jnp.copy, start), replay)
+
+
+def by_path(tree):
+  """{path: numpy array} of every leaf."""
+  return {
+      jax.tree_util.keystr(path): helpers.numbers(leaf)
+      for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument('folder', type=pathlib.Path)
+  for name, kind in (
+      ('coordinator', str), ('num_processes', int), ('process_id', int)):
+    parser.add_argument(f'--{name}', type=kind)
+  args = parser.parse_args()
+  processes.start(args.coordinator, args.num_processes, args.process_id)
+  replay = make_replay()
+  for case, share in SPLIT:
+    _, *result = run(case, replay, share=share)
+    # Process after process: all seeds once, or, with shared tasks, twice.
+    arrays = {
+        name: processes.concatenate(leaf)
+        for name, leaf in by_path(result).items()}
+    if processes.is_main():
+      np.savez(args.folder / f'{case} {share}.npz', **arrays)
+
+
+if __name__ == '__main__':
+  try:
+    main()
+  except BaseException:
+    traceback.print_exc()
+    os._exit(1)  # At a normal exit jax waits for the other process.
