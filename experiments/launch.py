@@ -222,6 +222,7 @@ def describe_run(
     profile: str,
     command: str,
     config_file: str = '',
+    execution: Mapping[str, Any] = {},
 ) -> dict:
   """Writes or checks WORKDIR/run.json.
 
@@ -231,6 +232,8 @@ def describe_run(
     profile: its size, for readers.
     command: that started it, for readers.
     config_file: FILE or FILE:ARGUMENT that registers the family; '' if none.
+    execution: devices, processes and where the replay is, for readers; the
+      latest slice of a run.
 
   Raises:
     ConfigError: the workdir holds a run of another configuration.
@@ -259,6 +262,7 @@ def describe_run(
       },
       'versions': {'python': platform.python_version()} | {
           name: importlib.metadata.version(name) for name in _PACKAGES},
+      'execution': dict(execution),
       'machine': {
           'platform': platform.platform(),
           'processor': _processor(),
@@ -356,7 +360,11 @@ def _execute(
 
   def announce():
     folder.mkdir(parents=True, exist_ok=True)
-    describe_run(config, folder, profile, command, _config_file(config_flag))
+    describe_run(config, folder, profile, command, _config_file(config_flag), {
+        'layout': setup.seeds.layout.describe(),
+        'processes': processes.count(),
+        **runtime,
+    })
     print(f'{config.family.name}, profile {profile}, {config.num_seeds} seeds,'
           f' workdir {folder}\n{setup.seeds.layout.describe()}', *needs,
           sep='\n', flush=True)

@@ -6,6 +6,8 @@ the same order; whoever is early waits. With one process they only do the work.
 
 from collections.abc import Callable, Sequence
 import json
+import pathlib
+import time
 from typing import Any, TypeVar
 
 import jax
@@ -51,6 +53,11 @@ def start(
   except (ValueError, RuntimeError) as error:
     raise ProcessError(
         f'cannot connect the processes of this run: {error}') from error
+
+
+def count() -> int:
+  """How many there are."""
+  return jax.process_count()
 
 
 def is_main() -> bool:
@@ -121,6 +128,21 @@ def in_all(work: Callable[[], _Result]) -> _Result:
   raise ProcessError(
     f'process {process}: {causes[process]}'
   ) from failure
+
+
+def await_directory(path: pathlib.Path, patience_s: float = 120.0):
+  """A file system may be late to show what another process has made.
+
+  Raises:
+    FileNotFoundError: it is not there after `patience_s` seconds.
+  """
+  deadline = time.monotonic() + patience_s
+  while not path.is_dir():
+    if time.monotonic() > deadline:
+      raise FileNotFoundError(
+          f'{path}: the main process has made it and this one does not see it;'
+          ' it must be on a file system that all processes share')
+    time.sleep(0.1)
 
 
 def concatenate(x: np.ndarray) -> np.ndarray:

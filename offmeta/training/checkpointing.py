@@ -20,7 +20,6 @@ import contextlib
 import os
 import pathlib
 import shutil
-import time
 from typing import Any
 import warnings
 
@@ -80,7 +79,9 @@ class Checkpointer:
     self._layout = layout if several else None
     try:
       processes.on_main(self._open)
-      processes.in_all(self._await_directory)
+      processes.in_all(
+        lambda: processes.await_directory(self._directory, _PATIENCE_S)
+      )
     except (OSError, processes.ProcessError) as error:
       raise CheckpointError(
         f'{self._directory}: cannot be used for checkpoints: {error}'
@@ -256,17 +257,6 @@ class Checkpointer:
       (self._directory / str(step)).rename(target)
 
   # In every process.
-
-  def _await_directory(self) -> None:
-    """A file system may be late to show what another process has made."""
-    deadline = time.monotonic() + _PATIENCE_S
-    while not self._directory.is_dir():
-      if time.monotonic() > deadline:
-        raise FileNotFoundError(
-          'the main process has made it and this one does not see it; it must'
-          ' be on a file system that all processes share'
-        )
-      time.sleep(0.1)
 
   def _write(
     self, path: pathlib.Path, step: int, leaves: dict[str, Any]

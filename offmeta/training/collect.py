@@ -5,6 +5,7 @@ the user brings. Random and behaviour policies are scored on the way.
 """
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +107,8 @@ def _save(setup: Setup, data: datasets.MetaDataset, algorithm: str):
   }
   processes.on_main(lambda: datasets.save(
       dataset_path(setup), data, setup.family.spec, made_by, overwrite=True))
+  processes.in_all(
+      lambda: processes.await_directory(pathlib.Path(dataset_path(setup))))
 
 
 def scripted_policy(family: EnvFamily) -> Policy:

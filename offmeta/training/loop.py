@@ -103,7 +103,7 @@ def make_update(
 
   compiled = seeds.layout.compile(
       one_seed, (0, None if shared_replay else 0, 0), donate=(0,))
-  keys = seeds.streams('batches')
+  keys = seeds.layout.place(seeds.streams('batches'), 0)
   return lambda state, replay: compiled(state, replay, keys)
 
 

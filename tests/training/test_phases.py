@@ -204,7 +204,7 @@ def _command(monkeypatch, capsys):
     capsys.readouterr()
     status = launch.run(
         None, profile, str(workdir), tuple(names), {},
-        {'checkpoint_every_s': -1.0}, None, ['x'])
+        {'checkpoint_every_s': -1.0, 'keep_checkpoints': True}, None, ['x'])
     error = capsys.readouterr().err
     lines = [x for x in error.splitlines() if x.startswith('error: ')]
     assert len(lines) == (status == 1), error
@@ -455,12 +455,20 @@ def test_default_dataset_is_the_last_part(finished_run):
         replay.rl.data.action[task, size - 40:size])
 
 
-def test_shared_buffer_is_one(finished_run, tmp_path):
+def test_shared_buffer_is_one(finished_run):
   setup = tiny_run.make_setup(finished_run)
-  assert phases.offline_replay(setup, share=True).encoder is None
-  separate = phases.offline_replay(setup, share=False)
-  np.testing.assert_array_equal(
-      separate.encoder.data.reward, separate.rl.data.reward)
+  data = phases.offline_replay(setup)
+  assert data.encoder is None
+  algorithm = setup.algorithm('smac', setup.config.smac)
+  config = configs.from_dict(
+      {'online': {'share_encoder_buffer': False}}, setup.config)
+  separate = phases._online_start(setup, config, algorithm, data).replay
+  size = data.rl.data.reward.shape[1]
+  for buffer in separate:
+    assert buffer.data.reward.shape[2] > size
+    for seed in range(2):
+      np.testing.assert_array_equal(
+          buffer.data.reward[seed, :, :size], data.rl.data.reward)
   names = tiny_run.last_progress(finished_run, 'online/matched')
   assert not any(name.startswith('replay.encoder') for name in names)
 
