@@ -38,9 +38,7 @@ CASES = {
     'sac': (sac.make, _SAC, 'online'),
 }
 # Case, and what the two processes share out.
-SPLIT = (
-    *((case, 'tasks') for case in CASES),
-    ('smac online', 'seeds'), ('sac', 'seeds'))
+SPLIT = *((case, 'tasks') for case in CASES), ('smac online', 'seeds')
 
 
 def make_replay():
@@ -99,6 +97,12 @@ def main():
   processes.start(args.coordinator, args.num_processes, args.process_id)
   replay = make_replay()
   for case, share in SPLIT:
+    layout = parallel.make_layout(NUM_SEEDS, NUM_TASKS, share=share)
+    over = {device.process_index for device in layout.devices}
+    if share == 'tasks':
+      assert over == {0, 1} and len(layout.devices) == 4 and not layout.split
+    else:
+      assert over == {args.process_id} and layout.split
     _, *result = run(case, replay, share=share)
     # Process after process: all seeds once, or, with shared tasks, twice.
     arrays = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 
 import jax
@@ -55,18 +56,16 @@ def test_start_says_why_it_failed(error, monkeypatch):
 # alone, then two again.
 
 _LAST = 'online/oracle'
+_STOPPED = pathlib.Path(__file__).with_name('stopped_run.py')
 
 
-def _run(program, workdir, *flags, check=True):
-  """The command of the tiny run in two processes of two devices."""
+def _run(workdir, *flags, program='experiments.run', args=(), check=True):
+  """The command of the tiny run, in two processes of two devices."""
   return children.run_processes(
-      program[0], [
-          *program[1:], f'--workdir={workdir}', '--config=tests/tiny_config.py',
+      program, [
+          *args, f'--workdir={workdir}', '--config=tests/tiny_config.py',
           '--profile=smoke', '--keep_checkpoints', *flags],
       timeout=200, check=check)
-
-
-_COMMAND = ('experiments.run',)
 
 
 @pytest.fixture(name='cache', scope='module')
@@ -82,19 +81,16 @@ def _shared(cache, tmp_path_factory):
   """(workdir, both processes) after phases in which they share tasks."""
   workdir = tmp_path_factory.mktemp('two') / 'run'
   return workdir, _run(
-      _COMMAND, workdir, '--phases=collect,offline', '--share=tasks')
+      workdir, '--phases=collect,offline', '--share=tasks')
 
 
 @pytest.fixture(name='stopped', scope='module')
 def _stopped(shared):
   """The same with seeds of their own, until one of them gets a SIGTERM."""
   workdir, _ = shared
-  stopper = (
-      os.path.join(os.path.dirname(__file__), 'stopped_run.py'),
-      workdir / _LAST / 'checkpoints', 1)
   return workdir, _run(
-      stopper, workdir, '--phases=online', '--checkpoint_every_s=900',
-      check=False)
+      workdir, '--phases=online', '--checkpoint_every_s=900', check=False,
+      program=_STOPPED, args=[workdir / _LAST / 'checkpoints', 1])
 
 
 @pytest.fixture(name='continued', scope='module')
@@ -111,7 +107,7 @@ def _continued(compile_once, stopped):
 def _scored(continued):
   """Two processes score what all have left."""
   workdir, _ = continued
-  return workdir, _run(_COMMAND, workdir, '--phases=test,report')
+  return workdir, _run(workdir, '--phases=test,report')
 
 
 def _assert_equal(ours, theirs):
@@ -175,6 +171,8 @@ def test_two_processes_score(scored, finished_run):
   _assert_equal(ours, theirs)
   summary = json.loads((workdir / 'report' / 'summary.json').read_text())
   assert summary['rows']['online_self_context']['seeds'] == 2
+  record = json.loads((workdir / 'run.json').read_text())
+  assert record['execution']['processes'] == 2
 
 
 def test_metrics_are_written_once_and_of_all_seeds(continued, finished_run):
@@ -201,16 +199,30 @@ def test_metrics_are_written_once_and_of_all_seeds(continued, finished_run):
 # Failures.
 
 
+def _errors(result):
+  """The one message of a process."""
+  return [x for x in result.stderr.splitlines() if x.startswith('error: ')]
+
+
 def test_a_failure_in_one_process_ends_both(cache, tmp_path):
   (tmp_path / 'run.json').write_text(
       json.dumps({'config': {'seed': 7}, 'config_hash': 'abc'}))
-  results = _run(_COMMAND, tmp_path, check=False)
+  main, other = results = _run(tmp_path, check=False)
   assert [r.returncode for r in results] == [1, 1], children.show(results)
-  main, other = [
-      [line for line in r.stderr.splitlines() if line.startswith('error: ')]
-      for r in results]
-  assert len(main) == len(other) == 1, children.show(results)
-  assert 'holds a run of another configuration (abc, this is' in main[0]
-  assert other[0].startswith('error: the main process failed: ')
   assert 'Traceback' not in children.show(results)
+  message, = _errors(main)
+  assert 'holds a run of another configuration (abc, this is' in message
+  message, = _errors(other)
+  assert message.startswith('error: the main process failed: ')
   assert os.listdir(tmp_path) == ['run.json']
+
+
+def test_where_processes_do_not_agree_none_is_left_waiting(cache, tmp_path):
+  """The main process fails at something that only it does."""
+  (tmp_path / 'collect' / 'metrics.jsonl').mkdir(parents=True)
+  main, other = results = _run(tmp_path, '--phases=collect', check=False)
+  assert main.returncode == 1, children.show(results)
+  message, = _errors(main)
+  assert 'metrics.jsonl: Is a directory' in message
+  # jax ends it as soon as the main process is gone; -9 is `run_processes`.
+  assert other.returncode not in (0, -9), children.show(results)

@@ -50,23 +50,23 @@ def _replay(
 def _dataset(setup: Setup, rl: int, encoder: int) -> memory.Demand:
   """The offline data; every device has a copy."""
   layout = setup.seeds.layout
-  rows = rl + (encoder if setup.config.collect.encoder_size else 0)
   demand = memory.replay_demand(
-      _example(setup, False), setup.config.family.num_train, rows, 1,
+      _example(setup, False), setup.config.family.num_train, rl + encoder, 1,
       'dataset')
   copies = len(layout.local_devices)
   if setup.runtime.replay == 'host' or layout.axis_name:
     copies = 1  # all that devices share tasks of is multiplied later
   return demand._replace(
       nbytes=copies * demand.nbytes,
-      detail=demand.detail.replace('1 seeds', f'{copies} copies'))
+      detail=demand.detail.replace(
+          memory.seeds(1), '1 copy' if copies == 1 else f'{copies} copies'))
 
 
 def _learners(algorithm, num_seeds: int) -> memory.Demand:
   state: LearnerState = jax.eval_shape(algorithm.init, jax.random.key(0))
   size = memory.nbytes(state)
   return memory.Demand(
-      'learners', num_seeds * size, f'{num_seeds:,} seeds x {size:,} B')
+      'learners', num_seeds * size, f'{memory.seeds(num_seeds)} x {size:,} B')
 
 
 def _phases(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:

@@ -86,17 +86,16 @@ def collect(setup: Setup):
 
 
 def dataset_sizes(setup: Setup) -> tuple[int, int]:
-  """Rows per task that the dataset has, or will have: (RL, contexts)."""
+  """Rows per task that the dataset has, or will have: RL data, and encoder
+  data of its own (0 without)."""
   config = setup.config.collect
   if config.dataset or setup.is_done('collect'):
     data = load_dataset(setup)
-    context = data.transitions if data.context is None else data.context
-    return data.transitions.reward.shape[1], context.reward.shape[1]
-  rl = config.rl_size
+    context = 0 if data.context is None else data.context.reward.shape[1]
+    return data.transitions.reward.shape[1], context
   if config.source == 'script':  # where an episode can end early, at most
-    rl = config.script_episodes * setup.family.spec.episode_length
-    return rl, rl
-  return rl, config.encoder_size or rl
+    return config.script_episodes * setup.family.spec.episode_length, 0
+  return config.rl_size, config.encoder_size
 
 
 def _save(setup: Setup, data: datasets.MetaDataset, algorithm: str):

@@ -273,7 +273,8 @@ def validate(config: ExperimentConfig):
     except ValueError as error:
       raise ConfigError(f'config of variant {name!r}: {error}') from error
     for part in (
-        'family', 'collect', 'evaluation', 'seed', 'first_seed', 'num_seeds'):
+        'family', 'collect', 'evaluation', 'seed', 'first_seed', 'num_seeds',
+        'chunk', 'matmul_precision'):
       if getattr(changed, part) != getattr(config, part):
         raise ConfigError(
             f'config.online.variants.{name}: a variant changes the online'

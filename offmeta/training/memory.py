@@ -42,6 +42,11 @@ def nbytes(tree: Any) -> int:
       leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def seeds(number: int) -> str:
+  """'1 seed', '2 seeds'."""
+  return f'{number:,} seed' + ('s' if number != 1 else '')
+
+
 def replay_demand(
     example: Transition,
     num_tasks: int,
@@ -62,7 +67,7 @@ def replay_demand(
       lambda x: buffers.empty(x, num_tasks, capacity, max_sequences), example)
   return Demand(
       what, num_seeds * nbytes(replay),
-      f'{num_seeds:,} seeds x {num_tasks:,} tasks x {capacity:,} transitions'
+      f'{seeds(num_seeds)} x {num_tasks:,} tasks x {capacity:,} transitions'
       f' x {nbytes(example):,} B')
 
 

@@ -143,9 +143,10 @@ def online_sizes(
     spec: of the family.
     config: of the variant.
     seeds: of the run.
-    start_rl, start_encoder: rows of the dataset.
+    start_rl, start_encoder: rows of the dataset; without encoder data of its
+      own 0, and the RL data serve.
   """
   return sizes(
       spec, config.online.gather, online_visits(config, seeds),
-      config.family.num_train, start_rl, start_encoder,
+      config.family.num_train, start_rl, start_encoder or start_rl,
       config.online.share_encoder_buffer)
