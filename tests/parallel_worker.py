@@ -1,11 +1,10 @@
 """Ten updates of every algorithm; one of two processes that share them out."""
 
-import argparse
 import dataclasses
 import os
-import pathlib
 import traceback
 
+import connect
 import helpers
 import jax
 import jax.numpy as jnp
@@ -88,13 +87,7 @@ def by_path(tree):
 
 
 def main():
-  parser = argparse.ArgumentParser()
-  parser.add_argument('folder', type=pathlib.Path)
-  for name, kind in (
-      ('coordinator', str), ('num_processes', int), ('process_id', int)):
-    parser.add_argument(f'--{name}', type=kind)
-  args = parser.parse_args()
-  processes.start(args.coordinator, args.num_processes, args.process_id)
+  folder = connect.folder()
   replay = make_replay()
   for case, share in SPLIT:
     layout = parallel.make_layout(NUM_SEEDS, NUM_TASKS, share=share)
@@ -102,14 +95,14 @@ def main():
     if share == 'tasks':
       assert over == {0, 1} and len(layout.devices) == 4 and not layout.split
     else:
-      assert over == {args.process_id} and layout.split
+      assert over == {jax.process_index()} and layout.split
     _, *result = run(case, replay, share=share)
     # Process after process: all seeds once, or, with shared tasks, twice.
     arrays = {
         name: processes.concatenate(leaf)
         for name, leaf in by_path(result).items()}
     if processes.is_main():
-      np.savez(args.folder / f'{case} {share}.npz', **arrays)
+      np.savez(folder / f'{case} {share}.npz', **arrays)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,5 @@
 """One of two processes that share checkpoints; see the test of that name."""
 
-import argparse
 import contextlib
 import errno
 import os
@@ -9,6 +8,7 @@ import resource
 import traceback
 import warnings
 
+import connect
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -236,28 +236,21 @@ def _damaged(folder, layout):
 
 
 def main():
-  parser = argparse.ArgumentParser()
-  parser.add_argument('folder', type=pathlib.Path)
-  for name, kind in (
-      ('coordinator', str), ('num_processes', int), ('process_id', int)):
-    parser.add_argument(f'--{name}', type=kind)
-  args = parser.parse_args()
-  processes.start(
-      args.coordinator, args.num_processes, args.process_id)
+  folder = connect.folder()
   seeds = parallel.make_layout(NUM_SEEDS)
   tasks = parallel.make_layout(NUM_SEEDS, num_tasks=4, share='tasks')
   assert len(seeds.seeds) == 2 and len(tasks.seeds) == NUM_SEEDS
   assert len(tasks.devices) == 4 and not tasks.split
   for name, layout in (('seeds', seeds), ('tasks', tasks)):
     _placement(layout)
-    _one_process_wrote(args.folder / 'one', layout)
-    _round_trip(args.folder / name, layout)
+    _one_process_wrote(folder / 'one', layout)
+    _round_trip(folder / name, layout)
     print(name, flush=True)
-  _refusals(args.folder / 'seeds', seeds)
+  _refusals(folder / 'seeds', seeds)
   print('refusals', flush=True)
-  _failed_writes(args.folder / 'seeds', seeds)
+  _failed_writes(folder / 'seeds', seeds)
   print('failed writes', flush=True)
-  _damaged(args.folder / 'seeds', seeds)
+  _damaged(folder / 'seeds', seeds)
   print('damaged', flush=True)
 
 

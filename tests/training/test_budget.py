@@ -165,6 +165,6 @@ def test_a_run_that_cannot_fit_ends_before_it_starts(tmp_path):
   assert done.returncode == 1, done.stderr
   assert done.stderr.startswith(
       '\nerror: phase collect: this run would keep 86.4 TB in memory')
-  assert '1 seeds x 3 tasks x 300,000,000,180 transitions x 48 B' in done.stderr
+  assert '1 seed x 3 tasks x 300,000,000,180 transitions x 48 B' in done.stderr
   assert 'Traceback' not in done.stderr and not done.stdout
   assert not workdir.exists()
