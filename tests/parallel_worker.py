@@ -1,8 +1,6 @@
 """Ten updates of every algorithm; one of two processes that share them out."""
 
 import dataclasses
-import os
-import traceback
 
 import connect
 import helpers
@@ -86,8 +84,7 @@ def by_path(tree):
       for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def main():
-  folder = connect.folder()
+def main(folder):
   replay = make_replay()
   for case, share in SPLIT:
     layout = parallel.make_layout(NUM_SEEDS, NUM_TASKS, share=share)
@@ -106,8 +103,4 @@ def main():
 
 
 if __name__ == '__main__':
-  try:
-    main()
-  except BaseException:
-    traceback.print_exc()
-    os._exit(1)  # At a normal exit jax waits for the other process.
+  connect.run(main)

@@ -5,7 +5,6 @@ import errno
 import os
 import pathlib
 import resource
-import traceback
 import warnings
 
 import connect
@@ -235,8 +234,7 @@ def _damaged(folder, layout):
   assert all('step 7 is damaged' in s and 'from step 6' in s for s in said)
 
 
-def main():
-  folder = connect.folder()
+def main(folder):
   seeds = parallel.make_layout(NUM_SEEDS)
   tasks = parallel.make_layout(NUM_SEEDS, num_tasks=4, share='tasks')
   assert len(seeds.seeds) == 2 and len(tasks.seeds) == NUM_SEEDS
@@ -255,8 +253,4 @@ def main():
 
 
 if __name__ == '__main__':
-  try:
-    main()
-  except BaseException:
-    traceback.print_exc()
-    os._exit(1)  # At a normal exit jax waits for the other process.
+  connect.run(main)
