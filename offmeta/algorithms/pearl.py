@@ -14,6 +14,7 @@ rewards. Two published settings differ and are switches:
 In both the KL is a *sum* over tasks, so the meta-batch size scales it.
 """
 
+from collections.abc import Mapping
 import dataclasses
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ from offmeta.types import (
     Array,
     BatchSpec,
     EnvSpec,
+    Key,
     LearnerState,
     MetaBatch,
     Network,
@@ -208,6 +210,30 @@ def actor_losses(
   return terms, logs
 
 
+def init_state(
+    key: Key, networks: Networks, optimizers: Mapping
+) -> LearnerState:
+  """An untrained learner; the target value network is a copy."""
+  p = {
+      name: network.init(jax.random.fold_in(key, i))
+      for i, (name, network) in enumerate(networks._asdict().items())
+  }
+  params = {
+      'context': {'encoder': p['encoder'], 'decoder': p['decoder']},
+      'critic': p['critic'],
+      'value': p['value'],
+      'actor': p['actor'],
+  }
+  return LearnerState(
+      step=jnp.zeros((), jnp.int32),
+      key=jax.random.fold_in(key, len(networks)),
+      params=params,
+      target_params=jax.tree.map(jnp.copy, params['value']),
+      opt_state=optim.init_groups(optimizers, params),
+      extras={},
+  )
+
+
 def make(
     spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
@@ -225,26 +251,6 @@ def make(
       'value': optax.adam(config.value_lr),
       'actor': optax.adam(config.actor_lr),
   }
-
-  def init(key):
-    p = {
-        name: network.init(jax.random.fold_in(key, i))
-        for i, (name, network) in enumerate(networks._asdict().items())
-    }
-    params = {
-        'context': {'encoder': p['encoder'], 'decoder': p['decoder']},
-        'critic': p['critic'],
-        'value': p['value'],
-        'actor': p['actor'],
-    }
-    return LearnerState(
-        step=jnp.zeros((), jnp.int32),
-        key=jax.random.fold_in(key, len(networks)),
-        params=params,
-        target_params=jax.tree.map(jnp.copy, params['value']),
-        opt_state=optim.init_groups(optimizers, params),
-        extras={},
-    )
 
   def update(state, batch):
     keys = [
@@ -290,7 +296,7 @@ def make(
       num_tasks=online.num_tasks, context_size=online.context_size,
       query_size=online.query_size, task_repeat=online.task_repeat)
   return Algorithm(
-      init=init,
+      init=lambda key: init_state(key, networks, optimizers),
       offline=(),
       online=(Stage('online', online.num_updates, batch, update),),
       begin_online=lambda state: state,

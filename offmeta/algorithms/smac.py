@@ -20,6 +20,7 @@ is the default. Switches that leave it:
   actor's after the critic's step.
 """
 
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ from offmeta.types import (
     Array,
     BatchSpec,
     EnvSpec,
+    Key,
     LearnerState,
     MetaBatch,
     Network,
@@ -251,6 +253,54 @@ def validate(config: Config):
         ' decoder on its own drifting labels; use label_with="snapshot"')
 
 
+def init_state(
+    key: Key, networks: Networks, optimizers: Mapping
+) -> LearnerState:
+  """An untrained learner; targets and labellers are copies."""
+  names = ('encoder', 'decoder', 'critic', 'actor')
+  p = {
+      name: getattr(networks, name).init(jax.random.fold_in(key, i))
+      for i, name in enumerate(names)
+  }
+  params = {
+      'context': {'encoder': p['encoder'], 'decoder': p['decoder']},
+      'critic': p['critic'],
+      'actor': p['actor'],
+  }
+  return LearnerState(
+      step=jnp.zeros((), jnp.int32),
+      key=jax.random.fold_in(key, len(names)),
+      params=params,
+      target_params=jax.tree.map(jnp.copy, params['critic']),
+      opt_state=optim.init_groups(optimizers, params),
+      extras=jax.tree.map(jnp.copy, params['context']),
+  )
+
+
+def make_stages(config: Config, update: Callable) -> tuple[Stage, Stage]:
+  """The offline and the online stage.
+
+  Args:
+    config: hyper-parameters.
+    update: (state, batch, online) -> (state, metrics).
+  """
+  offline, online = config.offline, config.online
+  return Stage(
+      'offline', offline.num_updates,
+      BatchSpec(
+          num_tasks=offline.num_tasks, context_size=offline.context_size,
+          query_size=offline.query_size),
+      lambda state, batch: update(state, batch, online=False),
+  ), Stage(
+      'online', online.num_updates,
+      BatchSpec(
+          num_tasks=online.num_tasks, context_size=online.context_size,
+          query_size=online.query_size, task_repeat=online.task_repeat,
+          context=online.context, sequence_size=online.sequence_size,
+          offline_share=online.offline_share),
+      lambda state, batch: update(state, batch, online=True))
+
+
 def make(
     spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
@@ -274,26 +324,6 @@ def make(
       'critic': optax.adam(config.critic_lr),
       'actor': optax.adam(config.actor_lr),
   }
-
-  def init(key):
-    names = ('encoder', 'decoder', 'critic', 'actor')
-    p = {
-        name: getattr(networks, name).init(jax.random.fold_in(key, i))
-        for i, name in enumerate(names)
-    }
-    params = {
-        'context': {'encoder': p['encoder'], 'decoder': p['decoder']},
-        'critic': p['critic'],
-        'actor': p['actor'],
-    }
-    return LearnerState(
-        step=jnp.zeros((), jnp.int32),
-        key=jax.random.fold_in(key, len(names)),
-        params=params,
-        target_params=jax.tree.map(jnp.copy, params['critic']),
-        opt_state=optim.init_groups(optimizers, params),
-        extras=jax.tree.map(jnp.copy, params['context']),
-    )
 
   def draw_noise(state, batch):
     query_shape = (batch.query.reward.shape[1], spec.action_size)
@@ -345,23 +375,11 @@ def make(
     return networks.decoder.apply(
         labeller['decoder'], data.observation, data.action, z)
 
-  offline, online = config.offline, config.online
+  offline, online = make_stages(config, update)
   return Algorithm(
-      init=init,
-      offline=(Stage(
-          'offline', offline.num_updates,
-          BatchSpec(
-              num_tasks=offline.num_tasks, context_size=offline.context_size,
-              query_size=offline.query_size),
-          lambda state, batch: update(state, batch, online=False)),),
-      online=(Stage(
-          'online', online.num_updates,
-          BatchSpec(
-              num_tasks=online.num_tasks, context_size=online.context_size,
-              query_size=online.query_size, task_repeat=online.task_repeat,
-              context=online.context, sequence_size=online.sequence_size,
-              offline_share=online.offline_share),
-          lambda state, batch: update(state, batch, online=True)),),
+      init=lambda key: init_state(key, networks, optimizers),
+      offline=(offline,),
+      online=(online,),
       begin_online=begin_online,
       relabel=relabel,
       **latent.context_acting(

@@ -114,7 +114,7 @@ def save(
     if path.exists():
       path.rename(replaced)
     temporary.rename(path)
-    _sync_directory(path.parent)
+    sync(path.parent)
   except OSError as error:
     if replaced.exists() and not path.exists():
       replaced.rename(path)
@@ -638,7 +638,8 @@ def _write_text(path: pathlib.Path, text: str) -> None:
     os.fsync(file.fileno())
 
 
-def _sync_directory(path: pathlib.Path) -> None:
+def sync(path: pathlib.Path) -> None:
+  """Flushes a file or a directory to the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)

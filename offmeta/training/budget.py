@@ -50,23 +50,19 @@ def _replay(
 def _dataset(setup: Setup, rl: int, encoder: int) -> memory.Demand:
   """The offline data; every device has a copy."""
   layout = setup.seeds.layout
-  demand = memory.replay_demand(
-      _example(setup, False), setup.config.family.num_train, rl + encoder, 1,
-      'dataset')
-  copies = len(layout.local_devices)
+  places = len(layout.local_devices)
   if setup.runtime.replay == 'host' or layout.axis_name:
-    copies = 1  # all that devices share tasks of is multiplied later
-  return demand._replace(
-      nbytes=copies * demand.nbytes,
-      detail=demand.detail.replace(
-          memory.seeds(1), '1 copy' if copies == 1 else f'{copies} copies'))
+    places = 1  # all that devices share tasks of is multiplied later
+  return memory.replay_demand(
+      _example(setup, False), setup.config.family.num_train, rl + encoder,
+      places, 'dataset', unit='place')
 
 
 def _learners(algorithm, num_seeds: int) -> memory.Demand:
   state: LearnerState = jax.eval_shape(algorithm.init, jax.random.key(0))
   size = memory.nbytes(state)
   return memory.Demand(
-      'learners', num_seeds * size, f'{memory.seeds(num_seeds)} x {size:,} B')
+      'learners', num_seeds * size, f'{memory.times(num_seeds, "seed")} x {size:,} B')
 
 
 def _phases(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:

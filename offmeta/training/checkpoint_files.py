@@ -12,6 +12,8 @@ import shutil
 from typing import Any
 import zlib
 
+from offmeta.data.dataset import sync
+
 RECORD = 'record.json'
 _SCHEMA_VERSION = 1
 
@@ -93,15 +95,6 @@ def check_files(path: pathlib.Path, record: dict[str, Any]) -> None:
       )
     if found != expected:
       raise DamagedError(f'{name} was altered')
-
-
-def sync(path: pathlib.Path) -> None:
-  """Flushes a file or a directory to the disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
 
 
 def is_full(error: Exception) -> bool:

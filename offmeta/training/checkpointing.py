@@ -27,6 +27,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from offmeta import parallel, processes
+from offmeta.data.dataset import sync
 from offmeta.training import checkpoint_files as files
 from offmeta.training import checkpoint_leaves as leaves_lib
 from offmeta.training.checkpoint_files import CheckpointError
@@ -202,7 +203,7 @@ class Checkpointer:
       if final.exists():
         final.rename(replaced)
       temporary.rename(final)
-      files.sync(self._directory)
+      sync(self._directory)
     except Exception:
       if replaced.exists() and not final.exists():
         replaced.rename(final)

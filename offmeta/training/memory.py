@@ -42,9 +42,9 @@ def nbytes(tree: Any) -> int:
       leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def seeds(number: int) -> str:
+def times(number: int, unit: str) -> str:
   """'1 seed', '2 seeds'."""
-  return f'{number:,} seed' + ('s' if number != 1 else '')
+  return f'{number:,} {unit}' + ('s' if number != 1 else '')
 
 
 def replay_demand(
@@ -54,6 +54,7 @@ def replay_demand(
     num_seeds: int,
     what: str,
     max_sequences: int = 0,
+    unit: str = 'seed',
 ) -> Demand:
   """What `num_seeds` buffers will take; makes none.
 
@@ -62,12 +63,14 @@ def replay_demand(
     num_tasks, capacity, max_sequences: as for `buffers.empty`.
     num_seeds: S.
     what: name of the demand.
+    unit: what there are `num_seeds` of.
   """
   replay = jax.eval_shape(
       lambda x: buffers.empty(x, num_tasks, capacity, max_sequences), example)
   return Demand(
       what, num_seeds * nbytes(replay),
-      f'{seeds(num_seeds)} x {num_tasks:,} tasks x {capacity:,} transitions'
+      f'{times(num_seeds, unit)} x {num_tasks:,} tasks'
+      f' x {capacity:,} transitions'
       f' x {nbytes(example):,} B')
 
 

@@ -232,10 +232,10 @@ def make_setup(
       runtime.share)
   if layout.repeated:
     raise ConfigError(
-        f'config.num_seeds: {config.num_seeds} do not divide over'
-        f' {jax.process_count()} processes, and with share={runtime.share!r}'
-        f' nor do meta-batches of {math.gcd(*meta_batches)} tasks; change the'
-        ' number of seeds (--seeds) or of processes, or try --share=tasks')
+        f'config.num_seeds: {config.num_seeds} seeds do not divide over'
+        f' {jax.process_count()} processes, nor are meta-batches of'
+        f' {math.gcd(*meta_batches)} tasks shared (--share={runtime.share});'
+        ' change the number of seeds (--seeds) or of processes')
   if (config.matmul_precision == 'tensorfloat32'
       and jax.default_backend() != 'gpu'):
     raise ConfigError(

@@ -12,6 +12,7 @@ import sys
 import types
 
 from absl import logging
+import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -249,6 +250,16 @@ def test_bad_setting(copied, command, overrides, message):
   assert re.search(message, error), error
   assert _digests(copied) == before
   assert (copied / 'run.json').read_text() == run_json
+
+
+def test_seeds_that_do_not_divide_over_processes(monkeypatch, tmp_path):
+  """All processes would do the same."""
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(
+      configs.ConfigError, match='num_seeds: 3 seeds .* over 2 processes'):
+    tiny_run.make_setup(tmp_path, {'num_seeds': 3})
+  setup = tiny_run.make_setup(tmp_path, {'num_seeds': 4})
+  assert setup.seeds.layout.split and setup.seeds.keys.shape == (2,)
 
 
 def test_unknown_phase_and_profile(tmp_path, command):
