@@ -1,10 +1,11 @@
-"""What `experiments.run` does: resolve the configuration, run the phases.
+"""What `experiments.run` and `experiments.compare` do: resolve configurations,
+run the phases, say what went wrong.
 
 ml_collections stays in this file and in the config files; everything below
 sees the frozen dataclass `ExperimentConfig`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import machinery
 import json
 import os
@@ -76,23 +77,44 @@ def _config_argument() -> str:
   return values.config
 
 
+# What a config file can do wrong.
+_BAD_FILE = (OSError, ImportError, SyntaxError, ValueError, TypeError,
+             AttributeError)
+
+
+def load_file(file: str) -> types.ModuleType:
+  """A config file as a module.
+
+  Raises:
+    ConfigError: the file is missing, or no Python.
+  """
+  module = types.ModuleType('config_file')
+  try:
+    machinery.SourceFileLoader(module.__name__, file).exec_module(module)
+  except _BAD_FILE as error:
+    raise _bad_file(file, error) from error
+  return module
+
+
 def load_config(name: str) -> Any:
   """What FILE or FILE:ARGUMENT says, and the family that it may register.
 
   Raises:
     ConfigError: the file is missing, or no config file.
   """
+  file, *argument = name.split(':', 1)
+  module = load_file(file)
+  try:
+    return module.get_config(*argument)
+  except _BAD_FILE as error:
+    raise _bad_file(file, error) from error
+
+
+def _bad_file(file: str, error: Exception) -> Exception:
   from offmeta.training.config import ConfigError
 
-  file, *argument = name.split(':', 1)
-  module = types.ModuleType('config_file')
-  try:
-    machinery.SourceFileLoader(module.__name__, file).exec_module(module)
-    return module.get_config(*argument)
-  except (OSError, ImportError, SyntaxError, ValueError, TypeError,
-          AttributeError) as error:
-    reason = getattr(error, 'strerror', None) or error
-    raise ConfigError(f'config file {file}: {reason}') from error
+  reason = getattr(error, 'strerror', None) or error
+  return ConfigError(f'config file {file}: {reason}')
 
 
 def _text(error: Exception) -> str:
@@ -135,14 +157,13 @@ def prepare_environment(devices: int | None = None):
         f'{os.environ.get("XLA_FLAGS", "")} {flag}={devices}'.strip())
 
 
-def _nest(flat: Mapping[str, Any]) -> dict:
+def _nest(changes: Mapping[str, Any]) -> dict:
+  """Dotted keys, or groups of keys, as nested groups."""
   nested: dict = {}
-  for key, value in flat.items():
-    *groups, last = key.split('.')
-    node = nested
-    for group in groups:
-      node = node.setdefault(group, {})
-    node[last] = value
+  for key, value in changes.items():
+    for part in reversed(key.split('.')):
+      value = {part: value}
+    nested = _deep_merge(nested, value)
   return nested
 
 
@@ -164,7 +185,8 @@ def resolve(values: Any, profile: str, overrides: Mapping[str, Any]) -> Any:
   Args:
     values: ConfigDict of a config file, with 'profiles'.
     profile: name of a size profile.
-    overrides: dotted keys of the command line; they win over the profile.
+    overrides: what wins over the profile; dotted keys as on the command line,
+      or groups of keys.
 
   Returns:
     A validated ExperimentConfig.
@@ -199,7 +221,12 @@ def default_workdir(config_flag: Any, family: str, profile: str) -> str:
 
 def _config_file(config_flag: Any) -> str:
   """FILE or FILE:ARGUMENT, from the root of the repository if it is there."""
-  name = config_flags.get_config_filename(flags.FLAGS[config_flag.name])
+  return from_root(
+      config_flags.get_config_filename(flags.FLAGS[config_flag.name]))
+
+
+def from_root(name: str) -> str:
+  """A file's name, from the root of the repository if it is there."""
   path = pathlib.Path(name).absolute()
   return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
@@ -252,10 +279,11 @@ def describe_run(
       'command': command,
       'profile': profile,
       'family': config.family.name,
-      'algorithm': 'smac',
+      'algorithm': config.algorithm,
       'num_seeds': config.num_seeds,
-      'headline_variant': config.online.headline,
-      'oracle_variant': config.online.oracle,
+      'headline_variant': (
+          config.online.headline if config.online.variants else ''),
+      'oracle_variant': config.online.oracle if config.online.variants else '',
       'variants': {
           name: changes.get('description', '')
           for name, changes in config.online.variants.items()
@@ -331,36 +359,52 @@ def _report(setup: Any) -> None:
         f' (made in {time.monotonic() - begin:.1f} s)')
 
 
-def _execute(
-    config_flag, profile, workdir, phases, overrides, runtime, command
-):
-  from offmeta import processes
-  from offmeta.training import budget
-  from offmeta.training import config as configs
+def prepare() -> Any:
+  """A quiet log, jax's settings, and what listens to SIGTERM."""
   from offmeta.training import loop
-  from offmeta.training import phases as phases_lib
-  from offmeta.training import setup as setups
 
-  unknown = [name for name in phases if name not in phases_lib.PHASES]
-  if unknown or not phases:
-    raise configs.ConfigError(
-        f'--phases: unknown {", ".join(unknown) or "(empty)"}; known:'
-        f' {",".join(phases_lib.PHASES)}')
-  values, given = _load(config_flag)
-  config = resolve(values, profile, {**given, **overrides})
-  folder = pathlib.Path(
-      workdir or default_workdir(config_flag, config.family.name, profile))
-  folder = folder.expanduser().absolute()
   if not any(a.startswith('--verbosity') for a in sys.argv):
     logging.set_verbosity(logging.WARNING)
   configure_jax()
   stop = loop.StopRequest()
   stop.install()
+  return stop
+
+
+def execute(
+    config: Any,
+    folder: pathlib.Path,
+    phases: tuple[str, ...],
+    stop: Any,
+    runtime: Mapping[str, Any],
+    profile: str,
+    command: str,
+    config_file: str,
+):
+  """Runs phases of one configuration in one workdir.
+
+  Args:
+    config: an ExperimentConfig.
+    folder: the workdir.
+    phases: which.
+    stop: a `loop.StopRequest`.
+    runtime: fields of `offmeta.training.setup.Runtime`.
+    profile, command, config_file: see `describe_run`.
+
+  Raises:
+    Interrupted: a stop was requested; the same call continues.
+    Those that `attempt` puts into words.
+  """
+  from offmeta import processes
+  from offmeta.training import budget
+  from offmeta.training import phases as phases_lib
+  from offmeta.training import setup as setups
+
   setup = setups.make_setup(config, folder, stop, setups.Runtime(**runtime))
 
   def announce():
     folder.mkdir(parents=True, exist_ok=True)
-    describe_run(config, folder, profile, command, _config_file(config_flag), {
+    describe_run(config, folder, profile, command, config_file, {
         'layout': setup.seeds.layout.describe(),
         'processes': processes.count(),
         **runtime,
@@ -374,6 +418,56 @@ def _execute(
   phases_lib.run(setup, phases)
   if 'report' in phases:
     processes.on_main(lambda: _report(setup))
+
+
+def _execute_flags(
+    config_flag, profile, workdir, phases, overrides, runtime, command
+):
+  """The same for the flags of `experiments.run`."""
+  from offmeta.training import config as configs
+  from offmeta.training import phases as phases_lib
+
+  unknown = [name for name in phases if name not in phases_lib.PHASES]
+  if unknown or not phases:
+    raise configs.ConfigError(
+        f'--phases: unknown {", ".join(unknown) or "(empty)"}; known:'
+        f' {",".join(phases_lib.PHASES)}')
+  values, given = _load(config_flag)
+  config = resolve(values, profile, {**given, **overrides})
+  folder = pathlib.Path(
+      workdir or default_workdir(config_flag, config.family.name, profile))
+  execute(
+      config, folder.expanduser().absolute(), phases, prepare(), runtime,
+      profile, command, _config_file(config_flag))
+
+
+def attempt(work: Callable[[], Any]) -> tuple[int, str]:
+  """Does something, and puts what went wrong into words.
+
+  Returns:
+    The exit status and a message. 0, '': done. 1: bad input or a failed run.
+    143: a SIGTERM was honoured; the same command continues.
+  """
+  from offmeta import processes
+  from offmeta.data.dataset import DatasetError
+  from offmeta.training.checkpointing import CheckpointError
+  from offmeta.training.config import ConfigError
+  from offmeta.training.loop import Interrupted
+  from offmeta.training.metrics import DivergenceError
+  from offmeta.training.stage import PhaseError
+
+  try:
+    work()
+  except Interrupted:
+    return 143, 'stopped on request; the same command continues from here'
+  except (ConfigError, PhaseError, DatasetError, CheckpointError,
+          DivergenceError, ImportError, processes.ProcessError) as error:
+    return 1, str(error)
+  except OSError as error:
+    where = f'{error.filename}: ' if error.filename else ''
+    return 1, (f'{where}{error.strerror or error}; what was finished before is'
+               ' intact and the same command continues')
+  return 0, ''
 
 
 def run(
@@ -399,35 +493,19 @@ def run(
     argv: the command line, for the record.
 
   Returns:
-    The exit status. 0: done. 1: bad input or a failed run, with one message
-    on stderr. 143: a SIGTERM was honoured; the same command continues.
+    The exit status, see `attempt`; if it is not 0, one message on stderr.
   """
   from offmeta import processes
-  from offmeta.data.dataset import DatasetError
-  from offmeta.training.checkpointing import CheckpointError
-  from offmeta.training.config import ConfigError
-  from offmeta.training.loop import Interrupted
-  from offmeta.training.metrics import DivergenceError
-  from offmeta.training.stage import PhaseError
 
   command = 'python -m experiments.run ' + shlex.join(argv)
-  try:
+
+  def work():
     if connect is not None:
       processes.start(**connect)
-    _execute(config_flag, profile, workdir, phases, overrides, runtime,
-             command.strip())
-  except Interrupted:
-    print('\nstopped on request; the same command continues from here',
-          file=sys.stderr)
-    return 143
-  except (ConfigError, PhaseError, DatasetError, CheckpointError,
-          DivergenceError, ImportError, processes.ProcessError) as error:
-    print(f'\nerror: {error}', file=sys.stderr)
-    return 1
-  except OSError as error:
-    where = f'{error.filename}: ' if error.filename else ''
-    print(f'\nerror: {where}{error.strerror or error}; what was finished'
-          ' before is intact and the same command continues',
-          file=sys.stderr)
-    return 1
-  return 0
+    _execute_flags(config_flag, profile, workdir, phases, overrides, runtime,
+                   command.strip())
+
+  status, message = attempt(work)
+  if status:
+    print('\n' + 'error: ' * (status == 1) + message, file=sys.stderr)
+  return status

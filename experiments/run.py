@@ -28,8 +28,9 @@ _WORKDIR = flags.DEFINE_string(
     'workdir', '', 'Where everything is written; default'
     ' runs/<config>-<family>-<profile>.')
 _PHASES = flags.DEFINE_list(
-    'phases', ['collect', 'offline', 'online', 'test', 'report'],
-    'Which phases to run, in order.')
+    'phases', ['collect', 'offline', 'online', 'finetune', 'test', 'report'],
+    'Which phases to run, in order; those that the algorithm or configuration'
+    ' does not have are left out.')
 _SEEDS = flags.DEFINE_integer(
     'seeds', None, 'Number of seeds, run side by side in one program.')
 _PRECISION = flags.DEFINE_string(

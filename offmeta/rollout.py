@@ -39,6 +39,45 @@ def uniform_policy(action_size: int) -> Policy:
   )
 
 
+class Acting(NamedTuple):
+  """What `uniform_at_first` takes as params.
+
+  Attributes:
+    params: of the policy.
+    uniform: [] bool, whether to act at random as long as nothing is known.
+  """
+
+  params: Params
+  uniform: Array
+
+
+def uniform_at_first(policy: Policy, action_size: int) -> Policy:
+  """The policy or, until it has adapted to something, uniform random actions.
+
+  One program for both. With `Acting.uniform` a meta-test depends on no trained
+  exploration (CSRO's non-prior protocol, spec baselines A4).
+  """
+  uniform = uniform_policy(action_size)
+
+  def init(acting, key):
+    return policy.init(acting.params, key), jnp.zeros((), bool)
+
+  def act(acting, state, observation, key):
+    inner, adapted = state
+    chosen, extras = policy.act(acting.params, inner, observation, key)
+    random, _ = uniform.act((), (), observation, key)
+    return jnp.where(acting.uniform & ~adapted, random, chosen), extras
+
+  def observe(acting, state, transition, key):
+    return policy.observe(acting.params, state[0], transition, key), state[1]
+
+  def adapt(acting, state, context, valid, key):
+    inner = policy.adapt(acting.params, state[0], context, valid, key)
+    return inner, jnp.any(valid > 0)
+
+  return Policy(init=init, act=act, observe=observe, adapt=adapt)
+
+
 def without_reward(transition: Transition) -> Transition:
   """Drops all that could tell the reward: the reward and the extras."""
   return transition._replace(

@@ -183,10 +183,24 @@ class BatchSpec(NamedTuple):
     task_repeat: the same tasks serve this many consecutive updates.
     context: 'transitions' (uniform draws from the encoder buffer, as
       released), 'episodes' (all steps of one prior-exploration sequence, as
-      met at meta-test) or 'offline' (uniform draws from the offline data).
-    sequence_size: for 'episodes', the longest sequence in steps.
+      met at meta-test), 'offline' (uniform draws from the offline data),
+      'slice' (`context_size` rows in a row, from a random start) or
+      'sequences' (whole sequences of the task, see `DataSpec`).
+    sequence_size: for 'episodes', the longest sequence in steps; for
+      'sequences', the steps T to which each is padded.
     offline_share: for 'episodes', the share of tasks whose context is
       `context_size` uniform draws from the offline data instead.
+    num_sequences: for 'sequences', how many, drawn with replacement; the
+      context is [M, num_sequences * T, ...], one after the other, each valid
+      in a prefix of its T rows.
+    online_share: of the query rows, how many (rounded) are drawn from what came
+      after the offline data, the others from the offline data; all are offline
+      while nothing came. Negative: uniform over all rows, so that the share
+      grows as data arrive.
+    replacement: whether a task can be drawn twice for one meta-batch, and a
+      row twice among 'transitions' or the query. MACAW draws without. Where
+      there are too few, all are taken (tasks: the meta-batch must not ask for
+      more; rows: what is missing is drawn with replacement).
   """
 
   num_tasks: int
@@ -196,6 +210,30 @@ class BatchSpec(NamedTuple):
   context: str = 'transitions'
   sequence_size: int = 0
   offline_share: float = 0.0
+  num_sequences: int = 1
+  replacement: bool = True
+  online_share: float = -1.0
+
+
+class DataSpec(NamedTuple):
+  """How logs are prepared for an algorithm, once, before training.
+
+  Attributes:
+    returns_discount: if not None, every transition's extras hold what
+      `losses.returns.annotate` computes under this discount.
+    stride: keep every so-manieth row, counted from the end of the log
+      (MACAW's `buffer_skip`).
+    sequence_episodes: so many consecutive episodes of a task are one sequence
+      (BOReL's meta-episode; what is left over is a shorter one); 0: none.
+    mix_rewards: BOReL's reward relabelling. Contexts are sequences whose
+      first episode comes from another task, with rewards recomputed for this
+      one; queries stay what they were.
+  """
+
+  returns_discount: float | None = None
+  stride: int = 1
+  sequence_episodes: int = 0
+  mix_rewards: bool = False
 
 
 class Stage(NamedTuple):
@@ -206,12 +244,17 @@ class Stage(NamedTuple):
     num_steps: updates in all (offline) or per iteration (online).
     batch: what each update is fed.
     update: (LearnerState, MetaBatch) -> (LearnerState, Metrics).
+    annotate: (LearnerState, Transition [W, ...], mask [W]) -> extras to add,
+      leaves [W, ...]; run over each sequence of the query data with the state
+      at the start of the stage (BOReL: beliefs of its trained encoder). What
+      it depends on must not change in the stage. Offline stages only.
   """
 
   name: str
   num_steps: int
   batch: BatchSpec
   update: Callable[[LearnerState, MetaBatch], tuple[LearnerState, Metrics]]
+  annotate: Callable[..., Mapping[str, Array]] | None = None
 
 
 class Algorithm(NamedTuple):
@@ -224,12 +267,18 @@ class Algorithm(NamedTuple):
     begin_online: (LearnerState) -> LearnerState, at the phase switch.
     explore: collects data.
     evaluate: scored with context that it collected itself.
-    evaluate_given_context: scored with a context that was handed to it.
+    evaluate_given_context: scored with a context that was handed to it; None
+      where loose transitions mean nothing to it.
     actor_params: (LearnerState) -> what the policies take as params.
     relabel: (LearnerState, context [N, ...], valid [N], data [T, ...], key)
       -> rewards [T] without access to `data.reward`; None if there is none.
     posterior: (actor params, context [N, ...], valid [N]) -> (mean [Z],
-      std [Z]); None for algorithms without a latent.
+      std [Z]); None for algorithms without a Gaussian latent.
+    data: how logs are prepared.
+    begin_finetune: (LearnerState, context [N, ...], valid [N]) -> another
+      LearnerState, adapted to one task, that `finetune` trains further.
+    finetune: stages that train one task's learner on its own new data, in
+      order, after each round of collecting; empty if there is no such thing.
   """
 
   init: Callable[[Key], LearnerState]
@@ -238,7 +287,10 @@ class Algorithm(NamedTuple):
   begin_online: Callable[[LearnerState], LearnerState]
   explore: Policy
   evaluate: Policy
-  evaluate_given_context: Policy
+  evaluate_given_context: Policy | None
   actor_params: Callable[[LearnerState], Params]
   relabel: Callable[..., Array] | None
-  posterior: Callable[..., tuple[Array, Array]] | None
+  posterior: Callable[..., tuple[Array, Array]] | None = None
+  data: DataSpec = DataSpec()
+  begin_finetune: Callable[..., LearnerState] | None = None
+  finetune: tuple[Stage, ...] = ()

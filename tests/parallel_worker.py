@@ -21,7 +21,7 @@ UPDATES = 10
 _COLD = dataclasses.replace(helpers.SMAC, awac_temperature=0.1)
 _OURS = dataclasses.replace(
     _COLD, train_context_online=True, kl_over_tasks='sum',
-    backprop_q_into_encoder=True, online=dataclasses.replace(
+    encoder_loss='both', online=dataclasses.replace(
         _COLD.online, context='episodes', sequence_size=8))
 _SAC = sac.Config(
     critic_hidden=(7,), actor_hidden=(6,), critic_lr=0.02, actor_lr=0.01,
@@ -31,6 +31,10 @@ _SAC = sac.Config(
 CASES = {
     'smac offline': (smac.make, _COLD, 'offline'),
     'smac online': (smac.make, _OURS, 'online'),
+    'smac sac': (smac.make, dataclasses.replace(
+        helpers.SMAC, actor='sac', encoder_loss='q', train_context_online=True,
+        online=dataclasses.replace(helpers.SMAC.online, online_share=0.5)),
+                 'online'),
     'pearl': (pearl.make, helpers.PEARL, 'online'),
     'sac': (sac.make, _SAC, 'online'),
 }

@@ -106,11 +106,11 @@ def make_cases(profile: str) -> list[Case]:
     single_task = sac.Config((16, 16), (16, 16), batch_size=16)
   recipe = dict(recipes.MATCHED)
   recipe.pop('description')
-  matched = configs.from_dict(recipe, base).smac
+  matched = configs.from_dict(recipe, base).settings
   behaviour = base.collect.behaviour
   cases = [
-      Case('smac', 'offline', 'released', spec, base.smac, *data),
-      Case('smac', 'online', 'released', spec, base.smac, *data),
+      Case('smac', 'offline', 'released', spec, base.settings, *data),
+      Case('smac', 'online', 'released', spec, base.settings, *data),
       Case('smac', 'online', 'matched', spec, matched, *data),
       Case('pearl', 'online', 'behaviour', spec, behaviour, *data),
       Case('sac', 'online', 'one_task', spec, single_task, 1, data[1]),

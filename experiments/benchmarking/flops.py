@@ -89,11 +89,13 @@ def smac_evaluations(
   online = stage.name == 'online'
   trained = not online or config.train_context_online
   net, rows = _shapes(spec, config), _query_rows(stage)
-  q_gradient = online and config.online_q_weight != 0
-  into_z = config.backprop_q_into_encoder and trained
+  q_gradient = config.actor == 'sac' or (
+      online and config.online_q_weight != 0)
+  into_z = config.encoder_loss != 'reward' and trained
   return [
       Evaluation('encoder', net.encoder, context_rows(stage), 1, trained),
-      Evaluation('decoder', net.decoder, rows, 1, trained, trained),
+      Evaluation('decoder', net.decoder, rows, 1, trained,
+                 config.encoder_loss != 'q' and trained),
       Evaluation('actor, next action', net.actor, rows),
       Evaluation('target critics', net.critic, rows, 2),
       Evaluation('critics', net.critic, rows, 2, True, into_z),

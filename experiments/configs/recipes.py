@@ -1,6 +1,7 @@
-"""What the families' experiments share: variants and sizes."""
+"""What the families' experiments share: variants, ablations and sizes."""
 
 import copy
+import math
 
 # Ours. The released recipe draws training contexts as loose transitions and
 # freezes the encoder online. At meta-test the context is something else: all
@@ -18,7 +19,7 @@ MATCHED = {
     },
 }
 RELEASED = {'description': 'released recipe: loose contexts, frozen encoder'}
-TRUE_REWARDS = {'gather': {'rewards': 'true'}}
+_TRUE_REWARDS = {'online': {'gather': {'rewards': 'true'}}}
 
 
 def merge(base: dict, changes: dict) -> dict:
@@ -32,27 +33,88 @@ def merge(base: dict, changes: dict) -> dict:
   return merged
 
 
-ORACLE = merge(MATCHED, {
-    'description': 'oracle: as matched, with true rewards online',
-    'online': TRUE_REWARDS,
-})
-RELEASED_ORACLE = merge(RELEASED, {
-    'description': 'oracle: released recipe with true rewards online',
-    'online': TRUE_REWARDS,
-})
-OFFLINE_CONTEXTS = merge(MATCHED, {
-    'description': 'ablation: as matched, contexts from offline data only',
-    'smac': {'online': {'context': 'offline'}},
-})
-VARIANTS = {
-    'matched': MATCHED,
-    'oracle': ORACLE,
-    'smac': RELEASED,
-    'offline_contexts': OFFLINE_CONTEXTS,
+# What a recipe is changed by: name -> (in words, changes).
+_CHANGES = {
+    'oracle': ('with true rewards online', _TRUE_REWARDS),
+    'offline_contexts': (
+        'contexts from offline data only',
+        {'smac': {'online': {'context': 'offline'}}}),
+    'no_q': (
+        'the online actor without its term of Q (pure AWAC)',
+        {'smac': {'online_q_weight': 0.0}}),
+    'half_online': (
+        'half of the RL transitions from online, however much there is',
+        {'smac': {'online': {'online_share': 0.5}}}),
+    'no_self_supervision': (
+        'as many more updates on the offline data alone',
+        {'smac': {'online': {'online_share': 0.0, 'context': 'offline'}}}),
 }
+
+
+def _changed(recipe: dict, name: str, prefix: str) -> dict:
+  words, changes = _CHANGES[name]
+  kind = 'oracle' if name == 'oracle' else 'ablation'
+  description = f'{kind}: {prefix}, {words}'
+  return merge(merge(recipe, changes), {'description': description})
+
+
+# Every variant of the online phase, all from one offline phase, which is itself
+# SMAC without self-supervision as the paper shows it (its online step 0). What
+# ends in `_released` changes the released recipe `smac`, the others `matched`.
+ONLINE_VARIANTS = {
+    'matched': MATCHED,
+    'smac': RELEASED,
+    **{name: _changed(MATCHED, name, 'as matched') for name in _CHANGES},
+    **{f'{name}_released': _changed(RELEASED, name, 'released recipe')
+       for name in _CHANGES},
+    # The two parts of `matched`, each left out.
+    'frozen': merge(MATCHED, {
+        'description': 'ablation: as matched, encoder and decoder frozen',
+        'smac': {'train_context_online': False},
+    }),
+    'loose_contexts': merge(MATCHED, {
+        'description': 'ablation: as matched, contexts of loose transitions',
+        'smac': {'online': {'context': 'transitions'}},
+    }),
+    # What the released code's own switch for true rewards does.
+    'oracle_trained': merge(RELEASED, {
+        'description': (
+            'oracle: released recipe with true rewards online, encoder and'
+            ' decoder trained on them'),
+        'smac': {'train_context_online': True},
+        **_TRUE_REWARDS,
+    }),
+}
+
+# Ablations that change the offline phase too: experiments of their own, with
+# all variants. Name -> changes to the whole experiment; on the command line
+# e.g. --config.smac.actor=sac.
+ABLATIONS = {
+    'sac_actor': {
+        'description': "PEARL's SAC actor instead of AWAC, in both phases",
+        'smac': {'actor': 'sac'},
+    },
+    'q_encoder': {
+        'description': 'encoder trained by the TD error instead of the reward',
+        'smac': {'encoder_loss': 'q'},
+    },
+    'both_encoder': {
+        'description': 'encoder trained by reward and TD error',
+        'smac': {'encoder_loss': 'both'},
+    },
+    'meta_bc': {
+        'description': 'meta behaviour cloning: uniform weights, no Q term',
+        'smac': {'awac_temperature': math.inf, 'online_q_weight': 0.0},
+    },
+}
+
+ORACLE = ONLINE_VARIANTS['oracle']
+VARIANTS = {
+    name: ONLINE_VARIANTS[name]
+    for name in ('matched', 'oracle', 'smac', 'offline_contexts')}
 PAPER_VARIANTS = {
     'smac': RELEASED,
-    'oracle': RELEASED_ORACLE,
+    'oracle': ONLINE_VARIANTS['oracle_released'],
     'matched': MATCHED,
 }
 

@@ -1,9 +1,66 @@
-"""Algorithms by name: name -> (Config, make)."""
+"""Algorithms by name; `register` adds one of your own."""
 
-from offmeta.algorithms import pearl, sac, smac
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from offmeta.algorithms import (
+    borel,
+    csro,
+    focal,
+    macaw,
+    pearl,
+    sac,
+    smac,
+    unicorn,
+)
+from offmeta.types import Algorithm
+
+
+class Entry(NamedTuple):
+  """What is known by an algorithm's name.
+
+  Attributes:
+    config: frozen dataclass of its settings, all with defaults.
+    make: (spec, settings, axis_name) -> Algorithm.
+    validate: (settings) -> None; raises ValueError on what types cannot say.
+    online_variants: whether it has an online phase on the training tasks.
+    variant_fixed: settings that a variant of that phase cannot change.
+  """
+
+  config: Callable[[], Any]
+  make: Callable[..., Algorithm]
+  validate: Callable[[Any], None] = lambda settings: None
+  online_variants: bool = False
+  variant_fixed: tuple[str, ...] = ()
+
 
 ALGORITHMS = {
-    'pearl': (pearl.Config, pearl.make),
-    'sac': (sac.Config, sac.make),
-    'smac': (smac.Config, smac.make),
+    'borel': Entry(borel.Config, borel.make),
+    'csro': Entry(csro.Config, csro.make, focal.validate),
+    'focal': Entry(focal.Config, focal.make, focal.validate),
+    'macaw': Entry(macaw.Config, macaw.make, macaw.validate),
+    'pearl': Entry(pearl.Config, pearl.make),
+    'sac': Entry(sac.Config, sac.make),
+    'smac': Entry(
+        smac.Config, smac.make, smac.validate, online_variants=True,
+        variant_fixed=smac.VARIANT_FIXED),
+    'unicorn': Entry(unicorn.Config, unicorn.make, unicorn.validate),
 }
+
+
+def register(name: str, config: Callable[[], Any], make: Callable, **options):
+  """Makes an algorithm known to the command line and to configurations.
+
+  Args:
+    name: config.algorithm, and the group of its settings.
+    config, make, **options: see `Entry`.
+
+  Raises:
+    ValueError: the name is taken by another, or no identifier.
+  """
+  if not name.isidentifier():
+    raise ValueError(f'register: {name!r} is not a Python identifier')
+  entry = Entry(config, make, **options)
+  if ALGORITHMS.get(name, entry) != entry:
+    raise ValueError(f'register: there is an algorithm {name!r} already')
+  ALGORITHMS[name] = entry

@@ -3,7 +3,7 @@
 Pong, Nair, Smith, Huang, Levine: "Offline Meta-Reinforcement Learning with
 Online Self-Supervision", ICML 2022, arXiv 2107.03974. Written against the
 authors' released configuration; where paper and release differ, the release
-is the default. Switches that leave it:
+is the default. Switches that leave it (`smac_config.py`):
 
 * `train_context_online` (release: False): the encoder and decoder keep
   training in the online phase on self-labelled data. Labels then come from a
@@ -11,7 +11,15 @@ is the default. Switches that leave it:
   never learns from its own drift.
 * `OnlineConfig.context='episodes'` (release: 'transitions'): encoder contexts
   are composed like the ones at meta-test.
-* `backprop_q_into_encoder` (release: False; paper App. B1 tries it).
+* `OnlineConfig.online_share` (release: -1, the share grows; paper App. B4).
+* `encoder_loss` (release: 'reward'; paper App. B1 tries 'q' and 'both'): what
+  trains the encoder beside the KL. With 'q' the decoder, which labels, trains
+  on detached latents.
+* `actor='sac'` (paper: the actor ablation): PEARL's actor in both phases. It
+  has no network for V here, so its value is the target critics' at one next
+  action, and the entropy that PEARL's V holds is subtracted in the target
+  (`sac.entropy_in_target`).
+* `awac_temperature=inf` (paper: meta behaviour cloning): all weights are 1.
 * `kl_over_tasks='sum'` (release: 'mean').
 * `independent_next_latent` (release: True): the next action is drawn under a
   second sample of the posterior.
@@ -21,7 +29,6 @@ is the default. Switches that leave it:
 """
 
 from collections.abc import Callable, Mapping
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -29,12 +36,17 @@ import jax.numpy as jnp
 import optax
 
 from offmeta import optim, parallel
-from offmeta.algorithms import latent
-from offmeta.losses import latent as latent_losses
-from offmeta.losses import policy as policy_losses
-from offmeta.losses import td
+from offmeta.algorithms import latent, smac_losses
+from offmeta.algorithms.smac_config import (
+    VARIANT_FIXED as VARIANT_FIXED,
+    Config,
+    OfflineConfig as OfflineConfig,
+    OnlineConfig as OnlineConfig,
+    SacActorConfig as SacActorConfig,
+    validate,
+)
 from offmeta.networks import actors, context, critics
-from offmeta.networks.distributions import task_noise
+from offmeta.networks.distributions import Gaussian, task_noise
 from offmeta.types import (
     Algorithm,
     Array,
@@ -46,61 +58,8 @@ from offmeta.types import (
     Network,
     Params,
     Stage,
+    Transition,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class OfflineConfig:
-  """The meta-training stage on fixed data."""
-
-  num_updates: int = 50_000  # gradient steps in all
-  num_tasks: int = 4  # meta-batch
-  query_size: int = 128  # RL transitions per task
-  context_size: int = 64  # encoder transitions per task
-
-
-@dataclasses.dataclass(frozen=True)
-class OnlineConfig:
-  """The self-supervised stage."""
-
-  num_updates: int = 16_000  # gradient steps per iteration (4000 x 4)
-  num_tasks: int = 4  # meta-batch
-  query_size: int = 256  # RL transitions per task
-  context_size: int = 64  # encoder transitions per task
-  task_repeat: int = 4  # consecutive updates on the same tasks
-  context: str = 'transitions'  # or 'episodes', 'offline' (types.BatchSpec)
-  sequence_size: int = 400  # 'episodes': longest exploration sequence
-  offline_share: float = 0.3  # 'episodes': tasks with an offline context
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """Hyper-parameters (spec smac 3.1: release defaults)."""
-
-  latent_size: int = 5  # dimensions of z
-  encoder_hidden: tuple[int, ...] = (200, 200, 200)
-  decoder_hidden: tuple[int, ...] = (64, 64)
-  critic_hidden: tuple[int, ...] = (300, 300, 300)
-  actor_hidden: tuple[int, ...] = (300, 300, 300)
-  context_lr: float = 3e-4  # encoder and decoder, one Adam
-  critic_lr: float = 3e-4
-  actor_lr: float = 3e-4
-  discount: float = 0.99
-  target_rate: float = 0.005  # polyak step, every update
-  reward_scale: float = 5.0  # multiplies the reward in the TD target only
-  kl_weight: float = 0.1  # on the posterior's KL to the prior
-  kl_over_tasks: str = 'mean'  # 'mean' (SMAC) or 'sum' (their PEARL)
-  awac_temperature: float = 100.0  # beta, in units of the scaled Q
-  awac_weight: float = 1.0  # on the AWAC term, both phases
-  online_q_weight: float = 1.0  # on -min Q(s, pi(s)), online phase only
-  backprop_q_into_encoder: bool = False  # TD gradient into z
-  independent_next_latent: bool = True  # own z sample for the next action
-  use_next_observation: bool = False  # in the context (dynamics families)
-  latent_resample_period: int = 1  # steps per z while acting; 0: episode
-  train_context_online: bool = False  # encoder and decoder after the switch
-  label_with: str = 'snapshot'  # 'snapshot' at the switch, or 'current'
-  offline: OfflineConfig = OfflineConfig()
-  online: OnlineConfig = OnlineConfig()
 
 
 class Networks(NamedTuple):
@@ -131,13 +90,14 @@ def losses(
     noise: dict[str, Array],
     networks: Networks,
     config: Config,
-    q_weight: float,
+    online: bool,
     axis_name: str | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
   """All loss terms of one update, and what to log (spec smac 2.3 to 2.6).
 
-  Gradient routing: 'reward' and 'kl' reach encoder and decoder; 'critic'
-  reaches the critics (and the encoder by switch); 'actor' the actor alone.
+  Every network meets its loss here, and gradients are routed here alone:
+  'reward' reaches the decoder and 'critic' the critics, both the encoder if
+  `config.encoder_loss` says so; 'kl' the encoder; 'actor' the actor.
 
   Args:
     params: groups 'context', 'critic', 'actor'.
@@ -147,7 +107,7 @@ def losses(
       [M, B, A], standard normal.
     networks: see `make_networks`.
     config: hyper-parameters.
-    q_weight: weight of -min Q(s, pi(s)); 0 in the offline phase.
+    online: whether the AWAC actor has its term of Q.
     axis_name: device axis over which tasks are sharded.
 
   Returns:
@@ -158,99 +118,64 @@ def losses(
   query = batch.query
   posterior = networks.encoder.apply(
       params['context']['encoder'], batch.context, batch.context_mask)
+  z, next_z = _draw_latents(posterior, noise, query, config)
 
-  def repeat(z):  # one z per task, for each of its B transitions
-    return jnp.broadcast_to(
-        z[:, None], query.reward.shape + (config.latent_size,))
-
-  z = repeat(posterior.sample(noise['latent']))
-  next_noise = noise[
-      'next_latent' if config.independent_next_latent else 'latent']
-  next_z = repeat(stop(posterior.sample(next_noise)))
-  z_fixed = stop(z)
-
-  # Reward decoder and encoder.
   decoded = networks.decoder.apply(
-      params['context']['decoder'], query.observation, query.action, z)
-  reward_loss = jnp.mean(td.squared_error(decoded, query.reward))
-  kl = latent_losses.kl_to_standard_normal(
-      posterior.mean, posterior.variance)
-  kl_loss = jnp.mean(kl)
-  if config.kl_over_tasks == 'sum':  # pmean over devices is applied later
-    kl_loss = jnp.sum(kl) * parallel.axis_size(axis_name)
+      params['context']['decoder'], query.observation, query.action,
+      stop(z) if config.encoder_loss == 'q' else z)
+  terms, logs = smac_losses.context_terms(
+      posterior, decoded, query, config, axis_name)
 
-  # Critics.
-  next_action, _ = networks.actor.apply(
-      stop(params['actor']), query.next_observation, next_z,
+  next_action, next_log_prob = networks.actor.apply(
+      stop(params['actor']), query.next_observation, stop(next_z),
   ).sample(noise['next_action'])
   next_q = networks.critic.apply(
-      target_critic, query.next_observation, next_action, z_fixed)
-  target = td.td_target(
-      query.reward, query.discount, jnp.min(next_q, axis=0),
-      config.discount, config.reward_scale)
+      target_critic, query.next_observation, next_action, stop(z))
   q = networks.critic.apply(
       params['critic'], query.observation, query.action,
-      z if config.backprop_q_into_encoder else z_fixed)
-  critic_loss = jnp.mean(td.ensemble_squared_error(q, target))
+      stop(z) if config.encoder_loss == 'reward' else z)
+  terms['critic'] = smac_losses.critic_term(
+      q, next_q, next_log_prob, query, config)
 
-  # Actor: AWAC, and the critic's value of its own action.
   distribution = networks.actor.apply(
-      params['actor'], query.observation, z_fixed)
-  own_action, _ = distribution.sample(noise['action'])
-  if not q_weight:
+      params['actor'], query.observation, stop(z))
+  own_action, own_log_prob = distribution.sample(noise['action'])
+  q_weight = config.online_q_weight if online else 0.0
+  if config.actor == 'awac' and not q_weight:
     own_action = stop(own_action)
   own_q = jnp.min(
       networks.critic.apply(
-          stop(params['critic']), query.observation, own_action, z_fixed),
+          stop(params['critic']), query.observation, own_action, stop(z)),
       axis=0)
-  advantage = stop(jnp.min(q, axis=0) - own_q)
-  weight = policy_losses.softmax_advantage_weights(
-      advantage, config.awac_temperature, axis_name)
-  log_prob = distribution.log_prob(query.action)
-  awac_loss = jnp.mean(
-      policy_losses.weighted_log_likelihood(log_prob, weight))
-  actor_loss = config.awac_weight * awac_loss
-  if q_weight:
-    actor_loss += q_weight * jnp.mean(-own_q)
-
-  terms = {
-      'reward': reward_loss,
-      'kl': config.kl_weight * kl_loss,
-      'critic': critic_loss,
-      'actor': actor_loss,
-  }
-  logs = {
-      'decoder/loss': reward_loss,
-      'encoder/kl': jnp.mean(kl),
-      'critic/loss': critic_loss,
+  if config.actor == 'sac':
+    terms['actor'], actor_logs = smac_losses.sac_term(
+        distribution, own_log_prob, own_q, config)
+  else:
+    terms['actor'], actor_logs = smac_losses.awac_term(
+        distribution, query.action, jnp.min(q, axis=0), own_q, q_weight,
+        config, axis_name)
+  logs |= actor_logs | {
+      'critic/loss': terms['critic'],
       'critic/q': jnp.mean(q),
-      'actor/awac_loss': awac_loss,
-      'actor/log_prob': jnp.mean(log_prob),
       'actor/own_q': jnp.mean(own_q),
       'actor/log_std': jnp.mean(distribution.log_std),
-      'actor/max_weight': parallel.pmax(stop(jnp.max(weight)), axis_name),
   }
   return terms, logs
 
 
-def validate(config: Config):
-  """Checks the values of switches.
+def _draw_latents(
+    posterior: Gaussian, noise: dict[str, Array], query: Transition,
+    config: Config,
+) -> tuple[Array, Array]:
+  """z, and the one of the next action [M, B, Z]: one per task (2.2)."""
 
-  Raises:
-    ValueError: names the switch and what it takes.
-  """
-  known = {
-      'kl_over_tasks': ('mean', 'sum'),
-      'label_with': ('snapshot', 'current'),
-  }
-  for name, values in known.items():
-    if getattr(config, name) not in values:
-      raise ValueError(
-          f'smac: {name}={getattr(config, name)!r}; choose one of {values}')
-  if config.train_context_online and config.label_with == 'current':
-    raise ValueError(
-        'smac: train_context_online with label_with="current" would train the'
-        ' decoder on its own drifting labels; use label_with="snapshot"')
+  def repeat(z):
+    return jnp.broadcast_to(
+        z[:, None], query.reward.shape + (config.latent_size,))
+
+  next_noise = 'next_latent' if config.independent_next_latent else 'latent'
+  return (repeat(posterior.sample(noise['latent'])),
+          repeat(posterior.sample(noise[next_noise])))
 
 
 def init_state(
@@ -297,7 +222,8 @@ def make_stages(config: Config, update: Callable) -> tuple[Stage, Stage]:
           num_tasks=online.num_tasks, context_size=online.context_size,
           query_size=online.query_size, task_repeat=online.task_repeat,
           context=online.context, sequence_size=online.sequence_size,
-          offline_share=online.offline_share),
+          offline_share=online.offline_share,
+          online_share=online.online_share),
       lambda state, batch: update(state, batch, online=True))
 
 
@@ -341,12 +267,11 @@ def make(
 
   def update(state, batch, online):
     noise = draw_noise(state, batch)
-    q_weight = config.online_q_weight if online else 0.0
 
     def total(params):
       terms, logs = losses(
           params, state.target_params, batch, noise, networks, config,
-          q_weight, axis_name)
+          online, axis_name)
       return sum(terms.values()), logs
 
     gradients, logs = jax.grad(total, has_aux=True)(state.params)

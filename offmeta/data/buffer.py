@@ -5,6 +5,7 @@ Nothing is evicted: capacities are computed from the schedule before a run
 at the phase switch" are prefixes.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -48,6 +49,18 @@ class Replay(NamedTuple):
   def contexts(self) -> Buffer:
     """The buffer that contexts are drawn from."""
     return self.rl if self.encoder is None else self.encoder
+
+  def with_extras(self, extras: Mapping[str, Array]) -> 'Replay':
+    """The same with further extras of the RL data, leaves [M, C, ...].
+
+    Contexts keep what they have.
+    """
+    if not extras:
+      return self
+    data = self.rl.data
+    rl = self.rl._replace(
+        data=data._replace(extras={**data.extras, **extras}))
+    return Replay(rl, self.contexts())
 
 
 def make(

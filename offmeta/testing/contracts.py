@@ -16,10 +16,12 @@ from offmeta.testing import probes
 from offmeta.types import (
     Algorithm,
     Array,
+    DataSpec,
     EnvFamily,
     EnvSpec,
     EnvState,
     LearnerState,
+    MetaBatch,
     Policy,
     Stage,
     Task,
@@ -233,7 +235,8 @@ def check_algorithm(
   equals single seeds, to rounding; the root key stays and the step counts.
   Policies: shapes and trees, actions finite and in [-1, 1], an adaptation
   without valid entries gives `init`'s prior and entries that do not count
-  change nothing. `relabel` gives the same with a poisoned reward. Choose
+  change nothing. `relabel` gives the same with a poisoned reward. Stages of
+  `finetune`, from `begin_finetune`, as the others. Choose
   small sizes in `config`: nothing here needs large ones.
 
   Args:
@@ -264,18 +267,22 @@ def check_algorithm(
       _assert_same_form(begun[0], states[0], 'begin_online')
       states = begun
     for stage in getattr(algorithm, phase):
-      states = _check_stage(stage, states, spec, tolerance, quick)
+      states = _check_stage(
+          stage, states, spec, algorithm.data, tolerance, quick)
   params = algorithm.actor_params(states[0])
   for name in ('explore', 'evaluate', 'evaluate_given_context'):
-    _check_policy(
-        getattr(algorithm, name), name, algorithm, params, spec, tolerance)
+    if getattr(algorithm, name) is not None:
+      _check_policy(
+          getattr(algorithm, name), name, algorithm, params, spec, tolerance)
+  if algorithm.finetune:
+    _check_finetune(algorithm, states, spec, tolerance, quick)
   if algorithm.relabel is not None:
     _check_relabel(algorithm, states[0], spec)
 
 
 def _check_stage(
-    stage: Stage, states: list[LearnerState], spec: EnvSpec, tolerance: float,
-    quick: bool,
+    stage: Stage, states: list[LearnerState], spec: EnvSpec, data: DataSpec,
+    tolerance: float, quick: bool,
 ) -> list[LearnerState]:
   """Returns the states of both seeds after two updates."""
   traces = 0
@@ -286,8 +293,11 @@ def _check_stage(
     return stage.update(state, batch)
 
   update = jax.jit(counted)
-  draw = jax.jit(lambda key: probes.random_batch(key, spec, stage.batch))
+  draw = jax.jit(
+      lambda key: probes.random_batch(key, spec, stage.batch, data))
   batches = [draw(jax.random.key(i)) for i in range(2)]
+  if stage.annotate is not None:
+    batches = [_annotated(stage, states[0], batch) for batch in batches]
   once, after = [], []
   for state in states:
     first, metrics = update(state, batches[0])
@@ -326,13 +336,40 @@ def _check_stage(
   return after
 
 
+def _annotated(stage: Stage, state: LearnerState, batch: MetaBatch):
+  """The batch with what the stage adds to its queries, taken as sequences."""
+  mask = jnp.ones(batch.query.reward.shape)
+  annotate = jax.jit(jax.vmap(stage.annotate, (None, 0, 0)))
+  added = annotate(state, batch.query, mask)
+  for name, leaf in added.items():
+    assert leaf.shape[:2] == mask.shape, (
+        f'stage {stage.name!r}: annotate gave {name!r} of shape'
+        f' {leaf.shape[1:]} for {mask.shape[1]} transitions')
+  _assert_finite(added, f'stage {stage.name!r}: annotate')
+  # What does not count must not matter to what comes before it.
+  cut = mask.at[:, -1:].set(0.0)
+  spoiled = jax.tree.map(
+      lambda x: x.at[:, -1:].set(100.0 + x[:, -1:]), batch.query)
+  _assert_like(
+      jax.tree.map(lambda x: x[:, :-1], annotate(state, spoiled, cut)),
+      jax.tree.map(lambda x: x[:, :-1], annotate(state, batch.query, cut)),
+      f'stage {stage.name!r}: annotate with another entry where the mask is 0',
+      0.0)
+  return batch._replace(query=batch.query._replace(
+      extras={**batch.query.extras, **added}))
+
+
 def _check_policy(
     policy: Policy, name: str, algorithm: Algorithm, params: Any,
     spec: EnvSpec, tolerance: float,
 ) -> None:
   keys = jax.random.split(jax.random.key(3), 4)
   size, valid = 6, jnp.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
-  draw = jax.jit(lambda key: probes.random_transitions(key, spec, (size,)))
+  data = algorithm.data
+  if name != 'evaluate_given_context':  # collected by itself, in order
+    data = DataSpec(sequence_episodes=1)
+  draw = jax.jit(
+      lambda key: probes.random_transitions(key, spec, (size,), data))
   context, other = [draw(key) for key in keys[:2]]
   adapt = jax.jit(policy.adapt)
   prior = jax.jit(policy.init)(params, keys[2])
@@ -365,6 +402,22 @@ def _check_policy(
     _assert_like(
         (mean, std), (jnp.zeros_like(mean), jnp.ones_like(std)),
         'posterior of nothing, and N(0, I)', tolerance)
+
+
+def _check_finetune(
+    algorithm: Algorithm, states: list[LearnerState], spec: EnvSpec,
+    tolerance: float, quick: bool,
+) -> None:
+  context = probes.random_transitions(
+      jax.random.key(5), spec, (6,), algorithm.data)
+  begin = jax.jit(algorithm.begin_finetune)
+  begun = [begin(state, context, jnp.ones(6)) for state in states]
+  _assert_finite(begun[0], 'begin_finetune')
+  _assert_same_form(
+      algorithm.actor_params(begun[0]), algorithm.actor_params(states[0]),
+      'begin_finetune: what the policies take as params')
+  for stage in algorithm.finetune:
+    begun = _check_stage(stage, begun, spec, algorithm.data, tolerance, quick)
 
 
 def _check_relabel(

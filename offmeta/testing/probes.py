@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from offmeta.types import (
     Array,
     BatchSpec,
+    DataSpec,
     EnvFamily,
     EnvSpec,
     EnvState,
@@ -168,10 +169,37 @@ class PoisonedReward:
 
 
 def random_transitions(
-    key: Key, spec: EnvSpec, shape: tuple[int, ...]
+    key: Key,
+    spec: EnvSpec,
+    shape: tuple[int, ...],
+    data: DataSpec = DataSpec(),
+    sequence_size: int = 0,
 ) -> Transition:
-  """Standard normal transitions; actions in [-1, 1], one in eight terminal."""
+  """Standard normal transitions; actions in [-1, 1], one in eight terminal.
+
+  Args:
+    key: random key.
+    spec: sizes.
+    shape: leading axes.
+    data: what the extras hold: returns that fit to nothing, and for sequences
+      'time', counted along the last of the axes.
+    sequence_size: steps after which another sequence begins; 0: never.
+  """
   keys = jax.random.split(key, 5)
+  extras = {}
+  if data.returns_discount is not None:
+    k_return, k_last, k_power = jax.random.split(keys[0], 3)
+    extras |= {
+        'return_to_go': jax.random.normal(k_return, shape),
+        'last_observation': jax.random.normal(
+            k_last, shape + (spec.observation_size,)),
+        'bootstrap': jax.random.uniform(k_power, shape),
+        'last_discount': jnp.ones(shape),
+    }
+  if data.sequence_episodes:
+    steps = jnp.arange(shape[-1]) % (sequence_size or shape[-1])
+    extras['time'] = jnp.broadcast_to(
+        (steps % spec.episode_length).astype(jnp.float32), shape)
   return Transition(
       observation=jax.random.normal(
           keys[0], shape + (spec.observation_size,)),
@@ -182,11 +210,13 @@ def random_transitions(
           keys[3], 0.875, shape).astype(jnp.float32),
       next_observation=jax.random.normal(
           keys[4], shape + (spec.observation_size,)),
-      extras={},
+      extras=extras,
   )
 
 
-def random_batch(key: Key, spec: EnvSpec, batch: BatchSpec) -> MetaBatch:
+def random_batch(
+    key: Key, spec: EnvSpec, batch: BatchSpec, data: DataSpec = DataSpec()
+) -> MetaBatch:
   """A batch of the given composition without any meaning."""
   k_context, k_query, k_mask = jax.random.split(key, 3)
   tasks = batch.num_tasks
@@ -195,10 +225,17 @@ def random_batch(key: Key, spec: EnvSpec, batch: BatchSpec) -> MetaBatch:
     size = max(size, batch.sequence_size)
   # Every task has an entry that counts, most have some that do not.
   mask = jax.random.bernoulli(k_mask, 0.75, (tasks, size)).at[:, 0].set(True)
+  if batch.context == 'sequences':  # prefixes of each
+    length = jax.random.randint(
+        k_mask, (tasks, batch.num_sequences, 1), 1, batch.sequence_size + 1)
+    mask = (jnp.arange(batch.sequence_size) < length).reshape(tasks, -1)
   return MetaBatch(
       task_id=jnp.arange(tasks),
       slot=jnp.arange(tasks),
-      context=random_transitions(k_context, spec, (tasks, size)),
+      context=random_transitions(
+          k_context, spec, mask.shape, data, batch.sequence_size),
       context_mask=mask.astype(jnp.float32),
-      query=random_transitions(k_query, spec, (tasks, batch.query_size)),
+      query=random_transitions(
+          k_query, spec, (tasks, batch.query_size), data,
+          batch.sequence_size),
   )

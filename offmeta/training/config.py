@@ -2,6 +2,9 @@
 
 No default stands in two places: the fields below and those of the
 algorithms' own `Config` are the only ones; config files list differences.
+
+In files and on the command line the algorithm's settings are the group of its
+name: {'algorithm': 'macaw', 'macaw': {'discount': 0.9}}.
 """
 
 from collections.abc import Mapping
@@ -10,6 +13,7 @@ import hashlib
 import json
 from typing import Any
 
+from offmeta.algorithms import ALGORITHMS
 from offmeta.algorithms import pearl as pearl_lib
 from offmeta.algorithms import sac as sac_lib
 from offmeta.algorithms import smac as smac_lib
@@ -57,8 +61,10 @@ class CollectConfig:
   """How the offline dataset comes about (spec smac 3.3)."""
 
   dataset: str = ''  # path of an existing dataset; '' generates one
-  source: str = 'pearl'  # or 'script': the family's scripted policy
-  script_episodes: int = 50  # per task; all of them are kept (Sawyer: 3750)
+  test_dataset: str = ''  # of the held-out tasks, with `dataset`; '': none
+  source: str = 'pearl'  # of SOURCES
+  script_episodes: int = 50  # 'script': per task; all are kept (Sawyer: 3750)
+  specialists: SpecialistsConfig = SpecialistsConfig()  # 'sac'
   seed: int = 0
   iterations: int = 50  # of gathering and training the behaviour policy
   initial_steps: int = 2000  # per task with the untrained policy
@@ -81,13 +87,18 @@ class OnlineConfig:
   oracle: str = 'oracle'  # the variant reported as `oracle`
   # name -> {'description': str, and what it changes in ExperimentConfig}
   variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(
-      default_factory=lambda: {
-          'smac': {'description': 'released recipe'},
-          'oracle': {
-              'description': 'released recipe with true rewards online',
-              'online': {'gather': {'rewards': 'true'}},
-          },
-      })
+      default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+  """Online fine-tuning in each held-out task (spec macaw 6.3)."""
+
+  iterations: int = 0  # of an episode and the updates after it (500); 0: none
+  burn_in: int = 25  # episodes before the first update
+  context_size: int = 256  # random transitions behind the first, offline step
+  num_episodes: int = 3  # per evaluation
+  every_iterations: int = 1  # between evaluations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +120,10 @@ class ExperimentConfig:
 
   family: FamilyConfig = FamilyConfig()
   collect: CollectConfig = CollectConfig()
-  smac: smac_lib.Config = smac_lib.Config()
+  algorithm: str = 'smac'  # key of offmeta.algorithms.ALGORITHMS
+  settings: Any = smac_lib.Config()  # its Config; the group of its name
   online: OnlineConfig = OnlineConfig()
+  finetune: FinetuneConfig = FinetuneConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
   seed: int = 0
   first_seed: int = 0  # learners first_seed, first_seed + 1, ... of that seed
@@ -118,6 +131,13 @@ class ExperimentConfig:
   chunk: int = 500  # updates per compiled call (metrics are their mean)
   matmul_precision: str = 'float32'  # of the networks in updates: PRECISIONS
 
+
+# Of the offline data: a PEARL run's replay (SMAC's), one SAC learner per task
+# with its whole life in order (MACAW's, BOReL's, FOCAL's), or the family's
+# scripted policy (Sawyer's).
+SOURCES = ('pearl', 'sac', 'script')
+
+_SIZES = ('num_updates', 'num_tasks', 'query_size', 'context_size')
 
 # Of matrix products: inputs with 23, 10 and 7 bits; sums, parameters and
 # statistics are float32 in all. TensorFloat-32 exists on GPUs only.
@@ -132,12 +152,18 @@ def to_dict(config: Any) -> Any:
   """A dataclass as nested plain dictionaries."""
   if dataclasses.is_dataclass(config):
     return {
-        field.name: to_dict(getattr(config, field.name))
+        _key(config, field.name): to_dict(getattr(config, field.name))
         for field in dataclasses.fields(config)
     }
   if isinstance(config, Mapping):
     return {key: to_dict(value) for key, value in config.items()}
   return config
+
+
+def _key(config: Any, field: str) -> str:
+  """What a field is called outside."""
+  named = isinstance(config, ExperimentConfig) and field == 'settings'
+  return config.algorithm if named else field
 
 
 def _check_type(key: str, value: Any, default: Any) -> Any:
@@ -172,21 +198,40 @@ def from_dict(values: Mapping, default: Any = None, prefix: str = '') -> Any:
     ConfigError: an unknown key or a value of the wrong type.
   """
   default = ExperimentConfig() if default is None else default
-  known = {field.name for field in dataclasses.fields(default)}
+  if isinstance(default, ExperimentConfig):
+    default = _with_algorithm(default, values.get('algorithm'))
+  known = {
+      _key(default, field.name): field.name
+      for field in dataclasses.fields(default)}
   changes = {}
   for name, value in values.items():
     key = f'{prefix}{name}'
     if name not in known:
       raise ConfigError(
           f'config.{key}: unknown key; known here: {", ".join(sorted(known))}')
-    current = getattr(default, name)
+    field = known[name]
+    current = getattr(default, field)
     if dataclasses.is_dataclass(current):
       if not isinstance(value, Mapping):
         raise ConfigError(f'config.{key}: expected a group of keys')
-      changes[name] = from_dict(value, current, f'{key}.')
+      changes[field] = from_dict(value, current, f'{key}.')
     else:
-      changes[name] = _check_type(key, value, current)
+      changes[field] = _check_type(key, value, current)
   return dataclasses.replace(default, **changes)
+
+
+def _with_algorithm(
+    config: ExperimentConfig, name: str | None
+) -> ExperimentConfig:
+  """`config` with the default settings of another algorithm, if it is one."""
+  if name is None or name == config.algorithm:
+    return config
+  if name not in ALGORITHMS:
+    raise ConfigError(
+        f'config.algorithm: no algorithm {name!r}; known:'
+        f' {", ".join(sorted(ALGORITHMS))}')
+  return dataclasses.replace(
+      config, algorithm=name, settings=ALGORITHMS[name].config())
 
 
 def variant(config: ExperimentConfig, name: str) -> ExperimentConfig:
@@ -230,16 +275,58 @@ def validate(config: ExperimentConfig):
   _positive(config.evaluation, 'evaluation.', (
       'num_repeats', 'num_steps', 'context_size', 'num_train_tasks',
       'every_updates', 'every_iterations'))
-  _positive(config.collect, 'collect.', ('rl_size', 'script_episodes'))
-  if config.collect.source not in ('pearl', 'script'):
+  _positive(config.finetune, 'finetune.', (
+      'burn_in', 'context_size', 'num_episodes', 'every_iterations'))
+  if config.finetune.iterations < 0:
     raise ConfigError(
-        f'config.collect.source: {config.collect.source!r}; choose "pearl" or'
-        ' "script"')
+        'config.finetune.iterations: must be at least 0, not'
+        f' {config.finetune.iterations}')
+  _positive(config.collect, 'collect.', ('rl_size', 'script_episodes'))
+  if config.collect.source not in SOURCES:
+    raise ConfigError(
+        f'config.collect.source: {config.collect.source!r}; choose one of'
+        f' {", ".join(SOURCES)}')
+  if config.collect.test_dataset and not config.collect.dataset:
+    raise ConfigError(
+        'config.collect.test_dataset: only together with'
+        ' config.collect.dataset; otherwise both are made')
   if config.collect.rl_slice not in ('first', 'last'):
     raise ConfigError(
         f'config.collect.rl_slice: {config.collect.rl_slice!r}; choose'
         ' "first" or "last"')
+  _check_settings(config, 'config')
+  if config.online.variants:
+    _validate_online(config)
+
+
+def _check_settings(config: ExperimentConfig, where: str):
+  """What can be said of any algorithm's settings, and what it says itself."""
+  _check_sizes(config.settings, f'{where}.{config.algorithm}')
+  try:
+    ALGORITHMS[config.algorithm].validate(config.settings)
+  except ValueError as error:
+    raise ConfigError(f'{where}: {error}') from error
+
+
+def _check_sizes(settings: Any, where: str):
+  """Counts of updates and of what a batch holds, in all groups."""
+  for field in dataclasses.fields(settings):
+    value = getattr(settings, field.name)
+    if dataclasses.is_dataclass(value):
+      _check_sizes(value, f'{where}.{field.name}')
+    elif field.name in _SIZES and value < 1:
+      raise ConfigError(
+          f'{where}.{field.name}: must be at least 1, not {value}')
+
+
+def _validate_online(config: ExperimentConfig):
+  """The variants of the online phase."""
   names = config.online.variants
+  entry = ALGORITHMS[config.algorithm]
+  if not entry.online_variants:
+    raise ConfigError(
+        f'config.online.variants: {config.algorithm} has no online phase on'
+        ' the training tasks; set them to {}')
   for role in ('headline', 'oracle'):
     name = getattr(config.online, role)
     if name not in names:
@@ -248,38 +335,24 @@ def validate(config: ExperimentConfig):
           f' {", ".join(sorted(names))}')
   for name in names:
     changed = variant(config, name)
+    _check_settings(changed, f'config of variant {name!r}')
     if changed.online.gather.rewards not in ('decoder', 'true'):
       raise ConfigError(
           f'config.online.gather.rewards of variant {name!r}:'
           f' {changed.online.gather.rewards!r}; choose "decoder" or "true"')
-    if changed.smac.online.context not in (
-        'transitions', 'episodes', 'offline'):
-      raise ConfigError(
-          f'config.smac.online.context of variant {name!r}:'
-          f' {changed.smac.online.context!r}; choose "transitions",'
-          ' "episodes" or "offline"')
     if changed.online.gather.clear_encoder_buffer:
       raise ConfigError(
           f'config.online.gather.clear_encoder_buffer of variant {name!r}:'
           ' labels need the offline part of the encoder buffer; only False')
-    for part in (
-        'offline', 'latent_resample_period', 'use_next_observation'):
-      if getattr(changed.smac, part) != getattr(config.smac, part):
+    for part in entry.variant_fixed:
+      if getattr(changed.settings, part) != getattr(config.settings, part):
         raise ConfigError(
             f'config.online.variants.{name}: a variant cannot change'
-            f' config.smac.{part}')
-    try:
-      smac_lib.validate(changed.smac)
-    except ValueError as error:
-      raise ConfigError(f'config of variant {name!r}: {error}') from error
+            f' config.{config.algorithm}.{part}')
     for part in (
-        'family', 'collect', 'evaluation', 'seed', 'first_seed', 'num_seeds',
-        'chunk', 'matmul_precision'):
+        'family', 'collect', 'finetune', 'evaluation', 'algorithm', 'seed',
+        'first_seed', 'num_seeds', 'chunk', 'matmul_precision'):
       if getattr(changed, part) != getattr(config, part):
         raise ConfigError(
             f'config.online.variants.{name}: a variant changes the online'
             f' phase only, not config.{part}')
-    for part, stage in (
-        ('smac.offline', changed.smac.offline),
-        ('smac.online', changed.smac.online)):
-      _positive(stage, f'{part}.', ('num_updates', 'num_tasks', 'query_size'))

@@ -1,6 +1,6 @@
 """Compiled evaluations of all seeds; each function is compiled once."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,18 @@ from offmeta.data.buffer import Replay
 from offmeta.training.schedule import Seeds
 from offmeta.training.setup import Setup
 from offmeta.types import Algorithm, LearnerState
+
+
+class OfflineData(NamedTuple):
+  """What contexts can be handed over from.
+
+  Attributes:
+    train: leaves [M, C, ...], of the training tasks.
+    test: of the held-out tasks; None if nothing was logged in them.
+  """
+
+  train: Replay
+  test: Replay | None
 
 
 class Evaluator:
@@ -34,7 +46,7 @@ class Evaluator:
     keys = seeds.streams('evaluation')
     self._keys = [
         jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys)
-        for i in range(5)
+        for i in range(6)
     ]
     self._setup = setup
     self._all = jnp.arange(num_train)
@@ -43,10 +55,14 @@ class Evaluator:
     self._num_test = setup.config.family.num_test
     self._params = jax.jit(jax.vmap(algorithm.actor_params))
 
-    def own(params, tasks, key):
+    acting = rollout.uniform_at_first(
+        algorithm.evaluate, family.spec.action_size)
+
+    def own(params, uniform, tasks, key):
       return evaluation.meta_test(
-          family, algorithm.evaluate, params, tasks, key, config.num_repeats,
-          config.num_steps, config.num_prior_episodes, axis_name)
+          family, acting, rollout.Acting(params, uniform), tasks, key,
+          config.num_repeats, config.num_steps, config.num_prior_episodes,
+          axis_name)
 
     def given(params, tasks, contexts, key):
       return evaluation.meta_test_given_context(
@@ -62,30 +78,50 @@ class Evaluator:
           config.context_size)
 
     compile_ = seeds.layout.compile
-    self._own = compile_(own, (0, None, 0))
-    self._given_contexts = compile_(given, (0, None, 0, 0))
-    self._shift = compile_(shift, (0, 0, 0, 0))
+    self._own = compile_(own, (0, None, None, 0))
+    self._given_contexts = (
+        algorithm.evaluate_given_context and compile_(given, (0, None, 0, 0)))
+    self._shift = algorithm.posterior and compile_(shift, (0, 0, 0, 0))
     self._draw = jax.jit(jax.vmap(draw, (None, None, 0)))
 
-  def _self_collected(self, params, train_ids) -> rollout.Adaptation:
-    """Adaptation of the held-out tasks, then of the given training tasks."""
+  def _self_collected(
+      self, params, train_ids, uniform: bool = False
+  ) -> rollout.Adaptation:
+    """Adaptation of the held-out tasks, then of the given training tasks.
+
+    Args:
+      params: leaves [S, ...].
+      train_ids: which of the training tasks.
+      uniform: collect the context with uniform random actions.
+    """
     tasks = jax.tree.map(
         lambda test, train: jnp.concatenate([test, train[train_ids]]),
         self._setup.test_tasks, self._setup.train_tasks)
-    return self._own(params, tasks, self._keys[0])
+    return self._own(params, jnp.bool_(uniform), tasks, self._keys[0])
 
-  def _given(self, params, replay, train_ids):
-    """Returns [S, M, R, E] of training tasks with offline contexts."""
+  def _given(self, params, data: OfflineData | None, train_ids) -> dict:
+    """Returns [S, M, R, E] with contexts from the logs of the tasks."""
+    if data is None or self._given_contexts is None:
+      return {}
     tasks = jax.tree.map(lambda x: x[train_ids], self._setup.train_tasks)
-    contexts = self._draw(replay, train_ids, self._keys[1])
-    return self._given_contexts(params, tasks, contexts, self._keys[2])
+    contexts = self._draw(data.train, train_ids, self._keys[1])
+    join = lambda axis: lambda *x: jnp.concatenate(x, axis)
+    if data.test is not None:
+      tasks = jax.tree.map(join(0), tasks, self._setup.test_tasks)
+      contexts = jax.tree.map(join(1), contexts, self._draw(
+          data.test, jnp.arange(self._num_test), self._keys[5]))
+    returns = self._given_contexts(params, tasks, contexts, self._keys[2])
+    out = {'train': returns[:, :len(train_ids)]}
+    if data.test is not None:
+      out['test'] = returns[:, len(train_ids):]
+    return out
 
-  def curve(self, state: LearnerState, replay: Replay | None) -> dict:
+  def curve(self, state: LearnerState, data: OfflineData | None) -> dict:
     """Metrics [S] to log during training.
 
     Args:
       state: leaves [S, ...].
-      replay: offline data, leaves [M, C, ...]; None leaves their scores out.
+      data: None leaves scores with offline contexts out.
     """
     params = self._params(state)
     adaptation = self._self_collected(params, self._some)
@@ -94,9 +130,8 @@ class Evaluator:
         'test/self_context': returns[:, :self._num_test],
         'train/self_context': returns[:, self._num_test:],
     }
-    if replay is not None:
-      scores['train/offline_context'] = self._given(
-          params, replay, self._some)
+    for part, value in self._given(params, data, self._some).items():
+      scores[f'{part}/offline_context'] = value
     out = {
         f'eval/{name}/final_return': np.mean(
             np.asarray(rollout.final_return(value)), axis=(1, 2))
@@ -106,13 +141,13 @@ class Evaluator:
     return out
 
   def full(
-      self, state: LearnerState, replay: Replay | None
+      self, state: LearnerState, data: OfflineData | None
   ) -> tuple[dict[str, Any], rollout.Adaptation]:
     """The meta-test protocol on all tasks, and the shift diagnostics.
 
     Args:
       state: leaves [S, ...].
-      replay: offline data, leaves [M, C, ...]; None leaves their scores out.
+      data: None leaves out what needs offline contexts.
 
     Returns:
       Arrays [S, ...] by the names of `offmeta.results.records`, and what
@@ -122,15 +157,18 @@ class Evaluator:
     adaptation = self._self_collected(params, self._all)
     test = jax.tree.map(lambda x: x[:, :self._num_test], adaptation)
     train = jax.tree.map(lambda x: x[:, self._num_test:], adaptation)
+    uniform = self._self_collected(params, self._all, True).returns
     out = {
         'test_self_returns': test.returns,
         'train_self_returns': train.returns,
+        'test_uniform_returns': uniform[:, :self._num_test],
         'diverged': _num_diverged(adaptation),
     }
-    if replay is not None:
-      out['train_offline_returns'] = self._given(params, replay, self._all)
+    for part, value in self._given(params, data, self._all).items():
+      out[f'{part}_offline_returns'] = value
+    if data is not None and self._shift is not None:
       shift = self._shift(params, train, *[
-          self._draw(replay, self._all, key) for key in self._keys[3:]])
+          self._draw(data.train, self._all, key) for key in self._keys[3:5]])
       out.update(
           kl_offline=shift.kl_offline, kl_self=shift.kl_self,
           normalized_shift=shift.normalized_shift,

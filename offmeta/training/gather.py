@@ -14,6 +14,7 @@ from offmeta import parallel, rollout
 from offmeta.data import buffer as buffers
 from offmeta.data import sampler
 from offmeta.data.buffer import Replay
+from offmeta.losses import returns
 from offmeta.training.config import GatherConfig
 from offmeta.types import (
     Algorithm,
@@ -168,6 +169,9 @@ def act(
     _, data, valid = rollout.episode(
         family, policy, params, belief, task, keys[2], reward_free=label)
     diverged = jnp.sum(data.extras['diverged']).astype(jnp.int32)
+    if algorithm.data.returns_discount is not None:
+      data = data._replace(extras={**data.extras, **returns.annotate(
+          data, valid, algorithm.data.returns_discount)})
     if label:
       data = data._replace(reward=algorithm.relabel(
           state, contexts.label_context, contexts.label_mask,

@@ -85,12 +85,14 @@ def make_update(
       (`networks.base.product`); acting is not touched by it.
 
   Returns:
-    (state [S], replay) -> (state [S], metrics [S], means over the updates).
+    (state [S], replay, extras of its queries [S]) -> (state [S], metrics [S],
+    means over the updates).
   """
   axis_name = seeds.layout.axis_name
   stage = make_stage(axis_name)
 
-  def one_seed(state, replay, key):
+  def one_seed(state, replay, extras, key):
+    replay = replay.with_extras(extras)
     slots = parallel.local_slots(stage.batch.num_tasks, axis_name)
 
     def body(state, _):
@@ -102,9 +104,9 @@ def make_update(
     return state, jax.tree.map(jnp.mean, metrics)
 
   compiled = seeds.layout.compile(
-      one_seed, (0, None if shared_replay else 0, 0), donate=(0,))
+      one_seed, (0, None if shared_replay else 0, 0, 0), donate=(0,))
   keys = seeds.layout.place(seeds.streams('batches'), 0)
-  return lambda state, replay: compiled(state, replay, keys)
+  return lambda state, replay, extras={}: compiled(state, replay, extras, keys)
 
 
 class Updater:
@@ -115,6 +117,8 @@ class Updater:
     seeds, shared_replay, matmul_precision: see `make_update`.
     chunk: updates per compiled call.
     make_update: `make_update`, or another for a replay that is kept elsewhere.
+    annotate: (stage, state [S], replay) -> extras [S] of a stage that asks
+      for them, computed before its first update.
   """
 
   def __init__(
@@ -125,7 +129,10 @@ class Updater:
       shared_replay: bool,
       matmul_precision: str = 'float32',
       make_update: Callable = make_update,
+      annotate: Callable | None = None,
   ):
+    self._annotate = annotate
+    self._extras: tuple[int, Mapping[str, Array]] = (-1, {})
     self._make_stages = make_stages
     self._stages = tuple(make_stages(None))
     self.seeds = seeds
@@ -154,8 +161,19 @@ class Updater:
       self._compiled[index, count] = self._make_update(
           lambda axis: self._make_stages(axis)[index], self.seeds, count,
           self._shared, self._precision)
-    state, metrics = self._compiled[index, count](state, replay)
+    state, metrics = self._compiled[index, count](
+        state, replay, self._extras_of(index, state, replay))
     return state, count, stage.name, metrics
+
+  def _extras_of(self, index, state, replay):
+    """They depend on nothing that the stage changes: a run that goes on in
+    its middle computes the same ones."""
+    stage = self._stages[index]
+    if stage.annotate is None:
+      return {}
+    if self._extras[0] != index:
+      self._extras = index, self._annotate(stage, state, replay)
+    return self._extras[1]
 
 
 def run(

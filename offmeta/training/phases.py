@@ -1,11 +1,13 @@
 """The phases of a run: files in, files out.
 
 `collect` (a file of its own) makes the dataset, `offline` meta-trains on it,
-`online` runs every self-supervised variant from the same offline checkpoint,
-`test` scores all of them. Each phase can be
+`online` runs every self-supervised variant from the same offline checkpoint
+(where the algorithm has such a phase), `finetune` (a file of its own) trains on
+in each held-out task, `test` scores the meta-trained ones. Each phase can be
 rerun, resumed or replaced; `offmeta.results.report` reads what they wrote.
 """
 
+import contextlib
 import sys
 
 import jax
@@ -18,44 +20,42 @@ from offmeta.data.buffer import Replay
 from offmeta.training import collect as collecting
 from offmeta.training import config as configs
 from offmeta.training import evaluator as evaluators
-from offmeta.training import loop, schedule, streaming
+from offmeta.training import finetune as finetuning
+from offmeta.training import loop, preparation, schedule, streaming
 from offmeta.training import stage as stages
 from offmeta.training.setup import Setup, write_arrays
 from offmeta.types import Task
 
-PHASES = ('collect', 'offline', 'online', 'test', 'report')
+PHASES = ('collect', 'offline', 'online', 'finetune', 'test', 'report')
 
 
 # Offline.
 
 
-def offline_replay(setup: Setup) -> Replay:
-  """The dataset as a replay (no seed axis), where the run keeps its replays.
+def offline_replays(setup: Setup) -> evaluators.OfflineData:
+  """The datasets as replays (no seed axis), where the run keeps its replays."""
+  spec = setup.learner().data
+  # What is random in the preparation is the same for all seeds.
+  key = schedule.stream(jax.random.key(setup.config.seed), 'preparation')
+  on_host = setup.runtime.replay == 'host'
 
-  One buffer serves both roles unless the dataset has encoder data.
-  """
-  data = collecting.load_dataset(setup)
+  def build(data, spec, tasks):
+    place = jax.default_device(streaming.host()) if on_host else (
+        contextlib.nullcontext())
+    with place:
+      replay = preparation.replay(data, spec, setup.family, tasks, key)
+    return replay if on_host else setup.seeds.layout.place(replay, None)
 
-  def build(transitions, size):
-    bare = transitions._replace(extras={})
-    bare = jax.tree.map(lambda x: x.astype(np.float32), bare)
-    if setup.runtime.replay == 'host':
-      bare, size = streaming.to_host((bare, size))
-    return buffers.make(bare, size, bare.reward.shape[1])
-
-  encoder = None
-  if data.context is not None:
-    encoder = build(data.context, data.context_size)
-  replay = Replay(build(data.transitions, data.size), encoder)
-  if setup.runtime.replay == 'host':
-    return replay
-  return setup.seeds.layout.place(replay, None)
+  held_out = collecting.load_test_dataset(setup)
+  return evaluators.OfflineData(
+      build(collecting.load_dataset(setup), spec, setup.train_tasks),
+      None if held_out is None else build(
+          held_out, spec._replace(mix_rewards=False), setup.test_tasks))
 
 
 def make_evaluator(setup: Setup) -> evaluators.Evaluator:
   """Compiled evaluations for all phases after `collect`."""
-  algorithm = setup.algorithm('smac', setup.config.smac)
-  return evaluators.Evaluator(setup, algorithm, setup.seeds)
+  return evaluators.Evaluator(setup, setup.learner(), setup.seeds)
 
 
 def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
@@ -68,19 +68,20 @@ def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
   if setup.is_done('offline'):
     return
   config = setup.config
-  algorithm = setup.algorithm('smac', config.smac)
-  replay = offline_replay(setup)
-  progress = loop.start(stages.init_states(algorithm, setup.seeds), None)
+  data = offline_replays(setup)
+  progress = loop.start(
+      stages.init_states(setup.learner(), setup.seeds), None)
   updater = stages.make_updater(
-      setup, lambda axis: setup.algorithm('smac', config.smac, axis).offline,
-      setup.seeds, config.chunk, shared_replay=True)
+      setup, lambda axis: setup.learner(axis).offline, setup.seeds,
+      config.chunk, shared_replay=True)
   evaluator = evaluator or make_evaluator(setup)
   every = config.evaluation.every_updates
   stages.run_stage(
       setup, 'offline', progress, updater,
       show=('eval/test/self_context/final_return',
             'eval/train/offline_context/final_return'),
-      label='smac', iterations=1, replay=replay, evaluate=evaluator.curve,
+      label=config.algorithm, iterations=1, replay=data.train,
+      evaluate=lambda state, replay: evaluator.curve(state, data),
       evaluate_due=lambda iteration, updates: (
           updates % every < config.chunk or updates == updater.total))
   setup.mark_done('offline')
@@ -127,13 +128,13 @@ def online(setup: Setup, name: str, evaluator: evaluators.Evaluator | None = Non
   if setup.is_done(stage):
     return
   config = configs.variant(setup.config, name)
-  algorithm = setup.algorithm('smac', config.smac)
+  algorithm = setup.learner(config=config)
   visited = schedule.online_visits(config, setup.seeds)
-  offline_data = offline_replay(setup)
-  progress = _online_start(setup, config, algorithm, offline_data)
+  data = offline_replays(setup)
+  progress = _online_start(setup, config, algorithm, data.train)
   updater = stages.make_updater(
-      setup, lambda axis: setup.algorithm('smac', config.smac, axis).online,
-      setup.seeds, config.chunk, shared_replay=False)
+      setup, lambda axis: setup.learner(axis, config).online, setup.seeds,
+      config.chunk, shared_replay=False)
   evaluator = evaluator or make_evaluator(setup)
   every = config.evaluation.every_iterations
   last = config.online.iterations - 1
@@ -141,11 +142,11 @@ def online(setup: Setup, name: str, evaluator: evaluators.Evaluator | None = Non
       setup, stage, progress, updater,
       show=('eval/test/self_context/final_return',
             'eval/train/offline_context/final_return'),
-      label='smac', iterations=config.online.iterations,
+      label=config.algorithm, iterations=config.online.iterations,
       gather=stages.gatherer(
           setup, algorithm, setup.seeds, setup.seeds.mine(visited),
           config.online.gather),
-      evaluate=lambda state, replay: evaluator.curve(state, offline_data),
+      evaluate=lambda state, replay: evaluator.curve(state, data),
       evaluate_due=lambda iteration, updates: updates == updater.total and (
           iteration % every == every - 1 or iteration == last))
   setup.mark_done(stage)
@@ -157,17 +158,17 @@ def online(setup: Setup, name: str, evaluator: evaluators.Evaluator | None = Non
 def test(setup: Setup, evaluator: evaluators.Evaluator | None = None):
   """Scores the offline stage and every finished variant."""
   config = setup.config
-  algorithm = setup.algorithm('smac', config.smac)
+  algorithm = setup.learner()
   evaluator = evaluator or make_evaluator(setup)
-  replay = offline_replay(setup)
+  data = offline_replays(setup)
   for stage in ('offline', *(f'online/{n}' for n in config.online.variants)):
     if stage == 'offline' or setup.is_done(stage):
       states = stages.final_states(setup, stage, algorithm, setup.seeds)
-      _score(setup, evaluator, stage.replace('/', '-'), states, replay)
+      _score(setup, evaluator, stage.replace('/', '-'), states, data)
 
 
-def _score(setup, evaluator, point, states, replay):
-  arrays, adaptation = evaluator.full(states, replay)
+def _score(setup, evaluator, point, states, data):
+  arrays, adaptation = evaluator.full(states, data)
   arrays = setup.seeds.layout.all_seeds(arrays)
   color = task_color(setup.train_tasks)
   if color is not None:
@@ -227,6 +228,8 @@ def run(setup: Setup, phases: tuple[str, ...]):
         _honour_stop(setup)
         setup.timed(
             f'online/{name}', lambda n=name: online(setup, n, evaluator))
+    elif phase == 'finetune' and setup.config.finetune.iterations:
+      setup.timed('finetune', lambda: finetuning.finetune(setup))
     elif phase == 'test':
       setup.timed('test', lambda: test(setup, evaluator))
     sys.stdout.flush()

@@ -6,7 +6,7 @@ import pathlib
 import jax
 
 from offmeta import rollout
-from offmeta.training import collect as collecting
+from offmeta.training import collect_pearl, collect_script
 from offmeta.training import config as configs
 from offmeta.training import stage as stages
 from offmeta.training.setup import Setup
@@ -89,19 +89,23 @@ def _policy(
     raise configs.ConfigError(
         f'stage {stage!r}; known: {", ".join((*known, "collect"))}')
   if stage == 'collect':
-    seeds = collecting.behaviour_seeds(setup)
+    seeds = collect_pearl.behaviour_seeds(setup)
     if config.collect.dataset:
       raise configs.ConfigError(
           "stage 'collect': the dataset was brought along,"
           f' {config.collect.dataset}; this run has no behaviour policy')
+    if config.collect.source == 'sac':
+      raise configs.ConfigError(
+          "stage 'collect': each task's data come from a SAC learner of its"
+          ' own (config.collect.source); there is no policy that adapts')
     algorithm = setup.algorithm('pearl', config.collect.behaviour)
   else:
     seeds = setup.seeds
-    algorithm = setup.algorithm('smac', config.smac)
+    algorithm = setup.learner()
   check_index('seed', seed, seeds.layout.num_seeds)
   key = seeds.streams('evaluation')[seed]
   if stage == 'collect' and config.collect.source == 'script':
-    return collecting.scripted_policy(setup.family), task, key
+    return collect_script.scripted_policy(setup.family), task, key
   states = stages.final_states(setup, stage, algorithm, seeds)
   params = algorithm.actor_params(jax.tree.map(lambda x: x[seed], states))
   return algorithm.evaluate, params, key

@@ -78,8 +78,19 @@ class Setup:
   def algorithm(
       self, name: str, config: Any, axis_name: str | None = None
   ) -> Algorithm:
-    """An algorithm of the registry for this family."""
-    return ALGORITHMS[name][1](self.family.spec, config, axis_name)
+    """An algorithm of the registry for this family and these tasks."""
+    if getattr(config, 'num_train_tasks', None) == 0:
+      number = jax.tree.leaves(self.train_tasks)[0].shape[0]
+      config = dataclasses.replace(config, num_train_tasks=number)
+    return ALGORITHMS[name].make(self.family.spec, config, axis_name)
+
+  def learner(
+      self, axis_name: str | None = None,
+      config: ExperimentConfig | None = None,
+  ) -> Algorithm:
+    """The algorithm of the run, or of a variant's `config`."""
+    config = config or self.config
+    return self.algorithm(config.algorithm, config.settings, axis_name)
 
   def make_seeds(self, keys: Key, num_tasks: int) -> schedule.Seeds:
     """Other learners than the run's, with meta-batches of `num_tasks`."""
@@ -205,6 +216,30 @@ def make_tasks(
       _first(test, num_test, 'num_test', name))
 
 
+def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
+  """What the meta-batches of all stages and variants are multiples of."""
+  stages = []
+  for changed in (config, *(
+      variant(config, name) for name in config.online.variants)):
+    settings = changed.settings
+    if hasattr(settings, 'num_train_tasks'):
+      settings = dataclasses.replace(
+          settings, num_train_tasks=config.family.num_train)
+    try:
+      made = ALGORITHMS[changed.algorithm].make(family.spec, settings)
+    except ValueError as error:
+      raise ConfigError(f'config.{changed.algorithm}: {error}') from error
+    stages += [*made.offline, *made.online]
+  for stage in stages:
+    batch = stage.batch
+    if not batch.replacement and batch.num_tasks > config.family.num_train:
+      raise ConfigError(
+          f'config.{config.algorithm}: a meta-batch of {batch.num_tasks} tasks,'
+          f' drawn without replacement from {config.family.num_train} training'
+          ' tasks; make num_tasks smaller')
+  return math.gcd(*(stage.batch.num_tasks for stage in stages))
+
+
 def make_setup(
     config: ExperimentConfig,
     workdir: str | os.PathLike[str],
@@ -224,17 +259,14 @@ def make_setup(
       family, config.family.task_list, config.family.num_train,
       config.family.num_test)
   keys = schedule.seed_keys(config.seed, config.num_seeds, config.first_seed)
-  meta_batches = [config.smac.offline.num_tasks] + [
-      variant(config, name).smac.online.num_tasks
-      for name in config.online.variants]
+  meta_batch = _common_meta_batch(config, family)
   layout = parallel.make_layout(
-      config.num_seeds, math.gcd(*meta_batches), runtime.max_devices,
-      runtime.share)
+      config.num_seeds, meta_batch, runtime.max_devices, runtime.share)
   if layout.repeated:
     raise ConfigError(
         f'config.num_seeds: {config.num_seeds} seeds do not divide over'
         f' {jax.process_count()} processes, nor are meta-batches of'
-        f' {math.gcd(*meta_batches)} tasks shared (--share={runtime.share});'
+        f' {meta_batch} tasks shared (--share={runtime.share});'
         ' change the number of seeds (--seeds) or of processes')
   if (config.matmul_precision == 'tensorfloat32'
       and jax.default_backend() != 'gpu'):

@@ -23,7 +23,14 @@ from offmeta.training.config import (
     SpecialistsConfig,
 )
 from offmeta.training.setup import Setup
-from offmeta.types import Algorithm, Array, LearnerState, Params, Policy
+from offmeta.types import (
+    Algorithm,
+    Array,
+    EnvSpec,
+    LearnerState,
+    Params,
+    Policy,
+)
 
 
 class Acting(NamedTuple):
@@ -59,7 +66,7 @@ class Evaluator:
   """Scores the learners on their own tasks; compiled once.
 
   Args:
-    setup: `train_tasks` leaves [M, ...] and as many seeds, in one process.
+    setup: `train_tasks` leaves [M, ...] and as many seeds in this process.
     config: which SAC, and how many episodes (R).
   """
 
@@ -141,6 +148,23 @@ def rounds(config: SpecialistsConfig) -> Rounds:
   return Rounds(initial, total - initial + 1)
 
 
+def life(spec: EnvSpec, config: SpecialistsConfig) -> tuple[int, int]:
+  """Fewest and most steps that a learner gathers.
+
+  Raises:
+    ConfigError: see `rounds`.
+  """
+  plan, quota = rounds(config), config.steps_per_iteration
+  number = plan.initial + plan.iterations - 1
+  most = schedule.longest(spec, quota)
+  return number * (quota if spec.terminates else most), number * most
+
+
+def capacity(spec: EnvSpec, config: SpecialistsConfig) -> int:
+  """Rows of a learner's replay; `append` writes whole episodes."""
+  return life(spec, config)[1] + spec.episode_length
+
+
 def _gatherer(setup: Setup, config: SpecialistsConfig, initial: int):
   """The loop's `gather`: every learner acts in its own task."""
   plain = setup.algorithm('sac', config.sac)
@@ -151,42 +175,20 @@ def _gatherer(setup: Setup, config: SpecialistsConfig, initial: int):
   quota = GatherConfig(
       tasks_per_iteration=1, prior_steps=config.steps_per_iteration,
       posterior_steps=0, context_size=1, rewards='true')
-  keys = setup.seeds.streams('gather')
-
-  def one(state, replay, task, key):
-    tasks = jax.tree.map(lambda x: x[None], task)
-    return gathering.gather(
-        setup.family, algorithm, state, replay, tasks,
-        jnp.zeros((1,), jnp.int32), key, quota)
-
-  compiled = setup.seeds.layout.compile(one, (0, 0, 0, 0), donate=(1,))
-  fold = jax.jit(lambda number: jax.vmap(
-      lambda k: jax.random.fold_in(k, number))(keys))
-
-  def gather(state, replay, iteration):
-    first = 0 if iteration == 0 else initial + iteration - 1
-    diverged = 0.0
-    for number in range(first, initial + iteration):
-      replay, metrics = compiled(
-          state, replay, setup.train_tasks, fold(number))
-      diverged += metrics['gather/diverged']
-    return replay, {'gather/diverged': diverged}
-
-  return gather
+  # All uniform rounds come before the first update.
+  return stages.own_gatherer(
+      setup, algorithm, quota, lambda iteration: range(
+          0 if iteration == 0 else initial + iteration - 1,
+          initial + iteration))
 
 
 def _start(setup: Setup, config: SpecialistsConfig, algorithm: Algorithm):
   """Untrained learners and empty replays, leaves [M, ...] and [M, 1, C, ...].
-
-  A round of a family with terminations may take longer than its quota.
   """
-  spec, plan = setup.family.spec, rounds(config)
-  per_round = schedule.longest(spec, config.steps_per_iteration)
-  capacity = (
-      (plan.initial + plan.iterations - 1) * per_round + spec.episode_length)
   example = gathering.example_transition(setup.family, setup.train_tasks)
-  empty = Replay(buffers.empty(example, 1, capacity), None)
-  num_tasks = setup.seeds.layout.num_seeds
+  empty = Replay(
+      buffers.empty(example, 1, capacity(setup.family.spec, config)), None)
+  num_tasks = len(setup.seeds.layout.seeds)
   replay = jax.tree.map(
       lambda x: jnp.zeros((num_tasks, *x.shape), x.dtype), empty)
   return loop.start(stages.init_states(algorithm, setup.seeds), replay)
@@ -197,6 +199,7 @@ def train(
     config: SpecialistsConfig,
     evaluator: Evaluator,
     stage: str = 'specialists',
+    matmul_precision: str = 'float32',
 ) -> loop.Progress:
   """Trains one learner per task to the end of its budget, or goes on.
 
@@ -204,14 +207,16 @@ def train(
   learner may use more than `env_steps`; the sizes of the replays tell.
 
   Args:
-    setup: `train_tasks` leaves [M, ...] and as many seeds, one per task, in
-      one process. Its `config` names what the checkpoints belong to.
+    setup: `train_tasks` leaves [M, ...] and as many seeds, one per task; both
+      of this process. Its `config` names what the checkpoints belong to.
     config: budget and SAC.
     evaluator: of the same setup and config.
     stage: folder under the workdir.
+    matmul_precision: of the networks in updates.
 
   Returns:
-    The learners [M] and their replays, leaves [M, 1, C, ...] in order.
+    The learners [M] and their replays, leaves [M, 1, C, ...] in order, which
+    are always on the devices.
 
   Raises:
     ConfigError: the budget is too small.
@@ -221,7 +226,8 @@ def train(
   algorithm = setup.algorithm('sac', config.sac)
   updater = loop.Updater(
       lambda axis: setup.algorithm('sac', config.sac, axis).online,
-      setup.seeds, config.sac.num_updates, shared_replay=False)
+      setup.seeds, config.sac.num_updates, shared_replay=False,
+      matmul_precision=matmul_precision)
   last = plan.iterations - 1
   every = max(1, plan.iterations // config.num_evaluations)
   return stages.run_stage(

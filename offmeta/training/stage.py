@@ -1,11 +1,12 @@
 """What the phases' stages share: start, gather, run to the end, restore."""
 
 import jax
+import jax.numpy as jnp
 
 from offmeta import parallel
 from offmeta.data.buffer import Replay
 from offmeta.training import gather as gathering
-from offmeta.training import loop, schedule, streaming
+from offmeta.training import loop, preparation, schedule, streaming
 from offmeta.types import LearnerState
 
 
@@ -26,7 +27,8 @@ def make_updater(
   return loop.Updater(
       make_stages, seeds, chunk, shared_replay=shared_replay,
       matmul_precision=setup.config.matmul_precision,
-      make_update=streaming.make_update if on_host else loop.make_update)
+      make_update=streaming.make_update if on_host else loop.make_update,
+      annotate=lambda *args: preparation.annotate(setup, seeds, *args))
 
 
 def make_gather(setup, algorithm, seeds: schedule.Seeds, config):
@@ -62,6 +64,42 @@ def gatherer(setup, algorithm, seeds: schedule.Seeds, visited, config):
   gather = make_gather(setup, algorithm, seeds, config)
   return lambda state, replay, iteration: gather(
       state, replay, visited[:, iteration], fold(iteration))
+
+
+def own_gatherer(setup, algorithm, config, rounds):
+  """The loop's `gather` where every learner has a task of its own.
+
+  Args:
+    setup: `train_tasks` leaves [S, ...], one per learner.
+    algorithm: acts.
+    config: what one round collects, of true rewards.
+    rounds: iteration -> numbers of its rounds; names of random streams.
+
+  Returns:
+    (state [S], replay [S], leaves [S, 1, C, ...], iteration) -> (replay,
+    metrics); the replay that was given is used up.
+  """
+  keys = setup.seeds.streams('gather')
+
+  def one(state, replay, task, key):
+    tasks = jax.tree.map(lambda x: x[None], task)
+    return gathering.gather(
+        setup.family, algorithm, state, replay, tasks,
+        jnp.zeros((1,), jnp.int32), key, config)
+
+  compiled = setup.seeds.layout.compile(one, (0, 0, 0, 0), donate=(1,))
+  fold = jax.jit(lambda number: jax.vmap(
+      lambda k: jax.random.fold_in(k, number))(keys))
+
+  def gather(state, replay, iteration):
+    diverged = 0.0
+    for number in rounds(iteration):
+      replay, metrics = compiled(
+          state, replay, setup.train_tasks, fold(number))
+      diverged += metrics['gather/diverged']
+    return replay, {'gather/diverged': diverged}
+
+  return gather
 
 
 def new_replay(setup, seeds: schedule.Seeds, make, *args) -> Replay:

@@ -56,7 +56,8 @@ def make_update(
   blocks = parallel.largest_divisor(num_updates, _MAX_BLOCKS)
   length = num_updates // blocks
 
-  def sample(key, step, replay):  # leaves [length, M, ...]
+  def sample(key, step, replay, extras):  # leaves [length, M, ...]
+    replay = replay.with_extras(extras)
     return jax.vmap(lambda number: sampler.sample_batch(
         key, step + number, jnp.arange(num_tasks), stage.batch, replay))(
             jnp.arange(length))
@@ -72,15 +73,15 @@ def make_update(
     state, metrics = jax.lax.scan(body, state, batches)
     return state, jax.tree.map(jnp.mean, metrics)
 
-  sample = jax.jit(jax.vmap(sample, (0, 0, None if shared_replay else 0)))
+  sample = jax.jit(jax.vmap(sample, (0, 0, None if shared_replay else 0, 0)))
   compiled = seeds.layout.compile(one_seed, (0, 0), donate=(0,))
   keys = to_host(seeds.streams('batches'))
 
-  def call(state, replay):
+  def call(state, replay, extras={}):
     step, metrics = np.array(state.step), []
     for block in range(blocks):
       state, values = compiled(
-          state, sample(keys, step + block * length, replay))
+          state, sample(keys, step + block * length, replay, extras))
       metrics.append(values)
     return state, jax.tree.map(lambda *x: sum(x) / blocks, *metrics)
 

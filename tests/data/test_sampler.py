@@ -213,3 +213,82 @@ def test_a_slot_draws_the_same_on_any_device(replay, spec):
   same = whole.task_id[:, 0] == whole.task_id[:, 1]
   assert same.any() and not np.array_equal(
       whole.query.reward[same][:, 0], whole.query.reward[same][:, 1])
+
+
+def test_tasks_without_replacement(replay):
+  spec = BatchSpec(num_tasks=2, context_size=1, query_size=1,
+                   replacement=False)
+  batch = _sample(replay, spec, steps=3000)
+  assert np.all(batch.task_id[:, 0] != batch.task_id[:, 1])
+  counts = np.unique(batch.task_id, axis=0, return_counts=True)[1]
+  assert len(counts) == 6  # ordered pairs of 3
+  assert stats.chisquare(counts).pvalue > 1e-3
+  with pytest.raises(ValueError, match='a meta-batch of 4 tasks, .* from 3'):
+    _sample(replay, spec._replace(num_tasks=4))
+
+
+def test_rows_without_replacement(replay):
+  spec = BatchSpec(num_tasks=3, context_size=5, query_size=10,
+                   replacement=False)
+  batch = _sample(replay, spec, steps=3000)
+  query, context = _split(batch)
+  for task, size in enumerate(_SIZES):
+    chosen = query[batch.task_id == task]
+    distinct = np.array([len(set(rows)) for rows in chosen])
+    assert np.all(distinct >= min(10, size)), 'a row was drawn twice'
+    if size >= 10:
+      counts = np.bincount(chosen.ravel().astype(int), minlength=size)
+      assert len(counts) == size
+      # Rows of one draw repel each other: an upper bound on the deviation.
+      assert stats.chisquare(counts).pvalue > 1e-3
+  distinct = [len(set(rows)) for rows in context.reshape(-1, 5)]
+  assert set(distinct) == {5}
+  # With too few rows all are there, and the rest is drawn among them.
+  few = query[batch.task_id == 2]
+  assert few.min() == 0 and few.max() == _SIZES[2] - 1
+  assert {len(set(rows)) for rows in few} == {6}
+
+
+def test_slices_are_consecutive(replay):
+  spec = BatchSpec(num_tasks=2, context_size=8, query_size=1, context='slice')
+  batch = _sample(replay, spec, steps=2000)
+  _, context = _split(batch)
+  for task, size in enumerate(_SIZES):
+    rows = context[batch.task_id == task]
+    mask = batch.context_mask[batch.task_id == task]
+    count = min(8, size)
+    np.testing.assert_array_equal(mask, np.tile(np.arange(8) < count,
+                                                (len(rows), 1)))
+    assert np.all(np.diff(rows[:, :count], axis=1) == 1)
+    starts = np.bincount(rows[:, 0].astype(int))
+    assert len(starts) == size - count + 1
+    if len(starts) > 1:
+      assert stats.chisquare(starts).pvalue > 1e-3
+
+
+def test_several_whole_sequences(replay):
+  spec = BatchSpec(num_tasks=2, context_size=1, query_size=1,
+                   context='sequences', sequence_size=7, num_sequences=3)
+  batch = _sample(replay, spec, steps=600)
+  _, context = _split(batch)
+  assert context.shape == (600, 2, 21)
+  seen = set()
+  for task, rows, mask in zip(
+      batch.task_id.ravel(), context.reshape(-1, 3, 7),
+      batch.context_mask.reshape(-1, 3, 7)):
+    if not _SEQUENCES[task]:
+      assert not mask.any()
+      continue
+    for one, valid in zip(rows, mask):
+      length = int(valid.sum())
+      assert valid[:length].all()
+      assert (one[0], length) in _SEQUENCES[task]
+      np.testing.assert_array_equal(one[:length], one[0] + np.arange(length))
+      seen.add((task, one[0]))
+  assert seen == {(0, 6), (0, 10), (1, 6)}
+
+
+def test_unknown_context(replay):
+  spec = BatchSpec(num_tasks=1, context_size=1, query_size=1, context='any')
+  with pytest.raises(ValueError, match="context: unknown 'any'"):
+    _sample(replay, spec)

@@ -8,13 +8,18 @@ import sys
 
 import helpers
 import jax
+import jax.numpy as jnp
 import pytest
 import tiny_run
 
-from offmeta.training import budget, collect, memory, phases, streaming
+from offmeta.data import dataset as datasets
+from offmeta.training import budget, collect_pearl, memory, phases
 from offmeta.training import config as configs
+from offmeta.training import preparation
 from offmeta.training import stage as stages
+from offmeta.training import streaming
 from offmeta.training.setup import write_json
+from offmeta.types import DataSpec
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PLACES = [{}, {'share': 'tasks'}, {'replay': 'host'}]
@@ -44,8 +49,8 @@ def _held(tree):
       for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards)
 
 
-def _assert_announced(asked, setup, seeds, progress, dataset=None):
-  """Of the one phase that was asked for: data, learners, devices."""
+def _assert_announced(asked, setup, seeds, progress, **data):
+  """Of the one phase that was asked for: data by name, learners, devices."""
   (demands, devices), = asked
   found = {demand.what: demand.nbytes for demand in demands}
   one = sum(
@@ -53,12 +58,11 @@ def _assert_announced(asked, setup, seeds, progress, dataset=None):
   on_host = setup.runtime.replay == 'host'
   copied = seeds.layout.axis_name and not on_host
   expected = {'learners': one * (len(devices) if copied else 1)}
-  data = [dataset]
   if progress.replay is not None:
-    data += progress.replay
-  names = 'dataset', 'replay', 'replay for contexts'
-  data = {name: x for name, x in zip(names, data) if x is not None}
-  expected.update({name: _held(x) for name, x in data.items()})
+    data['replay'], data['replay for contexts'] = progress.replay
+  expected.update(
+      {name.replace('_', ' '): _held(x)
+       for name, x in data.items() if x is not None})
   assert found == expected
   assert devices == (
       [streaming.host()] if on_host else seeds.layout.local_devices)
@@ -71,11 +75,16 @@ def _assert_announced(asked, setup, seeds, progress, dataset=None):
 def test_collect(asked, tmp_path, runtime):
   setup = tiny_run.make_setup(tmp_path, runtime=runtime)
   budget.check(setup, ('collect',))
-  seeds = collect.behaviour_seeds(setup)
+  seeds = collect_pearl.behaviour_seeds(setup)
   algorithm = setup.algorithm('pearl', setup.config.collect.behaviour)
-  progress = collect._behaviour_start(setup, algorithm, seeds, fresh=False)
+  progress = collect_pearl.start(setup, algorithm, seeds, fresh=False)
   assert progress.replay.encoder is not None
-  _assert_announced(asked, setup, seeds, progress)
+  visit = collect_pearl.visit_held_out(
+      setup, algorithm, seeds, progress.state)
+  _assert_announced(
+      asked, setup, seeds, progress,
+      **{'replay of held-out tasks': visit.rl,
+         'replay for contexts of held-out tasks': visit.encoder})
 
 
 @pytest.mark.parametrize('runtime', _PLACES, ids=str)
@@ -84,30 +93,81 @@ def test_offline_and_online(
     compile_once, finished_run, asked, tmp_path, monkeypatch, runtime,
     one_buffer):
   setup = tiny_run.make_setup(tmp_path, {
-      'collect': {'dataset': str(finished_run / 'dataset')},
+      'collect': {
+          'dataset': str(finished_run / 'dataset'),
+          'test_dataset': (
+              one_buffer * str(finished_run / 'dataset_test'))},
       'online': {'share_encoder_buffer': one_buffer}}, runtime=runtime)
-  algorithm = setup.algorithm('smac', setup.config.smac)
+  algorithm = setup.algorithm('smac', setup.config.settings)
   monkeypatch.setattr(
       stages, 'final_states', lambda setup, stage, algorithm, seeds: (
           stages.init_states(algorithm, seeds)))
-  dataset = phases.offline_replay(setup)
+  dataset, test = phases.offline_replays(setup)
+  assert (test is not None) == one_buffer
+  data = {'dataset': dataset.rl,
+          'dataset of held-out tasks': test and test.rl}
   progress = phases._online_start(
       setup, configs.variant(setup.config, 'matched'), algorithm, dataset)
   assert (progress.replay.encoder is None) == one_buffer
   budget.check(setup, ('offline',))
   _assert_announced(
-      asked, setup, setup.seeds, progress._replace(replay=None), dataset.rl)
+      asked, setup, setup.seeds, progress._replace(replay=None), **data)
   asked.clear()
   write_json(tmp_path / 'online/oracle/done.json', {})
   budget.check(setup, ('online',))
-  _assert_announced(asked, setup, setup.seeds, progress, dataset.rl)
+  _assert_announced(asked, setup, setup.seeds, progress, **data)
+
+
+_PREPARED = [
+    DataSpec(stride=7), DataSpec(returns_discount=0.9),
+    DataSpec(returns_discount=0.9, stride=3), DataSpec(sequence_episodes=2),
+    DataSpec(sequence_episodes=2, mix_rewards=True)]
+
+
+@pytest.mark.parametrize('spec', _PREPARED, ids=str)
+@pytest.mark.parametrize('encoder', [0, 20])
+def test_prepared_data(
+    compile_once, finished_run, tmp_path, spec, encoder):
+  """What an algorithm asks for is counted as it is made."""
+  data = datasets.load(finished_run / 'dataset_test')
+  if encoder:
+    part = datasets.slice_transitions(data, 0, encoder)
+    data = data._replace(
+        context=part.transitions, context_size=part.size)
+  setup = tiny_run.make_setup(tmp_path, {'num_seeds': 1})
+  made = preparation.replay(
+      data, spec, setup.family, setup.test_tasks, jax.random.key(0))
+  demand = budget._dataset(setup, spec, (80, encoder), 2, 'log')
+  # The numbers of rows are kept once per buffer.
+  assert demand.nbytes == _held(made) - (
+      made.encoder is not None) * 3 * _held(made.rl.size)
+
+
+def test_annotations(compile_once, finished_run, tmp_path):
+  setup = tiny_run.make_setup(tmp_path)
+  spec = DataSpec(sequence_episodes=1)
+  algorithm = setup.learner()._replace(data=spec)
+  annotate = lambda state, log, mask: {
+      'belief': jnp.tile(log.extras['time'][:, None], 3)}
+  stage = algorithm.offline[0]
+  assert not budget._annotations(setup, algorithm, 80, 2)
+  demand, = budget._annotations(setup, algorithm._replace(
+      offline=(stage._replace(annotate=annotate), stage)), 80, 2)
+  log = preparation.replay(
+      datasets.load(finished_run / 'dataset_test'), spec, setup.family,
+      setup.test_tasks, jax.random.key(0))
+  added = preparation.annotate(
+      setup, setup.seeds, stage._replace(annotate=annotate),
+      stages.init_states(algorithm, setup.seeds), log)
+  assert added['belief'].shape == (2, 2, 80, 3)
+  assert demand.nbytes == added['belief'].nbytes // 2 * 3  # 3 training tasks
 
 
 def test_before_there_is_a_dataset_its_size_is_known(
     compile_once, finished_run, tmp_path):
   """From the configuration as from the files."""
   before = budget.check(tiny_run.make_setup(tmp_path), phases.PHASES)
-  for stage in ('collect', 'dataset'):
+  for stage in ('collect', 'dataset', 'dataset_test'):
     shutil.copytree(finished_run / stage, tmp_path / stage)
   after = budget.check(tiny_run.make_setup(tmp_path), phases.PHASES)
   assert [line.split(':')[0] for line in before[:-1]] == [
@@ -140,15 +200,15 @@ def test_the_phase_that_does_not_fit_is_named(tmp_path, monkeypatch):
   setup = tiny_run.make_setup(tmp_path)
   monkeypatch.setattr(memory, 'available_bytes', lambda devices: 10 ** 9)
   lines = budget.check(setup, phases.PHASES)
-  assert lines[0].startswith('memory, collect: 45.5 kB')
+  assert lines[0].startswith('memory, collect: 60.9 kB')
   size = lines[2].removeprefix('memory, online/matched: ').split(' (')[0]
-  monkeypatch.setattr(memory, 'available_bytes', lambda devices: 60_000)
+  monkeypatch.setattr(memory, 'available_bytes', lambda devices: 70_000)
   with pytest.raises(configs.ConfigError) as error:
     budget.check(setup, phases.PHASES)
   message = str(error.value)
   assert message.startswith(
       f'phase online/matched: this run would keep {size} in memory')
-  assert '2 seeds x 3 tasks x' in message and '60.0 kB  available' in message
+  assert '2 seeds x 3 tasks x' in message and '70.0 kB  available' in message
   assert '--replay=host' in message
 
 

@@ -11,12 +11,16 @@ from ml_collections import config_flags
 import pytest
 
 from experiments import launch
+from experiments.configs import recipes
 from experiments.configs import smac as smac_configs
-from offmeta import envs
+from offmeta import algorithms, envs
+from offmeta.algorithms import ALGORITHMS
 from offmeta.training import config as configs
 from offmeta.training.config import ConfigError
 
 _DEFAULT = configs.ExperimentConfig()
+_TWO = {'online': {'variants': {
+    'smac': {}, 'oracle': {'online': {'gather': {'rewards': 'true'}}}}}}
 
 
 def _nested(key, value):
@@ -29,15 +33,17 @@ def _leaves(config, prefix=''):
   """(dotted key, value) of every field that is not a group."""
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
+    name = 'smac' if field.name == 'settings' else field.name
     if dataclasses.is_dataclass(value):
-      yield from _leaves(value, f'{prefix}{field.name}.')
+      yield from _leaves(value, f'{prefix}{name}.')
     else:
-      yield f'{prefix}{field.name}', value
+      yield f'{prefix}{name}', value
 
 
 def _get(config, key):
   for part in key.split('.'):
-    config = getattr(config, part)
+    group = part == getattr(config, 'algorithm', None)
+    config = config.settings if group else getattr(config, part)
   return config
 
 
@@ -83,14 +89,14 @@ def test_a_group_needs_a_group():
 
 def test_whole_numbers_serve_as_floats():
   config = configs.from_dict({'smac': {'reward_scale': 5}})
-  assert isinstance(config.smac.reward_scale, float)
+  assert isinstance(config.settings.reward_scale, float)
   same = configs.from_dict({'smac': {'reward_scale': 5.0}})
   assert configs.config_hash(config) == configs.config_hash(same)
 
 
 def test_lists_serve_as_tuples():
   config = configs.from_dict({'smac': {'actor_hidden': [8, 9]}})
-  assert config.smac.actor_hidden == (8, 9)
+  assert config.settings.actor_hidden == (8, 9)
 
 
 def test_override_keeps_the_rest():
@@ -151,10 +157,76 @@ def test_variant_leaves_other_phases_alone(changes, part):
     configs.validate(config)
 
 
-@pytest.mark.parametrize('key', [key for key, _ in _leaves(_DEFAULT)])
+@pytest.mark.parametrize(
+    'key', [key for key, _ in _leaves(_DEFAULT) if key != 'algorithm'])
 def test_hash_covers_every_field(key):
   changed = configs.from_dict(_nested(key, _other(_get(_DEFAULT, key))))
   assert configs.config_hash(changed) != configs.config_hash(_DEFAULT)
+
+
+# The algorithm and its settings.
+
+
+def test_another_algorithm_brings_its_settings():
+  config = configs.from_dict(
+      {'algorithm': 'sac', 'sac': {'discount': 0.5}, 'chunk': 3})
+  assert config.settings == ALGORITHMS['sac'].config(discount=0.5)
+  values = configs.to_dict(config)
+  assert values['sac']['discount'] == 0.5
+  assert not {'settings', 'smac'} & values.keys()
+  assert configs.from_dict(values) == config
+  assert configs.config_hash(config) != configs.config_hash(
+      configs.from_dict({'chunk': 3}))
+  # What is changed later is of the same algorithm.
+  assert configs.from_dict({'sac': {'discount': 0.7}}, config).settings == (
+      ALGORITHMS['sac'].config(discount=0.7))
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'algorithm': 'sax'}, "algorithm: no algorithm 'sax'; known: .*smac"),
+    ({'algorithm': 'sac', 'smac': {'discount': 0.5}}, r'config\.smac: unknown'),
+    ({'sac': {'discount': 0.5}}, r'config\.sac: unknown key'),
+    ({'settings': {}}, r'config\.settings: unknown key')])
+def test_settings_of_another_algorithm_are_refused(changes, message):
+  with pytest.raises(ConfigError, match=message):
+    configs.from_dict(changes)
+
+
+def test_variants_need_an_online_phase():
+  with pytest.raises(ConfigError, match='variants: sac has no online phase'):
+    configs.validate(configs.from_dict({'algorithm': 'sac', **_TWO}))
+
+
+@pytest.fixture
+def registry():
+  before = dict(ALGORITHMS)
+  yield
+  ALGORITHMS.clear()
+  ALGORITHMS.update(before)
+
+
+def test_an_algorithm_of_ones_own(registry):
+
+  @dataclasses.dataclass(frozen=True)
+  class Config:
+    """One setting."""
+
+    rate: float = 0.1
+
+  def validate(settings):
+    if settings.rate <= 0:
+      raise ValueError(f'mine: rate={settings.rate}; must be positive')
+
+  algorithms.register('mine', Config, lambda *args: None, validate=validate)
+  config = configs.from_dict({'algorithm': 'mine', 'mine': {'rate': 2}})
+  assert config.settings == Config(2.0)
+  configs.validate(config)
+  with pytest.raises(ConfigError, match='rate=-1.0; must be positive'):
+    configs.validate(configs.from_dict({'mine': {'rate': -1}}, config))
+  with pytest.raises(ValueError, match="an algorithm 'mine' already"):
+    algorithms.register('mine', Config, lambda *args: 1)
+  with pytest.raises(ValueError, match='not a Python identifier'):
+    algorithms.register('my-own', Config, lambda *args: None)
 
 
 # Values.
@@ -177,7 +249,7 @@ def test_default_is_valid():
     ('online.headline', 'best', "online.headline: no variant 'best'; known"),
     ('online.oracle', 'best', "online.oracle: no variant 'best'; known"),
     ('online.gather.rewards', 'some', "gather.rewards of .*'some'; choose"),
-    ('smac.online.context', 'any', "smac.online.context of .*'any'; choose"),
+    ('smac.online.context', 'any', "smac.online.context='any'; choose"),
     ('smac.online.num_updates', 0, 'smac.online.num_updates: must'),
     ('smac.offline.query_size', 0, 'smac.offline.query_size: must'),
     ('smac.kl_over_tasks', 'max', "kl_over_tasks='max'; choose"),
@@ -185,9 +257,7 @@ def test_default_is_valid():
     ('online.variants.smac.smac.typo', 1, r'config\.smac\.typo: unknown key'),
 ])
 def test_bad_value_is_refused(key, value, message):
-  changes = _nested(key, value)
-  if 'variants' in key:
-    changes['online']['variants']['oracle'] = {}
+  changes = recipes.merge(_TWO, _nested(key, value))
   with pytest.raises(ConfigError, match=message):
     configs.validate(configs.from_dict(changes))
 
@@ -226,7 +296,7 @@ def test_command_line_wins_over_the_profile(family, profile):
   plain = launch.resolve(smac_configs.get_config(family), profile, {})
   overrides = {
       'num_seeds': plain.num_seeds + 1,
-      'smac.offline.num_updates': plain.smac.offline.num_updates + 1,
+      'smac.offline.num_updates': plain.settings.offline.num_updates + 1,
       'collect.gather.tasks_per_iteration': 1}
   config = launch.resolve(
       smac_configs.get_config(family), profile, overrides)

@@ -468,9 +468,9 @@ def test_default_dataset_is_the_last_part(finished_run):
 
 def test_shared_buffer_is_one(finished_run):
   setup = tiny_run.make_setup(finished_run)
-  data = phases.offline_replay(setup)
+  data = phases.offline_replays(setup).train
   assert data.encoder is None
-  algorithm = setup.algorithm('smac', setup.config.smac)
+  algorithm = setup.algorithm('smac', setup.config.settings)
   config = configs.from_dict(
       {'online': {'share_encoder_buffer': False}}, setup.config)
   separate = phases._online_start(setup, config, algorithm, data).replay

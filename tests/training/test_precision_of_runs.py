@@ -34,7 +34,7 @@ def _make_setup(finished_run, tmp_path):
 
 def _start(setup):
   """SMAC and its states [S]; parameters that are not small."""
-  algorithm = setup.algorithm('smac', setup.config.smac)
+  algorithm = setup.algorithm('smac', setup.config.settings)
   states = stages.init_states(algorithm, setup.seeds)
   return algorithm, states.replace(params=helpers.shaken(states.params))
 
@@ -53,10 +53,10 @@ def test_updates(make_setup):
     _, states = _start(setup)
     updater = stages.make_updater(
         setup, lambda axis: setup.algorithm(
-            'smac', setup.config.smac, axis).offline,
+            'smac', setup.config.settings, axis).offline,
         setup.seeds, setup.config.chunk, shared_replay=True)
     states, count, _, metrics = updater(
-        states, phases.offline_replay(setup), 0)
+        states, phases.offline_replays(setup).train, 0)
     assert count == setup.config.chunk
     return states.params, metrics
 
@@ -82,7 +82,7 @@ def test_gathering_does_not_change(make_setup, place):
     replay = stages.new_replay(
         setup, setup.seeds, lambda data: Replay(
             buffers.make(data.rl.data, data.rl.size, 300, 4), None),
-        phases.offline_replay(setup))
+        phases.offline_replays(setup).train)
     gather = stages.gatherer(
         setup, algorithm, setup.seeds,
         schedule.online_visits(setup.config, setup.seeds), config)

@@ -165,6 +165,21 @@ def test_the_first_steps_are_uniform(finished, tmp_path):
     assert not np.any(ours[rows:] == theirs[rows:len(ours)])
 
 
+def test_precision_of_updates(tmp_path, monkeypatch):
+  """The run's own, where it has one."""
+  class Made(Exception):
+    pass
+
+  def updater(*args, **kw):
+    raise Made(kw['matmul_precision'])
+
+  monkeypatch.setattr(loop, 'Updater', updater)
+  setup = _setup(tmp_path)
+  for given, expected in (((), 'float32'), (('s', 'bfloat16'), 'bfloat16')):
+    with pytest.raises(Made, match=expected):
+      specialists.train(setup, _CONFIG, None, *given)
+
+
 def test_steps_that_blew_up_are_counted(tmp_path):
   setup = dataclasses.replace(
       _setup(tmp_path), family=probes.BlowsUp(terminates=True))

@@ -1,0 +1,93 @@
+"""SMAC's losses as functions of what its networks gave.
+
+`smac.losses` feeds them and decides what gradients reach.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from offmeta import parallel
+from offmeta.algorithms.smac_config import Config
+from offmeta.losses import latent as latent_losses
+from offmeta.losses import policy as policy_losses
+from offmeta.losses import td
+from offmeta.networks.distributions import Gaussian, TanhNormal
+from offmeta.types import Array, Transition
+
+
+def context_terms(
+    posterior: Gaussian, decoded: Array, query: Transition, config: Config,
+    axis_name: str | None,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+  """Reward error [M, B] and KL [M] (2.3): terms, logs."""
+  reward_loss = jnp.mean(td.squared_error(decoded, query.reward))
+  kl = latent_losses.kl_to_standard_normal(
+      posterior.mean, posterior.variance)
+  kl_loss = jnp.mean(kl)
+  if config.kl_over_tasks == 'sum':  # pmean over devices is applied later
+    kl_loss = jnp.sum(kl) * parallel.axis_size(axis_name)
+  terms = {'reward': reward_loss, 'kl': config.kl_weight * kl_loss}
+  return terms, {'decoder/loss': reward_loss, 'encoder/kl': jnp.mean(kl)}
+
+
+def critic_term(
+    q: Array, next_q: Array, next_log_prob: Array, query: Transition,
+    config: Config,
+) -> Array:
+  """TD error of all members q [K, M, B] (2.4); next_q [K, M, B] is fixed."""
+  next_value = jnp.min(next_q, axis=0)
+  if config.actor == 'sac' and config.sac.entropy_in_target:
+    next_value = policy_losses.soft_value_target(
+        next_log_prob, next_value, config.sac.entropy_weight)
+  target = td.td_target(
+      query.reward, query.discount, next_value, config.discount,
+      config.reward_scale)
+  return jnp.mean(td.ensemble_squared_error(q, target))
+
+
+def awac_term(
+    distribution: TanhNormal, action: Array, q: Array, own_q: Array,
+    q_weight: float, config: Config, axis_name: str | None,
+) -> tuple[Array, dict[str, Array]]:
+  """Advantage-weighted likelihood, and -Q of own actions (2.5, 2.6).
+
+  Args:
+    distribution: of the actor at the query's states.
+    action: [M, B, A], the query's.
+    q, own_q: [M, B], the smallest Q of the query's and of an own action.
+    q_weight: weight of -own_q; 0 leaves it out.
+    config: hyper-parameters.
+    axis_name: device axis over which tasks are sharded.
+  """
+  weight = policy_losses.softmax_advantage_weights(
+      q - own_q, config.awac_temperature, axis_name)
+  log_prob = distribution.log_prob(action)
+  awac_loss = jnp.mean(
+      policy_losses.weighted_log_likelihood(log_prob, weight))
+  loss = config.awac_weight * awac_loss
+  if q_weight:
+    loss += q_weight * jnp.mean(-own_q)
+  return loss, {
+      'actor/awac_loss': awac_loss,
+      'actor/log_prob': jnp.mean(log_prob),
+      'actor/max_weight': parallel.pmax(jnp.max(weight), axis_name),
+  }
+
+
+def sac_term(
+    distribution: TanhNormal, log_prob: Array, own_q: Array, config: Config
+) -> tuple[Array, dict[str, Array]]:
+  """PEARL's policy loss and regularisers (3.3; spec baselines A1.3 step 7).
+
+  Args:
+    distribution: of the actor at the query's states.
+    log_prob, own_q: [M, B], of one own action each.
+    config: hyper-parameters.
+  """
+  sac = config.sac
+  loss = jnp.mean(
+      policy_losses.soft_policy(log_prob, own_q, sac.entropy_weight))
+  loss += (
+      sac.mean_weight * jnp.mean(jnp.square(distribution.mean))
+      + sac.log_std_weight * jnp.mean(jnp.square(distribution.log_std)))
+  return loss, {'actor/sac_loss': loss, 'actor/entropy': -jnp.mean(log_prob)}

@@ -1,0 +1,224 @@
+"""From a dataset to the replay that an algorithm trains on (`DataSpec`)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offmeta.data import buffer as buffers
+from offmeta.data import sampler
+from offmeta.data.buffer import Buffer, Replay
+from offmeta.data.dataset import DatasetError, MetaDataset
+from offmeta.losses import returns
+from offmeta.training import streaming
+from offmeta.training.schedule import Seeds
+from offmeta.types import (
+    Array,
+    DataSpec,
+    EnvFamily,
+    Key,
+    LearnerState,
+    Stage,
+    Task,
+    Transition,
+)
+
+# Sequences that one call of `Stage.annotate` is batched over, per task.
+_BATCH = 16
+
+
+def replay(
+    data: MetaDataset, spec: DataSpec, family: EnvFamily, tasks: Task, key: Key
+) -> Replay:
+  """The replay that an algorithm asks for.
+
+  One buffer serves both roles unless the dataset has encoder data, or rewards
+  are mixed. An algorithm that needs returns or sequences takes both roles
+  from the RL data: encoder data need not be whole episodes.
+
+  Args:
+    data: offline data of the tasks.
+    spec: how to prepare them.
+    family: for rewards of other tasks.
+    tasks: parameters of the data's tasks, leaves [M, ...].
+    key: of what is random in it.
+
+  Raises:
+    DatasetError: the log does not tell where episodes begin.
+  """
+  log = _floats(data.transitions)
+  ordered = spec.returns_discount is not None or spec.sequence_episodes > 0
+  if not ordered:
+    encoder = None
+    if data.context is not None:
+      encoder = _strided(_floats(data.context), data.context_size, spec.stride)
+    return Replay(_strided(log, data.size, spec.stride), encoder)
+  if 'time' not in log.extras:
+    raise DatasetError(
+        "the dataset's extras lack 'time', the step within the episode, without"
+        ' which this algorithm cannot tell episodes apart; add it (0 at the'
+        ' first step of each)')
+  kept = {}
+  if spec.returns_discount is not None:
+    valid = np.arange(log.reward.shape[1]) < np.asarray(data.size)[:, None]
+    kept = jax.jit(jax.vmap(lambda log, valid: returns.annotate(
+        log, valid, spec.returns_discount)))(log, valid)
+  if not spec.sequence_episodes:
+    return Replay(
+        _strided(log, data.size, spec.stride, kept), None)
+  if spec.stride != 1:
+    raise ValueError('DataSpec: sequences of a strided log are not sequences')
+  kept['time'] = log.extras['time']
+  episodes = [
+      _episodes(log.extras['time'][m], int(data.size[m]))
+      for m in range(len(data.size))]
+  rl = _with_sequences(
+      _buffer(log, data.size, kept), episodes, spec.sequence_episodes)
+  if not spec.mix_rewards:
+    return Replay(rl, None)
+  return Replay(rl, _mixed(
+      log, episodes, spec.sequence_episodes, family, tasks, key))
+
+
+def _floats(log: Transition) -> Transition:
+  return jax.tree.map(lambda x: np.asarray(x, np.float32), log)
+
+
+def _buffer(log, size, extras: Mapping[str, Array] = {}) -> Buffer:
+  return buffers.make(
+      log._replace(extras=dict(extras)), size, log.reward.shape[1])
+
+
+def _strided(log, size, stride, extras: Mapping[str, Array] = {}) -> Buffer:
+  """Every `stride`th row of each task, the last one among them."""
+  if stride == 1:
+    return _buffer(log, size, extras)
+  size = np.asarray(size)
+  count = -(-size // stride)
+  rows = (size - 1)[:, None] - stride * (
+      count[:, None] - 1 - np.arange(count.max()))
+  rows = np.clip(rows, 0, None)
+  take = lambda x: np.take_along_axis(
+      np.asarray(x), rows.reshape(rows.shape + (1,) * (x.ndim - 2)), axis=1)
+  log = jax.tree.map(take, log._replace(extras=dict(extras)))
+  return _buffer(log, count, log.extras)
+
+
+def _episodes(time: np.ndarray, size: int) -> np.ndarray:
+  """First row and length of each episode of one task, [E, 2]."""
+  starts = np.flatnonzero(time[:size] == 0)
+  if size and (not len(starts) or starts[0]):
+    starts = np.insert(starts, 0, 0)  # a log may begin in the middle of one
+  return np.stack([starts, np.diff(np.append(starts, size))], axis=1)
+
+
+def _with_sequences(
+    buffer: Buffer, episodes: list[np.ndarray], each: int
+) -> Buffer:
+  """Notes `each` consecutive episodes as one sequence, and what is left."""
+  found = [
+      [(part[0, 0], part[:, 1].sum())
+       for part in np.split(task, np.arange(each, len(task), each))
+       if len(part)]
+      for task in episodes]
+  table = np.zeros((len(found), max(map(len, found)), 2), np.int32)
+  for m, task in enumerate(found):
+    if task:
+      table[m, :len(task)] = task
+  return buffer._replace(
+      sequence_start=jnp.asarray(table[..., 0]),
+      sequence_length=jnp.asarray(table[..., 1]),
+      num_sequences=jnp.asarray([len(task) for task in found], jnp.int32))
+
+
+def _mixed(
+    log: Transition, episodes: list[np.ndarray], each: int, family: EnvFamily,
+    tasks: Task, key: Key,
+) -> Buffer:
+  """BOReL's relabelled sequences (spec baselines A2.3).
+
+  As many sequences per task as there are. Each is drawn with replacement from
+  the task's own, and its first episode is replaced by one of another task,
+  whose rewards are recomputed with the family's known reward function.
+  """
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  num_tasks = len(episodes)
+  if num_tasks < 2:
+    raise DatasetError(
+        'rewards are mixed between tasks, but the dataset has only one; set'
+        ' relabel_rewards to False')
+  relabel = jax.jit(jax.vmap(family.reward, (0, 0, 0)))
+  sources, firsts, found = [], [], []
+  for m, own in enumerate(episodes):
+    rows, first, lengths = [], [], []
+    starts = np.arange(0, len(own), each)
+    for start in rng.choice(starts, len(starts)):
+      other = rng.choice(np.delete(np.arange(num_tasks), m))
+      begin, length = rng.permutation(episodes[other])[0]
+      rest = own[start + 1:start + each]
+      rows += [(other, begin + np.arange(length))]
+      rows += [(m, begin + np.arange(n)) for begin, n in rest]
+      first += [np.arange(length + rest[:, 1].sum()) < length]
+      lengths += [length + rest[:, 1].sum()]
+    sources.append(np.concatenate(
+        [np.stack([np.full(len(r), task), r]) for task, r in rows], axis=1))
+    firsts.append(np.concatenate(first))
+    found.append(lengths)
+  size = np.array([len(first) for first in firsts])
+  index = np.zeros((2, num_tasks, size.max()), int)
+  replaced = np.zeros((num_tasks, size.max()), bool)
+  for m, (source, first) in enumerate(zip(sources, firsts)):
+    index[:, m, :size[m]] = source
+    replaced[m, :size[m]] = first
+  mixed = jax.tree.map(lambda x: x[index[0], index[1]], log)
+  reward = relabel(mixed.extras['features'], mixed.action, tasks)
+  mixed = mixed._replace(
+      reward=np.where(replaced, reward, mixed.reward).astype(np.float32))
+  buffer = _buffer(mixed, size, {'time': mixed.extras['time']})
+  ends = [np.cumsum(lengths) for lengths in found]
+  return _with_sequences(buffer, [
+      np.stack([end - lengths, lengths], axis=1)
+      for end, lengths in zip(ends, found)], 1)
+
+
+def annotate(
+    setup: Any, seeds: Seeds, stage: Stage, state: LearnerState, data: Replay
+) -> dict[str, Array]:
+  """What a stage adds to its queries, leaves [S, M, C, ...].
+
+  Every sequence of the RL data goes through `stage.annotate` once; rows that
+  are in none stay 0.
+
+  Args:
+    setup: of the run.
+    seeds: whose learners.
+    stage: asks for it.
+    state: leaves [S, ...].
+    data: the offline data, without a seed axis.
+  """
+  length = int(np.max(np.asarray(data.rl.sequence_length), initial=1))
+
+  def one(state, buffer):
+    capacity = buffer.data.reward.shape[1]
+
+    def sequence(task_id, number):
+      rows, mask = sampler.sequence_rows(buffer, task_id, number, length)
+      added = stage.annotate(state, buffers.take(buffer, task_id, rows), mask)
+      # Rows past the end of the sequence go nowhere.
+      return jnp.where(mask > 0, rows, capacity), added
+
+    def task(task_id):
+      rows, added = jax.lax.map(
+          lambda number: sequence(task_id, number),
+          jnp.arange(buffer.sequence_start.shape[1]), batch_size=_BATCH)
+      rows = rows.reshape(-1)
+      return jax.tree.map(
+          lambda x: jnp.zeros((capacity,) + x.shape[2:], x.dtype).at[rows].set(
+              x.reshape((-1,) + x.shape[2:]), mode='drop'), added)
+
+    return jax.vmap(task)(jnp.arange(buffer.size.shape[0]))
+
+  added = seeds.layout.compile(one, (0, None))(state, data.rl)
+  return streaming.to_host(added) if setup.runtime.replay == 'host' else added
