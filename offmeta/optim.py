@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from offmeta.types import Params
@@ -49,3 +50,27 @@ def step_groups(
 def polyak(target: Params, online: Params, tau: float) -> Params:
   """(1 - tau) * target + tau * online."""
   return jax.tree.map(lambda t, o: t + tau * (o - t), target, online)
+
+
+# One step of gradient descent with learned step sizes (spec macaw 1.2).
+
+
+def init_step_sizes(params: Params, rate: float) -> Params:
+  """One scalar ln(rate) for every tensor of `params`."""
+  return jax.tree.map(lambda _: jnp.log(jnp.float32(rate)), params)
+
+
+def step_sizes(rho: Params) -> Params:
+  """softplus of every scalar; at the start ln(1 + rate)."""
+  return jax.tree.map(jax.nn.softplus, rho)
+
+
+def inner_sgd(params: Params, gradients: Params, steps: Params) -> Params:
+  """params - steps * gradients, which can be differentiated in all three.
+
+  Args:
+    params: any tree.
+    gradients: the same tree.
+    steps: the same tree with scalar leaves; see `step_sizes`.
+  """
+  return jax.tree.map(lambda p, g, a: p - a * g, params, gradients, steps)

@@ -49,6 +49,19 @@ def pmax(value: Array, axis_name: str | None) -> Array:
   return value if axis_name is None else jax.lax.pmax(value, axis_name)
 
 
+def all_gather(tree, axis_name: str | None):
+  """Leaves [n, ...] of all devices, one after the other: [devices * n, ...].
+
+  A loss of what was gathered is the same on every device, and the gradient on
+  one of them is that of the sum of all these copies: `pmean` of the gradients
+  is then the gradient of the loss.
+  """
+  if axis_name is None:
+    return tree
+  return jax.tree.map(
+      lambda x: jax.lax.all_gather(x, axis_name, tiled=True), tree)
+
+
 def any_along(flag: Array, axis_name: str | None) -> Array:
   """Whether a bool [] is set anywhere along an axis.
 
@@ -107,8 +120,7 @@ def shared_vmap(
     out = batched(*[
         arg if axis is None else jax.tree.map(lambda x: x[mine], arg)
         for arg, axis in zip(args, in_axes)])
-    return jax.tree.map(
-        lambda x: jax.lax.all_gather(x, axis_name, tiled=True)[:count], out)
+    return jax.tree.map(lambda x: x[:count], all_gather(out, axis_name))
 
   return call
 

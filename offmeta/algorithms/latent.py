@@ -1,4 +1,7 @@
-"""Acting with a Gaussian belief over a task latent (PEARL, SMAC)."""
+"""Acting with a belief over a task latent.
+
+A Gaussian that is sampled from (PEARL, SMAC), or a point (FOCAL and its kin).
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,8 +9,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from offmeta.networks.distributions import Gaussian, standard_normal
-from offmeta.types import Array, Key, Network, Policy, Transition
+from offmeta.networks.distributions import (
+    Gaussian,
+    TanhNormal,
+    standard_normal,
+)
+from offmeta.types import (
+    Array,
+    Key,
+    LearnerState,
+    Network,
+    Policy,
+    Transition,
+)
 
 
 class LatentBelief(NamedTuple):
@@ -28,6 +42,15 @@ def slot_keys(key: Key, step: Array, slots: Array, stream: int) -> Key:
   """One key [M] per task slot for a named stream of one update."""
   key = jax.random.fold_in(jax.random.fold_in(key, step), stream)
   return jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
+
+
+def _choose(distribution: TanhNormal, deterministic: bool, key: Key):
+  """An action and no extras, as `Policy.act` returns them."""
+  if deterministic:
+    return distribution.mode(), {}
+  action, _ = distribution.sample(jax.random.normal(
+      key, distribution.mean.shape))
+  return action, {}
 
 
 def latent_policy(
@@ -64,11 +87,7 @@ def latent_policy(
 
   def act(params, belief, observation, key):
     distribution = action_distribution(params, observation, belief.latent)
-    if deterministic:
-      return distribution.mode(), {}
-    action, _ = distribution.sample(jax.random.normal(
-        key, distribution.mean.shape))
-    return action, {}
+    return _choose(distribution, deterministic, key)
 
   def observe(params, belief, transition, key):
     del params, transition
@@ -113,12 +132,6 @@ def context_acting(
     belief = encode(params, context, valid)
     return belief.mean, jnp.sqrt(belief.variance)
 
-  def actor_params(state):
-    return {
-        'encoder': state.params['context']['encoder'],
-        'actor': state.params['actor'],
-    }
-
   def policy(deterministic, period):
     return latent_policy(
         encode, distribution, latent_size, deterministic, period)
@@ -127,6 +140,60 @@ def context_acting(
       explore=policy(False, resample_period),
       evaluate=policy(True, resample_period),
       evaluate_given_context=policy(True, 0),
-      actor_params=actor_params,
+      actor_params=_actor_params,
       posterior=posterior,
   )
+
+
+def point_acting(
+    encode: Callable[..., Array], actor: Network, latent_size: int
+) -> dict[str, Any]:
+  """The acting half of an `Algorithm` whose belief is one latent, no more.
+
+  It is 0 before anything is known, and stays for a whole episode.
+
+  Args:
+    encode: (encoder params, context [N], valid [N], key) -> [Z], which is 0
+      when nothing is valid.
+    actor: (observation, latent) -> TanhNormal.
+    latent_size: Z.
+
+  Returns:
+    Keyword arguments of `Algorithm`: explore, evaluate,
+    evaluate_given_context, actor_params.
+  """
+
+  def init(params, key):
+    del params, key
+    return jnp.zeros((latent_size,))
+
+  def observe(params, latent, transition, key):
+    del params, transition, key
+    return latent
+
+  def adapt(params, latent, context: Transition, valid: Array, key):
+    del latent
+    return encode(params['encoder'], context, valid, key)
+
+  def policy(deterministic):
+
+    def act(params, latent, observation, key):
+      distribution = actor.apply(params['actor'], observation, latent)
+      return _choose(distribution, deterministic, key)
+
+    return Policy(init=init, act=act, observe=observe, adapt=adapt)
+
+  return dict(
+      explore=policy(False),
+      evaluate=policy(True),
+      evaluate_given_context=policy(True),
+      actor_params=_actor_params,
+  )
+
+
+def _actor_params(state: LearnerState) -> dict[str, Any]:
+  """What acting needs of a learner."""
+  return {
+      'encoder': state.params['context']['encoder'],
+      'actor': state.params['actor'],
+  }

@@ -29,6 +29,7 @@ from offmeta.types import (
     Array,
     BatchSpec,
     EnvSpec,
+    Key,
     LearnerState,
     Network,
     Params,
@@ -147,6 +148,75 @@ def _policy(act: Callable) -> Policy:
   )
 
 
+def make_optimizers(
+    config: Config,
+) -> dict[str, optax.GradientTransformation]:
+  """One Adam per parameter group."""
+  return {
+      'critic': optax.adam(config.critic_lr),
+      'actor': optax.adam(config.actor_lr),
+      'temperature': optax.adam(config.temperature_lr),
+  }
+
+
+def init_params(
+    key: Key, networks: Networks, config: Config
+) -> dict[str, Params]:
+  """Groups 'critic', 'actor' and 'temperature' (log alpha, [])."""
+  return {
+      'critic': networks.critic.init(jax.random.fold_in(key, 0)),
+      'actor': networks.actor.init(jax.random.fold_in(key, 1)),
+      'temperature': jnp.log(jnp.float32(config.temperature)),
+  }
+
+
+def update(
+    state: LearnerState,
+    query: Transition,
+    slots: Array,
+    networks: Networks,
+    config: Config,
+    axis_name: str | None,
+) -> tuple[LearnerState, dict[str, Array]]:
+  """One step of critics, actor, temperature and targets.
+
+  Args:
+    state: with the groups of `init_params`, and the critics' targets. Other
+      groups are neither read nor changed.
+    query: leaves [M, B, ...].
+    slots: [M], names of the tasks' random streams 0 and 1.
+    networks: what has a critic and an actor for the query's observations.
+    config: hyper-parameters.
+    axis_name: device axis over which tasks are sharded.
+
+  Returns:
+    The next state, and scalars to log.
+  """
+  optimizers = make_optimizers(config)
+  frozen = () if config.learn_temperature else ('temperature',)
+  noise = tuple(
+      task_noise(
+          latent.slot_keys(state.key, state.step, slots, i),
+          query.action.shape[1:])
+      for i in range(2))
+
+  def total(params):
+    terms, logs = losses(
+        params, state.target_params, query, noise, networks, config)
+    return sum(terms.values()), logs
+
+  own = {name: state.params[name] for name in optimizers}
+  gradients, logs = parallel.pmean(
+      jax.grad(total, has_aux=True)(own), axis_name)
+  params, opt_state = optim.step_groups(
+      optimizers, gradients, state.opt_state, state.params, frozen)
+  targets = optim.polyak(
+      state.target_params, params['critic'], config.target_rate)
+  return state.replace(
+      step=state.step + 1, params=params, target_params=targets,
+      opt_state=opt_state), logs
+
+
 def make(
     spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
@@ -158,49 +228,17 @@ def make(
     axis_name: device axis when the batch is sharded.
   """
   networks = make_networks(spec, config)
-  optimizers = {
-      'critic': optax.adam(config.critic_lr),
-      'actor': optax.adam(config.actor_lr),
-      'temperature': optax.adam(config.temperature_lr),
-  }
-  frozen = () if config.learn_temperature else ('temperature',)
 
   def init(key):
-    params = {
-        name: network.init(jax.random.fold_in(key, i))
-        for i, (name, network) in enumerate(networks._asdict().items())
-    }
-    params['temperature'] = jnp.log(jnp.float32(config.temperature))
+    params = init_params(key, networks, config)
     return LearnerState(
         step=jnp.zeros((), jnp.int32),
         key=jax.random.fold_in(key, len(networks)),
         params=params,
         target_params=jax.tree.map(jnp.copy, params['critic']),
-        opt_state=optim.init_groups(optimizers, params),
+        opt_state=optim.init_groups(make_optimizers(config), params),
         extras={},
     )
-
-  def update(state, batch):
-    noise = tuple(
-        task_noise(
-            latent.slot_keys(state.key, state.step, batch.slot, i),
-            batch.query.action.shape[1:])
-        for i in range(2))
-
-    def total(params):
-      terms, logs = losses(
-          params, state.target_params, batch.query, noise, networks, config)
-      return sum(terms.values()), logs
-
-    gradients, logs = parallel.pmean(
-        jax.grad(total, has_aux=True)(state.params), axis_name)
-    params, opt_state = optim.step_groups(
-        optimizers, gradients, state.opt_state, state.params, frozen)
-    targets = optim.polyak(
-        state.target_params, params['critic'], config.target_rate)
-    return state.replace(
-        step=state.step + 1, params=params, target_params=targets,
-        opt_state=opt_state), logs
 
   def explore(params, observation, key):
     distribution = networks.actor.apply(params, observation)
@@ -216,7 +254,10 @@ def make(
   return Algorithm(
       init=init,
       offline=(),
-      online=(Stage('online', config.num_updates, batch, update),),
+      online=(Stage(
+          'online', config.num_updates, batch,
+          lambda state, batch: update(
+              state, batch.query, batch.slot, networks, config, axis_name)),),
       begin_online=lambda state: state,
       explore=_policy(explore),
       evaluate=_policy(evaluate),

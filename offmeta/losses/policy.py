@@ -32,6 +32,50 @@ def softmax_advantage_weights(
   return jax.lax.stop_gradient(weights * (count / total))
 
 
+def exponential_advantage_weights(
+    advantage: Array, mask: Array, max_weight: float = 20.0,
+    temperature: float = 1.0, std_eps: float = 0.0,
+) -> Array:
+  """exp(standardised A / temperature), at most max_weight; no gradient.
+
+  Spec macaw 1.4: standardised over the batch of one task, with n - 1 in the
+  standard deviation. Where that is 0 or unknown (one entry), all weights are
+  1; the release divides by it.
+
+  Args:
+    advantage: [..., B], raw; each row is a batch of its own.
+    mask: [..., B], 1 where an entry counts.
+    max_weight: upper bound of a weight; there is no lower one.
+    temperature: divides the standardised advantage.
+    std_eps: added to the standard deviation.
+
+  Returns:
+    [..., B], detached; of entries that do not count too.
+
+  Raises:
+    AssertionError: shapes differ.
+  """
+  chex.assert_equal_shape([advantage, mask])
+  count = jnp.sum(mask, axis=-1, keepdims=True)
+  centred = advantage - masked_mean(advantage, mask)[..., None]
+  square = jnp.sum(mask * jnp.square(centred), axis=-1, keepdims=True)
+  std = jnp.sqrt(square / jnp.maximum(count - 1.0, 1.0)) + std_eps
+  scaled = centred / jnp.where(std > 0, std, 1.0) / temperature
+  return jax.lax.stop_gradient(
+      jnp.exp(jnp.minimum(scaled, jnp.log(max_weight))))
+
+
+def masked_mean(values: Array, mask: Array) -> Array:
+  """Mean [...] of the entries of values [..., B] that count; 0 of none.
+
+  Raises:
+    AssertionError: shapes differ.
+  """
+  chex.assert_equal_shape([values, mask])
+  return jnp.sum(mask * values, axis=-1) / jnp.maximum(
+      jnp.sum(mask, axis=-1), 1.0)
+
+
 def weighted_log_likelihood(log_prob: Array, weight: Array) -> Array:
   """-w log pi(a|s) [...]; no gradient into w (AWAC, spec smac 2.5).
 

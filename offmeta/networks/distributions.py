@@ -21,6 +21,28 @@ def normal_log_prob(x: Array, mean: Array, log_std: Array) -> Array:
   return -0.5 * (jnp.square(residual) + _LOG_2PI) - log_std
 
 
+class Normal(NamedTuple):
+  """Diagonal Gaussian over actions, not squashed; event axis last.
+
+  Attributes:
+    mean: [..., A].
+    std: [..., A] or a scalar.
+  """
+
+  mean: Array
+  std: Array | float
+
+  def log_prob(self, action: Array) -> Array:
+    """Log-probability [...] of actions [..., A]."""
+    chex.assert_equal_shape([action, self.mean])
+    return jnp.sum(
+        normal_log_prob(action, self.mean, jnp.log(self.std)), axis=-1)
+
+  def sample(self, noise: Array) -> Array:
+    """mean + std * noise [..., A], from standard normal noise [..., A]."""
+    return self.mean + self.std * noise
+
+
 class TanhNormal(NamedTuple):
   """tanh of a diagonal Gaussian; event axis last.
 

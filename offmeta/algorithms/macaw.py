@@ -1,0 +1,289 @@
+"""MACAW: meta-actor-critic with advantage weighting.
+
+Mitchell, Rafailov, Peng, Levine, Finn: "Offline Meta-Reinforcement Learning
+with Advantage Weighting", ICML 2021, arXiv 2008.06043. Written against the
+released code (spec macaw), whose settings are the defaults. Per task, one step
+of gradient descent on the value network, then one on the policy; the losses of
+what comes out are descended through these steps, second order included.
+
+Switches that leave it are in `macaw_config.py`. Other differences:
+
+* One inner step only, which is what all published runs take.
+* Advantages without any spread (one row, say) give weights of 1; the release
+  divides by their standard deviation, which is 0.
+* No clipping of gradients: the release's limit is 1e9.
+* Targets are not put on a logarithmic scale, as the release does for ML45.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from offmeta import optim, parallel
+from offmeta.algorithms import macaw_losses, maml
+from offmeta.algorithms.macaw_config import (
+    Config,
+    FinetuneConfig as FinetuneConfig,
+    validate,
+)
+from offmeta.algorithms.macaw_losses import Networks, make_networks
+from offmeta.losses import returns
+from offmeta.types import (
+    Algorithm,
+    Array,
+    BatchSpec,
+    DataSpec,
+    EnvSpec,
+    Key,
+    LearnerState,
+    MetaBatch,
+    Params,
+    Stage,
+    Transition,
+)
+
+
+def losses(
+    params: dict[str, Params], batch: MetaBatch, networks: Networks,
+    config: Config, axis_name: str | None,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+  """Both losses after adaptation (spec macaw 2), and what to log.
+
+  Gradient routing: 'value' reaches the groups 'value' and 'value_steps',
+  'policy' reaches 'policy', 'policy_steps' and 'coefficient'.
+
+  Args:
+    params: groups of `init_params`.
+    batch: annotated, leaves [M, N, ...] and [M, B, ...].
+    networks: see `make_networks`.
+    config: hyper-parameters.
+    axis_name: device axis over which tasks are sharded.
+
+  Returns:
+    Scalar terms {'value', 'policy'} whose sum is minimised, and scalars to
+    log.
+  """
+  context, context_mask, query = _parts(batch, config)
+  inner = macaw_losses.inner_loop(
+      params, context, context_mask, networks, config)
+
+  def outer(value, target, policy, rows):
+    mask = jnp.ones_like(rows.reward)
+    returns_ = macaw_losses.bootstrapped_return(
+        networks.value, target, rows, config)
+    loss = macaw_losses.value_loss(
+        networks.value, value, rows, returns_, mask)
+    terms = macaw_losses.policy_loss(
+        networks, policy, value, rows, mask, config, head=False)
+    return loss, terms
+
+  value, policy = maml.over_tasks(config.task_loop)(outer)(
+      inner.value, inner.target, inner.policy, query)
+  scale = 1.0
+  if config.outer_norm == 'n_train':  # a sum over the meta-batch, divided
+    number = value.shape[0] * parallel.axis_size(axis_name)
+    scale = number / config.num_train_tasks
+  terms = {
+      'value': scale * jnp.mean(value), 'policy': scale * jnp.mean(policy.awr)}
+  logs = {
+      'value/inner_loss': jnp.mean(inner.value_loss),
+      'value/outer_loss': jnp.mean(value),
+      'policy/inner_loss': jnp.mean(inner.policy_loss.awr),
+      'policy/advantage_loss': jnp.mean(inner.policy_loss.advantage),
+      'policy/outer_loss': jnp.mean(policy.awr),
+      'policy/max_weight': parallel.pmax(
+          jnp.max(policy.max_weight), axis_name),
+      'policy/step_size': _mean_step(params['policy_steps']),
+      'value/step_size': _mean_step(params['value_steps']),
+  }
+  return terms, logs
+
+
+def _mean_step(rho: Params) -> Array:
+  """Mean over tensors of the learned step sizes."""
+  return jnp.mean(jnp.stack(jax.tree.leaves(optim.step_sizes(rho))))
+
+
+def _parts(
+    batch: MetaBatch, config: Config
+) -> tuple[Transition, Array, Transition]:
+  """Context, its mask and query."""
+  if not config.disjoint_batches:
+    return batch.context, batch.context_mask, batch.query
+  size = config.context_size
+  first = jax.tree.map(lambda x: x[:, :size], batch.query)
+  rest = jax.tree.map(lambda x: x[:, size:], batch.query)
+  return first, jnp.ones_like(first.reward), rest
+
+
+def init_params(
+    key: Key, networks: Networks, config: Config
+) -> dict[str, Params]:
+  """Both networks, their step sizes and the coefficient of the head."""
+  params = {
+      name: network.init(jax.random.fold_in(key, i))
+      for i, (name, network) in enumerate(networks._asdict().items())}
+  params['policy_steps'] = optim.init_step_sizes(
+      params['policy'], config.inner_policy_lr)
+  params['value_steps'] = optim.init_step_sizes(
+      params['value'], config.inner_value_lr)
+  if config.advantage_coef:
+    params['coefficient'] = jnp.log(jnp.float32(config.advantage_coef))
+  return params
+
+
+def _batch_spec(config: Config) -> BatchSpec:
+  """What a meta-update is fed."""
+  context, query = config.context_size, config.query_size
+  if config.disjoint_batches:  # one draw without replacement serves both
+    context, query = 1, context + query
+  uniform = config.train_inner_sampling == 'uniform'
+  return BatchSpec(
+      num_tasks=config.num_tasks, context_size=context, query_size=query,
+      context='transitions' if uniform else 'slice', replacement=False)
+
+
+def _finetune_stages(
+    networks: Networks, optimizers: dict, config: Config,
+    axis_name: str | None,
+) -> tuple[Stage, Stage]:
+  """Plain steps on one task's own data (spec macaw 6.3).
+
+  The value's target is the plain return; the policy's advantages bootstrap
+  with the current value, and the head is left alone.
+  """
+
+  def of_value(params, rows, mask):
+    return macaw_losses.value_loss(
+        networks.value, networks.value.generate(params['value']), rows,
+        rows.extras['return_to_go'], mask)
+
+  def of_policy(params, rows, mask):
+    value = networks.value.generate(params['value'])
+    return macaw_losses.policy_loss(
+        networks, networks.policy.generate(params['policy']), value, rows,
+        mask, config, head=False).awr
+
+  def stage(group, loss, num_steps):
+    others = tuple(name for name in optimizers if name != group)
+
+    def update(state, batch):
+      mask = jnp.ones_like(batch.query.reward)
+
+      def mean_loss(trained):
+        params = {**state.params, group: trained}
+        return jnp.mean(loss(params, batch.query, mask))
+
+      value, gradient = parallel.pmean(
+          jax.value_and_grad(mean_loss)(state.params[group]), axis_name)
+      params, opt_state = optim.step_groups(
+          optimizers, {group: gradient}, state.opt_state, state.params, others)
+      return state.replace(
+          step=state.step + 1, params=params, opt_state=opt_state
+      ), {f'{group}/loss': value}
+
+    return Stage(
+        f'finetune_{group}', num_steps,
+        BatchSpec(
+            num_tasks=1, context_size=1,
+            query_size=config.finetune.batch_size, replacement=False),
+        update)
+
+  finetune = config.finetune
+  return (
+      stage('value', of_value, finetune.value_updates),
+      stage('policy', of_policy, finetune.policy_updates))
+
+
+def make(
+    spec: EnvSpec, config: Config, axis_name: str | None = None
+) -> Algorithm:
+  """MACAW for one family.
+
+  Args:
+    spec: sizes of the family.
+    config: hyper-parameters.
+    axis_name: device axis when the meta-batch is sharded.
+
+  Raises:
+    ValueError: a switch has an unknown value, or the number of training tasks
+      is needed and not given.
+  """
+  validate(config)
+  if config.outer_norm == 'n_train' and config.num_train_tasks < 1:
+    raise ValueError(
+        "macaw: outer_norm='n_train' divides by num_train_tasks, which is"
+        f' {config.num_train_tasks}')
+  networks = make_networks(spec, config)
+  optimizers = {
+      'policy': optax.adam(config.policy_lr),
+      'value': optax.adam(config.value_lr),
+      'policy_steps': optax.adam(config.step_size_lr),
+      'value_steps': optax.adam(config.step_size_lr),
+  }
+  if config.advantage_coef:
+    optimizers['coefficient'] = optax.adam(config.step_size_lr)
+  finetune_optimizers = {
+      name: optax.adam(config.finetune.lr) for name in ('value', 'policy')}
+
+  def init(key):
+    params = init_params(key, networks, config)
+    return LearnerState(
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.fold_in(key, len(networks)),
+        params=params,
+        target_params={},
+        opt_state=optim.init_groups(optimizers, params),
+        extras={},
+    )
+
+  def update(state, batch):
+    def total(params):
+      terms, logs = losses(params, batch, networks, config, axis_name)
+      return sum(terms.values()), logs
+
+    gradients, logs = parallel.pmean(
+        jax.grad(total, has_aux=True)(state.params), axis_name)
+    params, opt_state = optim.step_groups(
+        optimizers, gradients, state.opt_state, state.params)
+    return state.replace(
+        step=state.step + 1, params=params, opt_state=opt_state), logs
+
+  def adapt(params, context, valid):
+    """Both inner steps on one task's context [N]."""
+    if 'return_to_go' not in context.extras:
+      context = context._replace(
+          extras=returns.annotate(context, valid, config.discount))
+    one = jax.tree.map(lambda x: x[None], (context, valid))
+    return macaw_losses.inner_loop(params, *one, networks, config)
+
+  def begin_finetune(state, context, valid):
+    inner = adapt(state.params, context, valid)
+    params = dict(state.params)
+    steps = macaw_losses.step_sizes(params, config)
+    for name, network in networks._asdict().items():
+      _, pull_back = jax.vjp(network.generate, params[name])
+      gradients, = pull_back(
+          jax.tree.map(lambda x: x[0], inner.gradients[name]))
+      params[name] = optim.inner_sgd(params[name], gradients, steps[name])
+    return state.replace(
+        step=jnp.zeros_like(state.step), params=params,
+        opt_state=optim.init_groups(finetune_optimizers, params))
+
+  return Algorithm(
+      init=init,
+      offline=(
+          Stage('meta', config.num_updates, _batch_spec(config), update),),
+      online=(),
+      begin_online=lambda state: state,
+      relabel=None,
+      data=DataSpec(
+          returns_discount=config.discount, stride=config.stride),
+      begin_finetune=begin_finetune,
+      finetune=_finetune_stages(
+          networks, finetune_optimizers, config, axis_name),
+      **maml.acting(
+          networks.policy,
+          lambda *given: jax.tree.map(lambda x: x[0], adapt(*given).policy),
+          config.action_std),
+  )

@@ -1,0 +1,126 @@
+"""UNICORN: FOCAL whose latent must also predict what happens.
+
+Li, Zhang, Zhang, Zhu, Yu, Zhao, Heng: "Towards an Information Theoretic
+Framework of Context-Based Offline Meta-Reinforcement Learning", NeurIPS 2024,
+arXiv 2402.02429 (spec baselines A5). The latent is a mean of one random point
+per transition, at meta-test too.
+
+* UNICORN-SS (`supervision='reconstruction'`): two Gaussian models read s' - s
+  and r of the context's transitions from (z, s, a); the metric loss comes in
+  with `metric_weight` = beta.
+* UNICORN-SUP ('classification'): z must tell the training task; no metric
+  loss, no models.
+
+Control is FOCAL's later code. What the release calls SAC (all families but
+ant-dir) is `divergence_weight=0, entropy_in_target=True` with `entropy_weight`
+= its alpha (0.2, cheetah-vel 0).
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from offmeta.algorithms import focal
+from offmeta.losses import metric
+from offmeta.losses import policy as policy_losses
+from offmeta.networks import base, context
+from offmeta.types import Algorithm, EnvSpec, Network
+
+_SPREAD_WEIGHT = 0.01  # on the distance of the models' log-variance bounds
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(focal.Config):
+  """Hyper-parameters (spec baselines A5; ant-dir)."""
+
+  supervision: str = 'reconstruction'  # SS, or 'classification': SUP
+  decoder_hidden: tuple[int, ...] = (64, 64)  # of models, or of the classifier
+  metric_weight: float = 0.15  # beta; SS only
+  num_train_tasks: int = 0  # set by the run; SUP needs it
+
+
+def validate(config: Config):
+  """Checks the values of switches.
+
+  Raises:
+    ValueError: names the switch and what it takes.
+  """
+  focal.validate(config)
+  if config.supervision not in ('reconstruction', 'classification'):
+    raise ValueError(
+        f'supervision={config.supervision!r}; choose "reconstruction" or'
+        ' "classification"')
+
+
+def _decoders(spec: EnvSpec, config: Config) -> dict[str, Network]:
+  """What reads the latent."""
+  if config.supervision == 'classification':
+    if config.num_train_tasks < 1:
+      raise ValueError(
+          'unicorn: supervision="classification" needs num_train_tasks, the'
+          ' number of training tasks')
+    heads = ((config.num_train_tasks, 3e-3),)
+    return {'classifier': base.mlp(
+        (config.latent_size,), config.decoder_hidden, heads,
+        config.hidden_bias)}
+  sizes = (config.latent_size, spec.observation_size, spec.action_size)
+  return {
+      name: context.gaussian_model(
+          sizes, size, config.decoder_hidden, config.hidden_bias)
+      for name, size in (('dynamics', spec.observation_size), ('reward', 1))}
+
+
+def representation(spec: EnvSpec, config: Config) -> focal.Representation:
+  """Encoder and what reads its latent learn together (A5)."""
+  encoder = focal.make_encoder(spec, config, stochastic=True)
+  decoders = _decoders(spec, config)
+
+  def latents(params, batch, noise):
+    points = encoder.apply(params['context']['encoder'], batch.context, noise)
+    return context.masked_mean(points, batch.context_mask)
+
+  def model_term(name, params, batch, z, target):
+    """The released NLL: without its 1/2, and mean over outputs."""
+    data = batch.context
+    z = jnp.broadcast_to(z[:, None], data.reward.shape + z.shape[-1:])
+    predicted, spread = decoders[name].apply(
+        params['context'][name], z, data.observation, data.action)
+    loss = 2.0 * jnp.mean(metric.gaussian_nll(target, *predicted), axis=-1)
+    return _SPREAD_WEIGHT * spread + jnp.mean(
+        policy_losses.masked_mean(loss, batch.context_mask))
+
+  def reconstruction_terms(params, batch, noise, axis_name):
+    z, data = latents(params, batch, noise), batch.context
+    change = data.next_observation - data.observation
+    return {
+        **focal.metric_terms(z, batch, config, axis_name),
+        'decoder/dynamics': model_term('dynamics', params, batch, z, change),
+        'decoder/reward': model_term(
+            'reward', params, batch, z, data.reward[..., None]),
+    }
+
+  def classification_terms(params, batch, noise, axis_name):
+    del axis_name
+    logits = decoders['classifier'].apply(
+        params['context']['classifier'], latents(params, batch, noise))
+    return {'decoder/task': jnp.mean(
+        metric.cross_entropy(logits, batch.task_id))}
+
+  terms = {
+      'reconstruction': reconstruction_terms,
+      'classification': classification_terms,
+  }[config.supervision]
+  return focal.Representation(
+      {'context': {'encoder': encoder, **decoders}}, (('context', terms),))
+
+
+def make(
+    spec: EnvSpec, config: Config, axis_name: str | None = None
+) -> Algorithm:
+  """UNICORN for one family; see `focal.build`.
+
+  Raises:
+    ValueError: a switch has an unknown value, or num_train_tasks is missing.
+  """
+  validate(config)
+  return focal.build(spec, config, representation(spec, config), axis_name)
