@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 import jax
 import jax.numpy as jnp
 
+from experiments.configs import base as base_configs
 from experiments.configs import recipes
-from experiments.configs import smac as smac_configs
 from offmeta import envs
 from offmeta.envs import base, brax_family, simulator
 from offmeta.types import Array, Key, Task
@@ -118,7 +118,7 @@ def get_config():
   """SMAC on this family: the point robot's settings, other sizes."""
   if Reacher.name not in envs.FAMILIES:
     envs.register(Reacher.name, Reacher)
-  changes, profiles = smac_configs.FAMILIES['point_robot']
+  changes, profiles = base_configs.FAMILIES['point_robot']
   changes = recipes.merge(changes, {
       'collect': {'initial_steps': 250, 'gather': {
           'prior_steps': 100, 'posterior_steps': 150}},
@@ -128,5 +128,5 @@ def get_config():
   })
   changes['family'] = {
       'name': Reacher.name, 'num_train': 30, 'num_test': 10}
-  return smac_configs.make_config(changes, {
+  return base_configs.make_config(changes, {
       'smoke': profiles['smoke'], 'cpu': {}})

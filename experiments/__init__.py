@@ -1,1 +1,1 @@
-"""Command-line programs: run, benchmark."""
+"""Command-line programs: run, compare, benchmark, ..."""

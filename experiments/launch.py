@@ -1,6 +1,6 @@
-"""What `experiments.run` and `experiments.compare` do: resolve configurations,
-run the phases, say what went wrong.
+"""Resolves configurations, runs phases, and says what went wrong.
 
+For `experiments.run` and `experiments.compare`, which are flags around it.
 ml_collections stays in this file and in the config files; everything below
 sees the frozen dataclass `ExperimentConfig`.
 """

@@ -1,6 +1,7 @@
 """Ten updates of every algorithm; one of two processes that share them out."""
 
 import dataclasses
+import types
 
 import connect
 import helpers
@@ -9,12 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from offmeta import parallel, processes
-from offmeta.algorithms import pearl, sac, smac
+from offmeta.algorithms import (
+    borel,
+    csro,
+    focal,
+    macaw,
+    meta_bc,
+    multitask,
+    pearl,
+    sac,
+    smac,
+    unicorn,
+)
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.testing import probes
-from offmeta.training import loop
+from offmeta.training import loop, preparation
 from offmeta.training.schedule import Seeds
+from offmeta.training.setup import Runtime
+from offmeta.types import DataSpec
 
 NUM_SEEDS = NUM_TASKS = 4
 UPDATES = 10
@@ -26,26 +40,61 @@ _OURS = dataclasses.replace(
 _SAC = sac.Config(
     critic_hidden=(7,), actor_hidden=(6,), critic_lr=0.02, actor_lr=0.01,
     temperature_lr=0.01, target_rate=0.1, batch_size=3)
+_BOREL = borel.Config(
+    latent_size=2, gru_size=6, observation_embedding=5, action_embedding=3,
+    reward_embedding=4, decoder_hidden=(5, 4), kl_weight=0.3,
+    vae=borel.VaeConfig(
+        num_tasks=4, num_sequences=2, num_decoded=4, learning_rate=1e-3),
+    rl=borel.RlConfig(
+        critic_hidden=(7,), actor_hidden=(6,), critic_lr=0.02, actor_lr=0.01,
+        temperature_lr=0.05, target_rate=0.1, num_tasks=4, batch_size=3))
+_OFFLINE = dict(
+    latent_size=2, encoder_hidden=(6,), critic_hidden=(7,), actor_hidden=(6,),
+    value_hidden=(5,), divergence_hidden=(5,), context_lr=0.01, critic_lr=0.02,
+    actor_lr=0.01, value_lr=0.03, divergence_lr=0.01, target_rate=0.1,
+    num_tasks=4, query_size=3, context_size=5)
+_MAML = dict(
+    hidden=(6, 5), latent_size=3, policy_lr=1e-3, num_tasks=4, query_size=4)
+_MACAW = macaw.Config(
+    **_MAML, head_hidden=4, value_lr=1e-3, inner_policy_lr=0.02,
+    inner_value_lr=0.02, advantage_coef=0.3, num_train_tasks=6,
+    # Few rows have a small spread in places, by which rounding is divided.
+    adv_std_eps=1.0, context_size=5)
 
-# Name -> (make, config, phase).
+# Name -> (make, config, phase, number of the stage).
 CASES = {
-    'smac offline': (smac.make, _COLD, 'offline'),
-    'smac online': (smac.make, _OURS, 'online'),
+    'smac offline': (smac.make, _COLD, 'offline', 0),
+    'smac online': (smac.make, _OURS, 'online', 0),
     'smac sac': (smac.make, dataclasses.replace(
         helpers.SMAC, actor='sac', encoder_loss='q', train_context_online=True,
         online=dataclasses.replace(helpers.SMAC.online, online_share=0.5)),
-                 'online'),
-    'pearl': (pearl.make, helpers.PEARL, 'online'),
-    'sac': (sac.make, _SAC, 'online'),
+                 'online', 0),
+    'pearl': (pearl.make, helpers.PEARL, 'online', 0),
+    'sac': (sac.make, _SAC, 'online', 0),
+    'macaw': (macaw.make, _MACAW, 'offline', 0),
+    'meta_bc': (
+        meta_bc.make, meta_bc.Config(**_MAML, context_size=5), 'offline', 0),
+    'multitask': (multitask.make, multitask.Config(
+        **_MAML, value_lr=1e-3, num_train_tasks=6), 'offline', 0),
+    'borel vae': (borel.make, _BOREL, 'offline', 0),
+    'borel rl': (borel.make, _BOREL, 'offline', 1),
+    'focal': (focal.make, focal.Config(**_OFFLINE), 'offline', 0),
+    'csro': (
+        csro.make, csro.Config(**_OFFLINE, model_hidden=(5,)), 'offline', 0),
+    'unicorn': (unicorn.make, unicorn.Config(
+        **_OFFLINE, decoder_hidden=(5,)), 'offline', 0),
 }
-# Case, and what the two processes share out.
-SPLIT = *((case, 'tasks') for case in CASES), ('smac online', 'seeds')
+# Case, and what the two processes share out: every kind of exchange is there.
+SPLIT = *((case, 'tasks') for case in (
+    'smac offline', 'smac online', 'pearl', 'sac', 'macaw', 'focal')), (
+        'smac online', 'seeds')
 
 
 def make_replay():
   """Tasks of very different reward and action, so that advantages differ."""
   data = jax.jit(lambda key: probes.random_transitions(
-      key, helpers.SPEC, (6, 30)))(jax.random.key(1))
+      key, helpers.SPEC, (6, 30), DataSpec(0.99, sequence_episodes=2)))(
+          jax.random.key(1))
   scale = 4.0 * jnp.arange(6.0)[:, None]
   data = data._replace(
       reward=data.reward * scale - scale,
@@ -65,10 +114,10 @@ def run(case, replay, **layout):
     replay: of `make_replay`.
     **layout: options of `parallel.make_layout`.
   """
-  make, config, phase = CASES[case]
+  make, config, phase, number = CASES[case]
 
   def make_stage(axis_name):
-    stage = getattr(make(helpers.SPEC, config, axis_name), phase)[0]
+    stage = getattr(make(helpers.SPEC, config, axis_name), phase)[number]
     # SAC's own meta-batch is one task; its update takes any number.
     return stage._replace(batch=stage.batch._replace(num_tasks=NUM_TASKS))
 
@@ -78,7 +127,11 @@ def run(case, replay, **layout):
   start = start.replace(params=helpers.shaken(start.params))
   start = jax.tree.map(seeds.mine, start)
   update = loop.make_update(make_stage, seeds, UPDATES, shared_replay=True)
-  return start, *update(jax.tree.map(jnp.copy, start), replay)
+  stage, extras = make_stage(None), {}
+  if stage.annotate is not None:
+    extras = preparation.annotate(
+        types.SimpleNamespace(runtime=Runtime()), seeds, stage, start, replay)
+  return start, *update(jax.tree.map(jnp.copy, start), replay, extras)
 
 
 def by_path(tree):

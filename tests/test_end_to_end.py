@@ -27,7 +27,10 @@ _ROWS = {
     'random', 'behaviour', 'offline_self_context', 'offline_offline_context',
     'online_self_context', 'online_offline_context', 'oracle',
     'train_offline_self_context', 'train_online_self_context'}
-_PAIRED = {'online_minus_offline', 'gap_closed', 'shift_before', 'shift_after'}
+_PAIRED = {
+    'online_minus_offline', 'gap_closed', 'shift_before', 'shift_after',
+    'offline_adaptation', 'offline_adaptation_given', 'online_adaptation',
+    'online_adaptation_given'}
 
 
 # Report.

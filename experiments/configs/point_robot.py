@@ -29,6 +29,8 @@ POINT_ROBOT = {
             'posterior_steps': 60,
             'context_size': 64,
         },
+        'specialists': recipes.specialists(
+            2000, 200, 20, 20, width=64, batch_size=64, discount=0.9),
         'behaviour': {
             **recipes.widths(64),
             'value_hidden': (64, 64, 64),

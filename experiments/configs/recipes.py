@@ -130,6 +130,30 @@ def widths(size: int) -> dict:
   }
 
 
+def specialists(
+    env_steps: int, initial_steps: int, per_iteration: int, updates: int,
+    width: int, batch_size: int, discount: float,
+) -> dict:
+  """Settings of `collect.source='sac'` for the small profiles."""
+  return {
+      'env_steps': env_steps,
+      'initial_steps': initial_steps,
+      'steps_per_iteration': per_iteration,
+      'num_evaluations': 8,
+      'num_episodes': 2,
+      'sac': {
+          'critic_hidden': (width, width),
+          'actor_hidden': (width, width),
+          'critic_lr': 1e-3,
+          'actor_lr': 1e-3,
+          'temperature_lr': 1e-3,
+          'discount': discount,
+          'batch_size': batch_size,
+          'num_updates': updates,
+      },
+  }
+
+
 SMOKE = {
     'num_seeds': 2,
     'chunk': 10,
@@ -138,6 +162,7 @@ SMOKE = {
         'iterations': 2,
         'gather': {'tasks_per_iteration': 4},
         'behaviour': {'online': {'num_updates': 10}},
+        'specialists': specialists(600, 200, 200, 4, 16, 16, 0.9),
     },
     'smac': {'offline': {'num_updates': 20}, 'online': {'num_updates': 10}},
     'online': {'iterations': 2, 'gather': {'tasks_per_iteration': 4}},

@@ -74,6 +74,8 @@ ROBOT_CPU = {
         'rl_size': 1200,
         'encoder_size': 0,
         'gather': {'tasks_per_iteration': 8},
+        'specialists': recipes.specialists(
+            20_000, 1000, 200, 100, width=128, batch_size=128, discount=0.99),
         'behaviour': {
             **_ROBOT_CPU_ALGORITHM,
             'value_hidden': (128, 128, 128),

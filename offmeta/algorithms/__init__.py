@@ -8,6 +8,8 @@ from offmeta.algorithms import (
     csro,
     focal,
     macaw,
+    meta_bc,
+    multitask,
     pearl,
     sac,
     smac,
@@ -35,10 +37,12 @@ class Entry(NamedTuple):
 
 
 ALGORITHMS = {
-    'borel': Entry(borel.Config, borel.make),
+    'borel': Entry(borel.Config, borel.make, borel.validate),
     'csro': Entry(csro.Config, csro.make, focal.validate),
     'focal': Entry(focal.Config, focal.make, focal.validate),
     'macaw': Entry(macaw.Config, macaw.make, macaw.validate),
+    'meta_bc': Entry(meta_bc.Config, meta_bc.make, meta_bc.validate),
+    'multitask': Entry(multitask.Config, multitask.make),
     'pearl': Entry(pearl.Config, pearl.make),
     'sac': Entry(sac.Config, sac.make),
     'smac': Entry(

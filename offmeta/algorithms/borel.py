@@ -261,8 +261,7 @@ def vae_update(
       lambda x: x.reshape((x.shape[0], number, length) + x.shape[2:]),
       (batch.context, batch.context_mask))
   latent_keys, order_keys = [
-      latent.slot_keys(state.key, state.step, batch.slot, i)
-      for i in range(2)]
+      latent.slot_keys(state.key, state.step, batch.slot, i) for i in (0, 1)]
   noise = {
       'latent': task_noise(
           latent_keys, (number, decoded, config.latent_size)),

@@ -143,6 +143,37 @@ def _batch_spec(config: Config) -> BatchSpec:
       context='transitions' if uniform else 'slice', replacement=False)
 
 
+def adapt(
+    params: dict[str, Params], context: Transition, valid: Array,
+    networks: Networks, config: Config,
+) -> macaw_losses.Inner:
+  """Both inner steps on one task's context [N, ...], valid [N].
+
+  A context without returns is a log in the order of its steps.
+  """
+  if 'return_to_go' not in context.extras:
+    context = context._replace(
+        extras=returns.annotate(context, valid, config.discount))
+  one = jax.tree.map(lambda x: x[None], (context, valid))
+  inner = macaw_losses.inner_loop(params, *one, networks, config)
+  return jax.tree.map(lambda x: x[0], inner)
+
+
+def _adapted_params(
+    params: dict[str, Params], context: Transition, valid: Array,
+    networks: Networks, config: Config,
+) -> dict[str, Params]:
+  """The groups after the same steps, whose weights are those of `adapt`."""
+  inner = adapt(params, context, valid, networks, config)
+  steps = macaw_losses.step_sizes(params, config)
+  params = dict(params)
+  for name, network in networks._asdict().items():
+    _, pull_back = jax.vjp(network.generate, params[name])
+    gradients, = pull_back(inner.gradients[name])
+    params[name] = optim.inner_sgd(params[name], gradients, steps[name])
+  return params
+
+
 def _finetune_stages(
     networks: Networks, optimizers: dict, config: Config,
     axis_name: str | None,
@@ -249,23 +280,8 @@ def make(
     return state.replace(
         step=state.step + 1, params=params, opt_state=opt_state), logs
 
-  def adapt(params, context, valid):
-    """Both inner steps on one task's context [N]."""
-    if 'return_to_go' not in context.extras:
-      context = context._replace(
-          extras=returns.annotate(context, valid, config.discount))
-    one = jax.tree.map(lambda x: x[None], (context, valid))
-    return macaw_losses.inner_loop(params, *one, networks, config)
-
   def begin_finetune(state, context, valid):
-    inner = adapt(state.params, context, valid)
-    params = dict(state.params)
-    steps = macaw_losses.step_sizes(params, config)
-    for name, network in networks._asdict().items():
-      _, pull_back = jax.vjp(network.generate, params[name])
-      gradients, = pull_back(
-          jax.tree.map(lambda x: x[0], inner.gradients[name]))
-      params[name] = optim.inner_sgd(params[name], gradients, steps[name])
+    params = _adapted_params(state.params, context, valid, networks, config)
     return state.replace(
         step=jnp.zeros_like(state.step), params=params,
         opt_state=optim.init_groups(finetune_optimizers, params))
@@ -284,6 +300,6 @@ def make(
           networks, finetune_optimizers, config, axis_name),
       **maml.acting(
           networks.policy,
-          lambda *given: jax.tree.map(lambda x: x[0], adapt(*given).policy),
+          lambda *given: adapt(*given, networks, config).policy,
           config.action_std),
   )

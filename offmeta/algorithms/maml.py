@@ -4,7 +4,7 @@ The belief over a task is the weights of a policy that was adapted to it.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,18 @@ import jax.numpy as jnp
 from offmeta.networks.distributions import Normal
 from offmeta.networks.weight_transform import AdaptableNetwork, Weights
 from offmeta.types import Array, Params, Policy, Transition
+
+
+class Adapted(NamedTuple):
+  """Belief over one task.
+
+  Attributes:
+    weights: of the policy that acts.
+    known: [] bool, whether it has adapted to anything.
+  """
+
+  weights: Weights
+  known: Array
 
 
 def over_tasks(task_loop: str) -> Callable[[Callable], Callable]:
@@ -64,12 +76,16 @@ def acting(
 ) -> dict[str, Any]:
   """The acting half of an `Algorithm`.
 
+  The policy that is scored on what it collects itself explores, with noise,
+  until it has adapted: the weighted likelihood of a policy's own actions
+  without noise has no gradient, so that there would be nothing to adapt to.
+
   Args:
     policy: observation -> mean action in [-1, 1]; its parameters are the
       group 'policy'.
     adapt: (params, context [N, ...], valid [N]) -> weights; the result counts
       if anything is valid.
-    action_std: of the noise of `explore`, whose actions are clipped.
+    action_std: of the noise of exploring, whose actions are clipped.
 
   Returns:
     Keyword arguments of `Algorithm`: explore, evaluate,
@@ -79,31 +95,33 @@ def acting(
   def prior(params):
     return policy.generate(params['policy'])
 
-  def mean(params, weights, observation, key):
-    del params, key
-    return policy.apply_generated(weights, observation), {}
-
-  def noisy(params, weights, observation, key):
-    action, _ = mean(params, weights, observation, key)
-    noise = jax.random.normal(key, action.shape)
-    return jnp.clip(Normal(action, action_std).sample(noise), -1.0, 1.0), {}
-
-  def adapted(params, weights, context, valid, key):
-    del weights, key
+  def adapted(params, belief, context, valid, key):
+    del belief, key
+    known = jnp.any(valid > 0)
     # A step by nothing is the prior only up to rounding.
-    return jax.tree.map(
-        lambda new, old: jnp.where(jnp.any(valid > 0), new, old),
-        adapt(params, context, valid), prior(params))
+    return Adapted(jax.tree.map(
+        lambda new, old: jnp.where(known, new, old),
+        adapt(params, context, valid), prior(params)), known)
 
-  def policy_of(act):
+  def policy_of(noise_before: float, noise_after: float):
+
+    def act(params, belief, observation, key):
+      del params
+      mean = policy.apply_generated(belief.weights, observation)
+      std = jnp.where(belief.known, noise_after, noise_before)
+      action = Normal(mean, std).sample(jax.random.normal(key, mean.shape))
+      return jnp.clip(action, -1.0, 1.0), {}
+
     return Policy(
-        init=lambda params, key: prior(params), act=act,
-        observe=lambda params, weights, transition, key: weights,
+        init=lambda params, key: Adapted(
+            prior(params), jnp.zeros((), bool)),
+        act=act,
+        observe=lambda params, belief, transition, key: belief,
         adapt=adapted)
 
   return dict(
-      explore=policy_of(noisy),
-      evaluate=policy_of(mean),
-      evaluate_given_context=policy_of(mean),
+      explore=policy_of(action_std, action_std),
+      evaluate=policy_of(action_std, 0.0),
+      evaluate_given_context=policy_of(0.0, 0.0),
       actor_params=lambda state: state.params,
   )

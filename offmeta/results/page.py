@@ -12,13 +12,7 @@ from offmeta.results import tables
 CAPTIONS = {
     'training': (
         'Return over training',
-        'Left of the switch the offline stage, right of it each online '
-        'variant, each half on its own scale of updates. Look at the upper '
-        'panel: does the line rise after the switch, and how near does it '
-        'come to the dashed oracle? The lower '
-        'panel hands in offline contexts, so it should be high before the '
-        'switch already and stay there. Lines are means over seeds, bands '
-        '95% t intervals over seeds.'),
+        'Lines are means over seeds, bands 95% t intervals over seeds.'),
     'rows': (
         'The table as a picture',
         'Each dot is the mean over seeds, each bar its 95% interval; a dot '
@@ -31,13 +25,18 @@ CAPTIONS = {
         'that is adaptation. On training tasks the gap between the dashed '
         'line (context from the offline data) and the solid one is the '
         'distribution shift. Bands are 95% t intervals over seeds.'),
+    'finetune': (
+        'Online fine-tuning',
+        'A learner of its own goes on training in each held-out task. Look '
+        'for a steep rise: few steps should be enough. The step before it '
+        'uses logged transitions of a random policy only. The band is the '
+        '95% t interval over seeds.'),
     'z_space': (
         'Where contexts land in z-space',
         'Posterior means of training tasks, first seed, projected to two '
-        'principal components that both panels share. Before the online phase '
-        'the hollow points (self-collected) lie away from the filled ones of '
-        'their task; long links are the distribution shift. Afterwards links '
-        'should be short and colours in order.'),
+        'principal components. Where the hollow points (self-collected) lie '
+        'away from the filled ones of their task, links are long: that is the '
+        'distribution shift.'),
     'trajectories': (
         'What the point robot does',
         'Held-out tasks, first seed. Early episodes are light and explore, '
@@ -45,6 +44,19 @@ CAPTIONS = {
     'wall_time': (
         'Where the wall time went',
         'Seconds by phase, compilation included.'),
+}
+# What a run with an online phase adds to them.
+_ONLINE_CAPTIONS = {
+    'training': (
+        'Left of the switch the offline stage, right of it each online '
+        'variant, each half on its own scale of updates. Look at the upper '
+        'panel: does the line rise after the switch, and how near does it '
+        'come to the dashed oracle? The lower panels hand in logged '
+        'contexts, so they should be high before the switch already and stay '
+        'there.'),
+    'z_space': (
+        'Both panels share their axes. After the online phase links should be '
+        'short and colours in order.'),
 }
 
 _CSS = """
@@ -85,20 +97,29 @@ summary { cursor: pointer; }
 _METHOD = """
 <p>The score of a seed is the true return of the last adaptation episode, as a
 mean over tasks and repetitions. Each repetition starts with an empty context,
-and the policy collects what it adapts to; rows ending in
-<code>_offline_context</code> are handed a context from the offline data of the
-task instead, which exists for training tasks only, and rows starting with
-<code>train_</code> are their twins with self-collected context on the same
-training tasks. <code>online</code> rows follow the headline variant,
-<b>{headline}</b>, and a name after a slash is another variant.
-<code>online_minus_offline</code> and the two <code>shift</code> rows are
-differences within a seed; a shift is offline-context minus self-context
-return. <code>gap_closed</code> is (online &minus; offline) / (oracle &minus;
-offline) on held-out tasks.</p>
+and rows ending in <code>_self_context</code> let the policy collect what it
+adapts to: the first episodes act on the prior. The row <code>_unadapted</code>
+is an episode without any context, deterministic where the algorithm acts on
+contexts that are handed over, else the very first of these. Rows ending in <code>_given_context</code> are
+handed a context from the logged data of the held-out task instead, those in
+<code>_random_context</code> one of uniform random actions. On training tasks
+<code>_offline_context</code> is the handed-over context and rows starting with
+<code>train_</code> are its twins with self-collected context. Rows ending in
+<code>_adaptation</code> and <code>_adaptation_given</code> are adapted minus
+unadapted on held-out tasks, within a seed; a shift is offline-context minus
+self-context return on training tasks, within a seed.</p>
+"""
+_ONLINE_METHOD = """
+<p><code>online</code> rows follow the headline variant, <b>{headline}</b>, and
+a name after a slash is another variant. <code>online_minus_offline</code> is
+a difference within a seed. <code>gap_closed</code> is (online &minus; offline)
+/ (oracle &minus; offline) on held-out tasks, with Fieller's interval of a ratio
+of means.</p>
+"""
+_UNIT = """
 <p>The unit of replication is the seed. Intervals are 95% Student t intervals
-over seeds (for <code>gap_closed</code>: Fieller's interval of a ratio of
-means); with few seeds a bootstrap would be too narrow. With one seed there is
-no interval, and the data-collecting policy and the logged data are one
+over seeds; with few seeds a bootstrap would be too narrow. With one seed there
+is no interval, and the data-collecting policy and the logged data are one
 sample.</p>
 """
 
@@ -119,18 +140,20 @@ def render(
   title = ' '.join(filter(None, [run.algorithm.upper(), 'on', run.family]))
   facts = [f'profile {run.profile}' if run.profile else '',
            f'{run.num_seeds} seed' + ('s' if run.num_seeds != 1 else ''),
-           f'headline variant {run.headline_variant}',
+           f'headline variant {run.headline_variant}'
+           if run.headline_variant else '',
            f'config {run.config_hash[:12]}' if run.config_hash else '']
-  headline = html.escape(run.headline_variant)
+  online = _ONLINE_METHOD.format(headline=html.escape(run.headline_variant))
   parts = [
       f'<h1>{html.escape(title)}</h1>',
       f'<p class="facts">{html.escape(" · ".join(filter(None, facts)))}</p>',
       _verdict(summary),
       f'<div class="scroll">{tables.html_table(summary)}</div>',
       f'<p>{html.escape(tables.divergence_note(summary))}</p>',
-      '<h2>How to read the table</h2>', _METHOD.format(headline=headline),
-      _variants(record),
-      *[_figure(name, pictures[name]) for name in CAPTIONS if name in pictures],
+      '<h2>How to read the table</h2>', _METHOD,
+      online if run.headline_variant else '', _UNIT, _variants(record),
+      *[_figure(name, pictures[name], bool(run.headline_variant))
+        for name in CAPTIONS if name in pictures],
       _diagnostics(summary), _timing(record.timing), _origin(record),
   ]
   return (
@@ -142,17 +165,21 @@ def render(
 
 def _verdict(summary: Mapping[str, Any]) -> str:
   """One sentence on the main comparison, in the words of its interval."""
-  entry = summary['paired']['online_minus_offline']
+  if summary['headline_variant']:
+    name, what = 'online_minus_offline', 'the online phase'
+  else:
+    name, what = 'offline_adaptation', 'adapting to its own context'
+  entry = summary['paired'][name]
   if entry['mean'] is None:
-    return '<p>The online phase has not been tested yet.</p>'
+    return f'<p>What {what} changes has not been tested yet.</p>'
   mean = f'{entry["mean"]:+.2f}'
   if entry['low'] is None:
-    return (f'<p>On held-out tasks the online phase changes the return by '
+    return (f'<p>On held-out tasks {what} changes the return by '
             f'<b>{mean}</b> (one seed, no interval).</p>')
   low, high = entry['low'], entry['high']
   claim = ('raises' if low > 0 else 'lowers' if high < 0
            else 'does not clearly change')
-  return (f'<p>On held-out tasks the online phase <b>{claim}</b> the return: '
+  return (f'<p>On held-out tasks {what} <b>{claim}</b> the return: '
           f'{mean} per seed, 95% interval [{low:.2f}, {high:.2f}].</p>')
 
 
@@ -164,9 +191,11 @@ def _variants(record: records.Record) -> str:
   return '<h2>Variants of the online phase</h2>' + _plain(rows)
 
 
-def _figure(name: str, png: bytes) -> str:
+def _figure(name: str, png: bytes, online: bool) -> str:
   """A captioned picture."""
   title, caption = CAPTIONS[name]
+  if online and name in _ONLINE_CAPTIONS:
+    caption = f'{_ONLINE_CAPTIONS[name]} {caption}'
   data = base64.b64encode(png).decode()
   return (f'<h2>{html.escape(title)}</h2><figure><img alt="'
           f'{html.escape(title)}" src="data:image/png;base64,{data}">'
@@ -210,20 +239,8 @@ def _origin(record: records.Record) -> str:
   if run.config:
     output.append(
         f'<details><summary>Configuration ({html.escape(run.config_hash)})'
-        f'</summary>{_plain(_flat(run.config))}</details>')
+        f'</summary>{_plain(tables.flat(run.config))}</details>')
   return '\n'.join(output)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
-  """Nested config as dotted names."""
-  rows = []
-  for key, value in config.items():
-    name = f'{prefix}{key}'
-    if isinstance(value, Mapping):
-      rows += _flat(value, f'{name}.')
-    else:
-      rows.append((name, str(value)))
-  return rows
 
 
 def _plain(rows: Any) -> str:

@@ -1,42 +1,17 @@
 """Pictures of a run. Every function returns a Figure, or None without data.
 
-matplotlib is imported inside the functions and drawn with Agg, without pyplot,
-so nothing here touches a display or global state. Colours are Okabe and Ito's
-(safe for colour-blind readers); one variant keeps its colour in all pictures.
+One variant keeps its colour in all pictures.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from offmeta.results import charts
+from offmeta.results import drawing
 from offmeta.results import records
 from offmeta.results import statistics
-from offmeta.results import tables
-
-_OFFLINE, _RANDOM, _BEHAVIOUR = '#444444', '#8a8a8a', '#b07d00'
-_HEADLINE, _ORACLE = '#0072b2', '#009e73'
-_OTHERS = ('#d55e00', '#cc79a7', '#56b4e9', '#e69f00', '#7f4f9b')
-_STYLE = {
-    'font.size': 10.5, 'axes.titlesize': 11.5, 'axes.titleweight': 'bold',
-    'axes.titlelocation': 'left', 'axes.spines.top': False,
-    'axes.spines.right': False, 'axes.edgecolor': '#777777',
-    'axes.labelcolor': '#222222', 'axes.grid': True, 'axes.axisbelow': True,
-    'grid.color': '#e7e7e7', 'grid.linewidth': 0.8, 'legend.frameon': False,
-    'xtick.color': '#444444', 'ytick.color': '#444444',
-    'lines.linewidth': 2.0, 'lines.markersize': 4.5,
-}
-_RETURN = 'return of last episode'
-
-
-def to_png(figure: Any, dpi: int = 130) -> bytes:
-  """A figure as the bytes of a PNG file."""
-  stream = io.BytesIO()
-  with _rc():
-    figure.savefig(stream, format='png', dpi=dpi, bbox_inches='tight',
-                   facecolor='white')
-  return stream.getvalue()
 
 
 def draw_all(
@@ -45,27 +20,20 @@ def draw_all(
   """File stem -> Figure, for every picture that the record has data for."""
   figures = {
       'training': training_curves(record, summary),
-      'rows': row_chart(summary),
+      'rows': charts.row_chart(summary),
       'episodes': episode_curves(record),
       'z_space': z_space(record),
       'trajectories': trajectories(record),
-      'wall_time': wall_time(record.timing),
+      'finetune': charts.finetune_curve(record),
+      'wall_time': charts.wall_time(record.timing),
   }
   return {name: item for name, item in figures.items() if item is not None}
 
 
-def variant_colors(
-    variants: Iterable[str], headline: str, oracle: str | None
-) -> dict[str, str]:
-  """The colour of each variant."""
-  others = [name for name in variants if name not in (headline, oracle)]
-  colors = {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)}
-  return {**colors, oracle or '': _ORACLE, headline: _HEADLINE}
-
-
 def _run_colors(run: records.Run) -> dict[str, str]:
-  """The same from a run."""
-  return variant_colors(run.variants, run.headline_variant, run.oracle_variant)
+  """The colour of each variant of a run."""
+  return drawing.variant_colors(
+      run.variants, run.headline_variant, run.oracle_variant)
 
 
 # --- (1) training curves ----------------------------------------------------
@@ -84,6 +52,8 @@ def training_curves(
   panels = [(title, metric) for title, metric in (
       ('Held-out tasks, self-collected context',
        'eval/test/self_context/final_return'),
+      ('Held-out tasks, context handed over from their logged data',
+       'eval/test/offline_context/final_return'),
       ('Training tasks, context handed in from the offline data',
        'eval/train/offline_context/final_return'),
   ) if any(metric in values for stage, values in record.metrics.items()
@@ -98,19 +68,18 @@ def training_curves(
                for n, s in c[1].items()})]
   both = last[1] > 0
   share = float(np.clip(last[0] / max(sum(last), 1), 0.25, 0.75))
-  with _rc():
-    figure = _figure(8.6, 3.5 * len(panels) + 0.3)
+  with drawing.rc():
+    figure = drawing.figure(8.6, 3.5 * len(panels) + 0.3)
     grid = figure.subplots(
         len(panels), 1 + both, sharey='row', squeeze=False,
         gridspec_kw={'width_ratios': [share, 1 - share][:1 + both],
                      'wspace': 0.0, 'hspace': 0.4})
     for axes, (title, metric), (offline, online) in zip(grid, panels, curves):
-      held_out = '/test/' in metric
       labels = _draw_curves(axes, offline, online, record.run)
-      labels += _references(axes, summary, held_out, set(online), record.run)
+      labels += _references(axes, summary, metric, set(online), record.run)
       axes[0].set_title(title, pad=20 if both else 6)
-      axes[0].set_ylabel(_RETURN)
-      _label_right(axes[-1], labels)
+      axes[0].set_ylabel(drawing.RETURN)
+      drawing.label_right(axes[-1], labels)
     _phase_axes(grid, last)
   return figure
 
@@ -147,7 +116,7 @@ def _draw_curves(
   """Lines with bands; returns (y, text, colour) of the labels they need."""
   labels, colors = [], _run_colors(run)
   parts = [] if offline is None else [
-      (axes[0], 'offline stage', offline, _OFFLINE)]
+      (axes[0], 'offline stage', offline, drawing.OFFLINE)]
   parts += [(axes[-1], name, online[name], colors[name])
             for name in sorted(online, key=run.headline_variant.__eq__)]
   for axis, name, series, color in parts:
@@ -163,16 +132,17 @@ def _draw_curves(
 def _references(
     axes: Sequence[Any],
     summary: Mapping[str, Any],
-    held_out: bool,
+    metric: str,
     drawn: set[str],
     run: records.Run,
 ) -> list[tuple[float, str, str]]:
   """Horizontal dashed lines of rows that do not train; returns labels."""
-  wanted = [('random', 'random', _RANDOM),
-            ('behaviour', 'behaviour policy', _BEHAVIOUR),
-            ('oracle', 'oracle, final', _ORACLE)]
-  if not held_out:
-    wanted = [('behaviour_data', 'logged data', _BEHAVIOUR)]
+  wanted = [('random', 'random', drawing.RANDOM)]
+  if '/train/' in metric:
+    wanted = [('behaviour_data', 'logged data', drawing.BEHAVIOUR)]
+  elif '/self_context/' in metric:
+    wanted += [('behaviour', 'behaviour policy', drawing.BEHAVIOUR),
+               ('oracle', 'oracle, final', drawing.ORACLE)]
   labels = []
   for row, text, color in wanted:
     mean = summary['rows'].get(row, {}).get('mean')
@@ -189,7 +159,7 @@ def _phase_axes(grid: np.ndarray, last: Sequence[int]) -> None:
   """Labels of the touching panels, and the line of the phase switch."""
   from matplotlib import ticker  # pylint: disable=g-import-not-at-top
 
-  thousands = ticker.FuncFormatter(lambda value, _: _count(value))
+  thousands = ticker.FuncFormatter(lambda value, _: drawing.count(value))
   for axes in grid:
     for index, axis in enumerate(axes):
       axis.xaxis.set_major_formatter(thousands)
@@ -223,10 +193,11 @@ def episode_curves(record: records.Record) -> Any | None:
   drawn = [*record.other_variants, run.oracle_variant, run.headline_variant]
   points = [(f'online-{name}', _variant_label(name, run), colors[name])
             for name in drawn if f'online-{name}' in record.evaluations]
-  points.insert(max(len(points) - 1, 0), ('offline', 'offline stage', _OFFLINE))
+  points.insert(max(len(points) - 1, 0),
+                ('offline', 'offline stage', drawing.OFFLINE))
   training = record.array('offline', 'train_self_returns') is not None
-  with _rc():
-    figure = _figure(9.6 if training else 6.2, 3.9)
+  with drawing.rc():
+    figure = drawing.figure(9.6 if training else 6.2, 3.9)
     axes = figure.subplots(1, 1 + training, squeeze=False, sharey=True)[0]
     for axis, side in zip(axes, ('test', 'train')):
       for point, label, color in points:
@@ -239,13 +210,13 @@ def episode_curves(record: records.Record) -> Any | None:
       axis.set_xlabel('adaptation episode')
     random = record.array('collect', 'random_test_returns')
     if random is not None:
-      axes[0].axhline(np.nanmean(random), color=_RANDOM, ls=(0, (5, 3)), lw=1.3,
-                      label='random')
+      axes[0].axhline(np.nanmean(random), color=drawing.RANDOM, ls=(0, (5, 3)),
+                      lw=1.3, label='random')
     axes[0].set_title('Held-out tasks')
     axes[0].set_ylabel('return of the episode')
     if training:
       axes[1].set_title('Training tasks')
-    _legend_below(figure, axes)
+    drawing.legend_below(figure, axes)
   return figure
 
 
@@ -280,11 +251,11 @@ def z_space(
   One seed (latent axes mean nothing across seeds). One PCA, fitted on the
   offline-context means of both panels, so the panels share their axes.
   """
-  run = record.run
+  headline = record.run.headline_variant
   panels = []
-  for point, title in (('offline', 'Before: offline stage'),
-                       (f'online-{run.headline_variant}',
-                        f'After: {run.headline_variant}')):
+  for point, title in (
+      ('offline', 'Before: offline stage' if headline else 'Offline stage'),
+      (f'online-{headline}', f'After: {headline}')):
     pair = [record.array(point, f'posterior_{kind}_mean')
             for kind in ('offline', 'self')]
     if all(item is not None for item in pair) and (
@@ -299,8 +270,8 @@ def z_space(
       0, num_tasks - 1, min(num_tasks, max_tasks)).astype(int))]
   center, basis, share = _pca(np.concatenate(
       [panel[1].reshape(-1, panel[1].shape[-1]) for panel in panels]))
-  with _rc():
-    figure = _figure(4.7 * len(panels) + 1.0, 4.2, layout='constrained')
+  with drawing.rc():
+    figure = drawing.figure(4.7 * len(panels) + 1.0, 4.2, layout='constrained')
     axes = figure.subplots(1, len(panels), squeeze=False, sharex=True,
                            sharey=True)[0]
     for axis, (title, offline, own) in zip(axes, panels):
@@ -372,7 +343,7 @@ def _z_legend(figure: Any, axes: Sequence[Any]) -> None:
              label='context it collected itself'),
       Line2D([], [], color=grey, lw=1, label='same task (between the means)'),
   ]
-  _legend_below(figure, axes, marks)
+  drawing.legend_below(figure, axes, marks)
 
 
 # --- (4) trajectories -------------------------------------------------------
@@ -380,21 +351,21 @@ def _z_legend(figure: Any, axes: Sequence[Any]) -> None:
 
 def trajectories(record: records.Record, max_tasks: int = 6) -> Any | None:
   """Point-robot paths: columns are held-out tasks, rows before and after."""
-  run = record.run
+  headline = record.run.headline_variant
   rows = [(title, record.array(point, 'trajectories'),
            record.array(point, 'trajectory_goals'))
-          for title, point in (('before (offline)', 'offline'),
-                               ('after (online)',
-                                f'online-{run.headline_variant}'))]
+          for title, point in (
+              ('before (offline)' if headline else 'offline stage', 'offline'),
+              ('after (online)', f'online-{headline}'))]
   rows = [row for row in rows if row[1] is not None]
   if not rows:
     return None
   columns = min(max_tasks, *(len(row[1]) for row in rows))
   low, high = _limits([item for row in rows for item in row[1:]
                        if item is not None])
-  with _rc():
+  with drawing.rc():
     shape = float(np.clip((high - low)[1] / (high - low)[0], 0.4, 2.5))
-    figure = _figure(2.1 * columns + 0.7, 2.1 * shape * len(rows) + 1.3,
+    figure = drawing.figure(2.1 * columns + 0.7, 2.1 * shape * len(rows) + 1.3,
                      layout='compressed')
     grid = figure.subplots(len(rows), columns, squeeze=False, sharex=True,
                            sharey=True)
@@ -407,7 +378,7 @@ def trajectories(record: records.Record, max_tasks: int = 6) -> Any | None:
       axis.set_title(f'task {task + 1}', loc='center', fontsize=10.5)
     for axis in grid[-1]:
       axis.set_xlabel('x')
-    _legend_below(figure, grid[0], columns=columns + 1)
+    drawing.legend_below(figure, grid[0], columns=columns + 1)
   return figure
 
 
@@ -435,179 +406,8 @@ def _limits(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   return low - margin, high + margin
 
 
-# --- (5) wall time, (6) rows ------------------------------------------------
-
-
-def wall_time(timing: Mapping[str, float]) -> Any | None:
-  """Where the wall time went: one horizontal bar per phase."""
-  if not timing:
-    return None
-  names = list(timing)[::-1]
-  seconds = np.array([timing[name] for name in names])
-  unit, scale = ('min', 60) if seconds.max() >= 180 else ('s', 1)
-  total = max(seconds.sum(), 1e-9)
-  with _rc():
-    figure = _figure(7.6, 0.36 * len(names) + 1.0)
-    axis = figure.subplots()
-    axis.barh(names, seconds / scale, color=_HEADLINE, height=0.66)
-    for index, value in enumerate(seconds):
-      axis.annotate(f' {value / scale:.1f} {unit} ({value / total:.0%})',
-                    (value / scale, index), va='center', fontsize=9.5)
-    axis.set_xlim(0, seconds.max() / scale * 1.22 + 1e-9)
-    axis.set_xlabel(f'wall time ({unit})')
-    axis.grid(axis='y', visible=False)
-    axis.tick_params(axis='y', length=0)
-    axis.set_title(f'Wall time by phase, {total / scale:.1f} {unit} in all')
-  return figure
-
-
-def row_chart(summary: Mapping[str, Any]) -> Any | None:
-  """The rows of the table: a dot with its 95% interval for each."""
-  entries = [line for line in tables.lines(summary)
-             if line.group != tables.PAIRED and line.mean is not None]
-  if not entries:
-    return None
-  groups = [tables.HELD_OUT, tables.TRAINING]
-  parts = [[line for line in entries if line.group == group]
-           for group in groups]
-  parts = [part for part in parts if part]
-  with _rc():
-    figure = _figure(8.4, 0.36 * len(entries) + 0.6 * len(parts) + 0.6)
-    axes = figure.subplots(
-        len(parts), 1, sharex=True, squeeze=False,
-        gridspec_kw={'height_ratios': [len(part) + 0.6 for part in parts],
-                     'hspace': 0.55 / (0.3 * len(entries) / len(parts))})[:, 0]
-    colors = variant_colors(
-        summary.get('variants', {}), summary.get('headline_variant', ''),
-        summary.get('oracle_variant'))
-    for axis, part in zip(axes, parts):
-      _draw_intervals(axis, part, colors)
-      axis.set_title(part[0].group.split(':')[0])
-    axes[-1].set_xlabel(f'{_RETURN} (environment units)')
-  return figure
-
-
-def _draw_intervals(
-    axis: Any, part: Sequence[tables.Line], colors: Mapping[str, str]
-) -> None:
-  """Dots with intervals, first line on top."""
-  for index, line in enumerate(part[::-1]):
-    color = _row_color(line.name, colors)
-    if line.low is not None:
-      axis.plot([line.low, line.high], [index, index], color=color, lw=3.5,
-                alpha=0.45, solid_capstyle='round')
-    axis.plot(line.mean, index, 'o', color=color, ms=7.5)
-    number = f'{line.mean:.1f}'.replace('-', '−')
-    axis.annotate(number, (line.mean, index), xytext=(0, 6), ha='center',
-                  textcoords='offset points', fontsize=8.5, color='#333333')
-  axis.set_yticks(range(len(part)), [line.name for line in part[::-1]])
-  axis.set_ylim(-0.6, len(part) - 0.2)
-  axis.tick_params(axis='y', length=0)
-
-
-def _row_color(name: str, colors: Mapping[str, str]) -> str:
-  """Colour by stage, as in the other pictures."""
-  base, _, variant = name.partition('/')
-  if base == 'oracle':
-    return _ORACLE
-  if variant:
-    return colors.get(variant, _OTHERS[0])
-  if 'online' in base:
-    return _HEADLINE
-  if 'behaviour' in base:
-    return _BEHAVIOUR
-  return _RANDOM if base == 'random' else _OFFLINE
-
-
-# --- shared -----------------------------------------------------------------
-
-
-def _rc() -> Any:
-  """The house style as a context; a clear error without matplotlib."""
-  try:
-    import matplotlib  # pylint: disable=g-import-not-at-top
-  except ImportError as error:
-    raise ImportError(
-        'pictures need matplotlib: pip install offmeta[report]') from error
-  return matplotlib.rc_context(_STYLE)
-
-
-def _figure(width: float, height: float, layout: str | None = None) -> Any:
-  """An empty Agg figure; inches."""
-  # pylint: disable=g-import-not-at-top
-  from matplotlib.backends import backend_agg
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(width, height), layout=layout)
-  backend_agg.FigureCanvasAgg(figure)
-  return figure
-
-
 def _variant_label(name: str, run: records.Run) -> str:
   """Variant name with its role."""
   if name == run.oracle_variant and name != 'oracle':
     return f'{name} (oracle)'
   return name
-
-
-def _count(value: float) -> str:
-  """12500 as 12.5k."""
-  for scale, unit in ((1e6, 'M'), (1e3, 'k')):
-    if abs(value) >= scale:
-      return f'{value / scale:g}{unit}'
-  return f'{value:g}'
-
-
-def _legend_below(
-    figure: Any,
-    axes: Sequence[Any],
-    handles: Sequence[Any] | None = None,
-    columns: int = 4,
-) -> None:
-  """One legend under all axes, without repeated labels."""
-  found: dict[str, Any] = {}
-  if handles is not None:
-    found = {handle.get_label(): handle for handle in handles}
-  else:
-    for axis in axes:
-      for handle, label in zip(*axis.get_legend_handles_labels()):
-        found.setdefault(label, handle)
-  place = {'loc': 'upper center', 'bbox_to_anchor': (0.5, 0.0)}
-  if figure.get_layout_engine() is not None:
-    place = {'loc': 'outside lower center'}
-  figure.legend(
-      list(found.values()), list(found), **place,
-      ncols=min(len(found), columns), fontsize=9.5, handlelength=3.0)
-
-
-def _label_right(
-    axis: Any, labels: Sequence[tuple[float, str, str]], gap: float = 0.075
-) -> None:
-  """Writes (y, text, colour) right of an axis, pushed apart to be legible."""
-  low, high = axis.get_ylim()
-  labels = sorted(label for label in labels if np.isfinite(label[0]))
-  wanted = [(label[0] - low) / (high - low) for label in labels]
-  for (_, text, color), start, end in zip(labels, wanted, _spread(wanted, gap)):
-    axis.annotate(
-        text, (1.0, start), xytext=(1.045, end), xycoords='axes fraction',
-        textcoords='axes fraction', color=color, fontsize=9.5, ha='left',
-        va='center', annotation_clip=False,
-        arrowprops={'arrowstyle': '-', 'color': color, 'lw': 0.8,
-                    'shrinkA': 0, 'shrinkB': 0, 'relpos': (0, 0.5)})
-
-
-def _spread(wanted: Sequence[float], gap: float) -> list[float]:
-  """Moves sorted positions as little as needed to be `gap` apart in [0, 1]."""
-  blocks: list[list[float]] = []  # [sum of (wanted - offset), count]
-  for position in wanted:
-    blocks.append([position, 1])
-    while len(blocks) > 1:
-      (first, m), (second, n) = blocks[-2:]
-      if first / m + gap * m <= second / n:
-        break
-      blocks[-2:] = [[first + second - gap * m * n, m + n]]
-  spread = [total / count + gap * index
-            for total, count in blocks for index in range(int(count))]
-  top = 1.0 - gap * (len(spread) - 1)
-  return [max(min(position, top + gap * index), gap * index)
-          for index, position in enumerate(spread)]

@@ -1,14 +1,15 @@
 """Reads what a run left in its workdir, and says clearly what is wrong.
 
 Axis letters: S seeds, M held-out tasks, N training tasks, R repetitions,
-E episodes, T time, Z latent, P points (posterior draws).
+E episodes, T time, Z latent, P points (posterior draws), K evaluations.
 
 Layout (all but `run.json` and `evaluations/offline.npz` may be missing):
 
   run.json                       what ran: config, variants, versions
   timing.json                    {phase: seconds}
-  <stage>/metrics.jsonl          stage: collect, offline, online/<variant>
-  evaluations/<point>.npz        point: collect, offline, online-<variant>
+  <stage>/metrics.jsonl          stage: collect, offline, online/<variant>,
+                                 finetune
+  evaluations/<point>.npz        point: the same, with - for /
 """
 
 from collections.abc import Mapping
@@ -23,14 +24,21 @@ import zlib
 import numpy as np
 
 # Array name -> axes. Axes of one letter must agree wherever returns are
-# compared (S, M, N); lower-case axes are free, digits are sizes.
+# compared (S, M, N, K); lower-case axes are free, digits are sizes.
 ARRAYS = {
     'test_self_returns': 'S M r e',
+    'test_prior_returns': 'S M r e',
+    'test_offline_returns': 'S M r e',
+    'test_uniform_returns': 'S M r e',
     'train_self_returns': 'S N r e',
     'train_offline_returns': 'S N r e',
     'random_test_returns': 'S M r e',
     'behaviour_test_returns': 's M r e',
     'behaviour_data_returns': 'n',
+    'specialist_train_returns': 'N r',
+    'specialist_test_returns': 'M r',
+    'finetune_returns': 'S M K',
+    'finetune_env_steps': 'S M K',
     'kl_offline': 'S n',
     'kl_self': 'S n',
     'normalized_shift': 'S',
@@ -40,12 +48,20 @@ ARRAYS = {
     'dataset_diverged': '1',
     'random_diverged': 'S',
     'behaviour_diverged': 's',
+    'specialist_diverged': '',
     'train_task_color': 'n',
     'trajectories': 'm e t 2',
     'trajectory_goals': 'm 2',
 }
-_AXIS_NAMES = {'S': 'seeds', 'M': 'held-out tasks', 'N': 'training tasks'}
-_REQUIRED = ('offline', 'online')  # points that must hold test_self_returns
+_AXIS_NAMES = {
+    'S': 'seeds', 'M': 'held-out tasks', 'N': 'training tasks',
+    'K': 'evaluations'}
+# What the points of a kind must hold.
+_REQUIRED = {
+    'offline': ('test_self_returns',),
+    'online': ('test_self_returns',),
+    'finetune': ('finetune_returns', 'finetune_env_steps'),
+}
 
 
 class Series(NamedTuple):
@@ -62,7 +78,7 @@ class Series(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The contents of run.json."""
+  """The contents of run.json; '' for roles where there is no online phase."""
 
   num_seeds: int
   headline_variant: str
@@ -111,30 +127,31 @@ class Record:
     return [name for name in self.run.variants if name not in special]
 
 
-def load(workdir: str | pathlib.Path) -> Record:
+def load(workdir: str | pathlib.Path, tested: bool = True) -> Record:
   """Reads a workdir.
 
   Args:
     workdir: what `experiments.run --workdir` was given.
+    tested: whether its offline stage must have been tested.
 
   Raises:
     ValueError: with what is wrong, where, and what to do.
   """
   workdir = pathlib.Path(workdir)
   run = load_run(workdir / 'run.json')
-  points = ['collect', 'offline'] + [f'online-{name}' for name in run.variants]
-  evaluations = {}
-  for point in points:
+  stages = ['collect', 'offline', *(f'online/{n}' for n in run.variants),
+            'finetune']
+  evaluations, metrics = {}, {}
+  for point in (stage.replace('/', '-') for stage in stages):
     path = workdir / 'evaluations' / f'{point}.npz'
     if path.exists():
       evaluations[point] = load_evaluation(path)
-    elif point == 'offline':
+    elif point == 'offline' and tested:
       raise ValueError(
           f'{path} is missing: the offline stage has not been tested; run '
           'again with --phases=collect,offline,test,report')
   _check_axes(evaluations, run.num_seeds, workdir / 'evaluations')
-  metrics = {}
-  for stage in ['collect', 'offline'] + [f'online/{n}' for n in run.variants]:
+  for stage in stages:
     path = workdir / stage / 'metrics.jsonl'
     if path.exists():
       metrics[stage] = load_metrics(path)
@@ -188,7 +205,11 @@ def load_evaluation(path: pathlib.Path) -> dict[str, np.ndarray]:
   Returns:
     The known arrays as float64; unknown names are ignored.
   """
+  point = path.stem.split('-')[0]
   redo = 'delete it and run again with --phases=test,report'
+  if point == 'finetune':
+    redo = ('delete it and the folder finetune and run again with'
+            ' --phases=finetune,report')
   try:
     with np.load(path, allow_pickle=False) as archive:
       arrays = {name: archive[name] for name in archive.files if name in ARRAYS}
@@ -208,8 +229,14 @@ def load_evaluation(path: pathlib.Path) -> dict[str, np.ndarray]:
     arrays[name] = array.astype(np.float64)
     if axes[-2:] == ['r', 'e']:
       _check_returns(path, name, arrays[name])
-  if path.stem.split('-')[0] in _REQUIRED and 'test_self_returns' not in arrays:
-    raise ValueError(f'{path} has no array test_self_returns; {redo}')
+    elif axes[-1:] == ['K'] and not np.isfinite(array).all():
+      raise ValueError(
+          f'{path}: {name} is not finite for seed, task, evaluation'
+          f' {np.argwhere(~np.isfinite(array))[0].tolist()}: training diverged;'
+          f' {redo}')
+  for name in _REQUIRED.get(point, ()):
+    if name not in arrays:
+      raise ValueError(f'{path} has no array {name}; {redo}')
   return arrays
 
 
@@ -289,7 +316,7 @@ def _check_axes(
     num_seeds: int,
     folder: pathlib.Path,
 ) -> None:
-  """S equals num_seeds, and M and N agree between all arrays."""
+  """S equals num_seeds, and M, N and K agree between all arrays."""
   sizes = {'S': (num_seeds, 'run.json')}
   for point, arrays in evaluations.items():
     for name, array in arrays.items():

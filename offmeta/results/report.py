@@ -7,6 +7,7 @@ import pathlib
 import tempfile
 from typing import Any
 
+from offmeta.results import drawing
 from offmeta.results import page
 from offmeta.results import plots
 from offmeta.results import records
@@ -43,7 +44,7 @@ def build(workdir: str | pathlib.Path) -> dict[str, Any]:
                        ('table.csv', tables.csv_table),
                        ('table.md', tables.markdown_table)):
     write_atomic(folder / name, render(summary).encode())
-  pictures = {name: plots.to_png(figure)
+  pictures = {name: drawing.to_png(figure)
               for name, figure in plots.draw_all(record, summary).items()}
   for name, png in pictures.items():
     write_atomic(folder / f'{name}.png', png)

@@ -48,14 +48,34 @@ def final_returns(returns: np.ndarray) -> np.ndarray:
   Raises:
     ValueError: a repetition has no finite episode, or a return is infinite.
   """
+  exists = _existing(returns)
+  last = exists.shape[-1] - 1 - np.argmax(exists[..., ::-1], axis=-1)
+  return _episode(returns, last)
+
+
+def first_returns(returns: np.ndarray) -> np.ndarray:
+  """Return of the first episode that exists: nothing is known of the task.
+
+  As `final_returns` in all else.
+  """
+  return _episode(returns, np.argmax(_existing(returns), axis=-1))
+
+
+def _existing(returns: np.ndarray) -> np.ndarray:
+  """Which episodes exist, [..., E]; see `final_returns` for what it raises."""
   returns = np.asarray(returns, np.float64)
   if np.isinf(returns).any():
     raise ValueError('infinite return')
   exists = np.isfinite(returns)
   if returns.shape[-1] == 0 or not exists.any(-1).all():
     raise ValueError('a repetition has no finite episode')
-  last = returns.shape[-1] - 1 - np.argmax(exists[..., ::-1], axis=-1)
-  return np.take_along_axis(returns, last[..., None], axis=-1)[..., 0]
+  return exists
+
+
+def _episode(returns: np.ndarray, index: np.ndarray) -> np.ndarray:
+  """[..., E] at [...]."""
+  returns = np.asarray(returns, np.float64)
+  return np.take_along_axis(returns, index[..., None], axis=-1)[..., 0]
 
 
 def task_scores(returns: np.ndarray) -> np.ndarray:
@@ -66,6 +86,22 @@ def task_scores(returns: np.ndarray) -> np.ndarray:
 def seed_scores(returns: np.ndarray) -> np.ndarray:
   """Final return averaged over tasks and repetitions: [S, M, R, E] -> [S]."""
   return task_scores(returns).mean(-1)
+
+
+def unadapted_scores(returns: np.ndarray) -> np.ndarray:
+  """The same of the first episode: [S, M, R, E] -> [S]."""
+  return first_returns(returns).mean((-2, -1))
+
+
+def nearest(values: np.ndarray, at: np.ndarray, target: float) -> np.ndarray:
+  """The value where `at` comes nearest to `target`: [..., K] -> [...].
+
+  Args:
+    values: [..., K].
+    at: [..., K], increasing along the last axis.
+    target: in units of `at`.
+  """
+  return _episode(values, np.argmin(np.abs(at - target), axis=-1))
 
 
 def t_interval(scores: np.ndarray, confidence: float = 0.95) -> Interval:

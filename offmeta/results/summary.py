@@ -1,8 +1,9 @@
 """From a record to the numbers of the report, as one JSON-ready dict.
 
 The schema is fixed (other tooling reads it): `rows` and `paired` map names to
-{mean, low, high, seeds}. Rows that cannot be computed are absent; the four
-paired entries are always there, with nulls and a reason where needed.
+{mean, low, high, seeds}. Rows that cannot be computed are absent; the paired
+entries of a run are always there, with nulls and a reason where needed. A run
+without online variants has no row and no entry of an online phase.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +15,18 @@ from offmeta.results import records
 from offmeta.results import statistics
 
 SeedScores = Mapping[str, np.ndarray]  # row name -> [S]
+
+# What is handed to the meta-learner on held-out tasks -> (array, its score).
+# Some explore with noise before they adapt: where it is there, the score
+# without context and noise counts as un-adapted ('test_prior_returns').
+HELD_OUT = {
+    'unadapted': ('test_self_returns', statistics.unadapted_scores),
+    'self_context': ('test_self_returns', statistics.seed_scores),
+    'given_context': ('test_offline_returns', statistics.seed_scores),
+    'random_context': ('test_uniform_returns', statistics.seed_scores),
+}
+# Environment steps at which fine-tuning is reported (spec macaw 6.3).
+_FINETUNE_STEPS = {'10k': 10_000, '20k': 20_000}
 
 
 def summarize(record: records.Record) -> dict[str, Any]:
@@ -27,21 +40,12 @@ def summarize(record: records.Record) -> dict[str, Any]:
   """
   run = record.run
   scores = seed_scores(record)
-  headline = variant_results(scores, '')
-  paired = {
-      'online_minus_offline': headline['online_minus_offline'],
-      'gap_closed': headline['gap_closed'],
-      'shift_before': _paired(
-          statistics.paired_difference, scores,
-          'offline_offline_context', 'train_offline_self_context'),
-      'shift_after': headline['shift_after'],
-  }
   return {
       'rows': {
           name: statistics.t_interval(values).as_dict()
           for name, values in scores.items()
       },
-      'paired': paired,
+      'paired': _all_paired(scores, bool(run.headline_variant)),
       'command': run.command,
       'wall_time_s': sum(record.timing.values()) if record.timing else None,
       'config_hash': run.config_hash,
@@ -68,14 +72,23 @@ def seed_scores(record: records.Record) -> dict[str, np.ndarray]:
   headline, oracle = run.headline_variant, run.oracle_variant
   add('random', record.array('collect', 'random_test_returns'))
   add('behaviour', record.array('collect', 'behaviour_test_returns'))
-  add('offline_self_context', record.array('offline', 'test_self_returns'))
-  add('online_self_context', record.online(headline, 'test_self_returns'))
+  one_number = lambda array: np.array([array.mean()])  # one dataset
+  add('specialists', record.array('collect', 'specialist_test_returns'),
+      one_number)
+  for stage, point in (
+      ('offline', 'offline'), ('online', f'online-{headline}')):
+    scores.update({
+        f'{stage}_{name}': values
+        for name, values in held_out_scores(record, point).items()})
   for name in record.other_variants:
     add(f'online_self_context/{name}',
         record.online(name, 'test_self_returns'))
   add('oracle', record.online(oracle, 'test_self_returns'))
+  scores.update(finetune_scores(record))
   add('behaviour_data', record.array('collect', 'behaviour_data_returns'),
-      score=lambda array: array.mean(keepdims=True))  # one dataset
+      one_number)
+  add('train_specialists', record.array('collect', 'specialist_train_returns'),
+      one_number)
   rows = (('offline_context', '', 'train_offline_returns'),
           ('self_context', 'train_', 'train_self_returns'))
   for suffix, prefix, key in rows:
@@ -85,6 +98,71 @@ def seed_scores(record: records.Record) -> dict[str, np.ndarray]:
     for suffix, prefix, key in rows:
       add(f'{prefix}online_{suffix}{tail}', record.online(variant, key))
   return scores
+
+
+def held_out_scores(
+    record: records.Record, point: str
+) -> dict[str, np.ndarray]:
+  """Scores [S] on held-out tasks by what the meta-learner was handed.
+
+  Args:
+    record: the run.
+    point: 'offline' or 'online-VARIANT'.
+
+  Returns:
+    By the keys of `HELD_OUT`; those that the run does not have are absent.
+  """
+  arrays = record.evaluations.get(point, {})
+  scores = {
+      name: score(arrays[array])
+      for name, (array, score) in HELD_OUT.items() if array in arrays}
+  if 'test_prior_returns' in arrays:
+    scores['unadapted'] = statistics.unadapted_scores(
+        arrays['test_prior_returns'])
+  return scores
+
+
+def finetune_scores(record: records.Record) -> dict[str, np.ndarray]:
+  """Scores [S] along online fine-tuning in each held-out task.
+
+  The meta-policy, after the offline step on random data, then at the
+  evaluations nearest to some numbers of steps that every learner reached, and
+  at the end. Empty without fine-tuning.
+  """
+  returns = record.array('finetune', 'finetune_returns')
+  if returns is None:
+    return {}
+  found = {'finetune_meta': returns[..., 0]}
+  if returns.shape[-1] > 1:
+    found['finetune_start'] = returns[..., 1]
+  online = returns[..., 2:]
+  if online.shape[-1]:
+    steps = record.array('finetune', 'finetune_env_steps')[..., 2:]
+    for name, target in _FINETUNE_STEPS.items():
+      if steps.max(-1).min() >= target:
+        found[f'finetune_{name}'] = statistics.nearest(online, steps, target)
+    found['finetune_end'] = online[..., -1]
+  return {name: values.mean(-1) for name, values in found.items()}
+
+
+def _all_paired(scores: SeedScores, online: bool) -> dict[str, Any]:
+  """The paired entries of a run, of the headline variant if it has one."""
+  results = {}
+  if online:
+    headline = variant_results(scores, '')
+    results = {
+        name: headline[name] for name in ('online_minus_offline', 'gap_closed')}
+  results['shift_before'] = _paired(
+      statistics.paired_difference, scores,
+      'offline_offline_context', 'train_offline_self_context')
+  if online:
+    results['shift_after'] = headline['shift_after']
+  for stage in ('offline', 'online') if online else ('offline',):
+    for name, context in (('', 'self'), ('_given', 'given')):
+      results[f'{stage}_adaptation{name}'] = _paired(
+          statistics.paired_difference, scores, f'{stage}_{context}_context',
+          f'{stage}_unadapted')
+  return results
 
 
 def variant_results(
@@ -188,6 +266,7 @@ def _diverged(record: records.Record) -> dict[str, int]:
       'dataset': record.array('collect', 'dataset_diverged'),
       'random policy': record.array('collect', 'random_diverged'),
       'test of behaviour': record.array('collect', 'behaviour_diverged'),
+      'test of specialists': record.array('collect', 'specialist_diverged'),
   }
   counts = {
       place: int(array.sum())

@@ -9,31 +9,56 @@ import html
 import io
 from typing import Any, NamedTuple
 
-HELD_OUT = ('Held-out tasks, self-collected context: return of the last '
-            'adaptation episode')
+from offmeta.results import summary as summary_lib
+
+HELD_OUT = 'Held-out tasks: return of the last adaptation episode'
+FINETUNE = 'Held-out tasks, fine-tuned in each: mean return per episode'
 TRAINING = 'Training tasks: return of the last adaptation episode'
 PAIRED = 'Paired over seeds'
+GROUPS = (HELD_OUT, FINETUNE, TRAINING, PAIRED)
 COLUMNS = ('name', 'mean', '95% interval', 'seeds', 'what it is')
 
-_HELD_OUT_ROWS = ('random', 'behaviour', 'offline_self_context',
-                  'online_self_context', 'oracle')
+_HELD_OUT_ROWS = ('random', 'behaviour', 'specialists', 'oracle', *(
+    f'{stage}_{name}' for stage in ('offline', 'online')
+    for name in summary_lib.HELD_OUT))
+_UNADAPTED = 'first episode, when nothing is known of the task'
+_GIVEN = 'context handed over from the logged data of the task'
+_RANDOM = 'context collected by uniform random actions'
 _DESCRIPTIONS = {
     'random': 'uniform random actions',
     'behaviour': 'the policy that collected the data, adapting on its own',
-    'offline_self_context': 'offline stage only',
+    'specialists': 'one SAC learner per task, each trained in its own',
+    'offline_unadapted': f'offline stage, {_UNADAPTED}',
+    'offline_self_context': 'offline stage, context it collected itself',
+    'offline_given_context': f'offline stage, {_GIVEN}',
+    'offline_random_context': f'offline stage, {_RANDOM}',
+    'online_unadapted': _UNADAPTED,
     'online_self_context': '',
+    'online_given_context': _GIVEN,
+    'online_random_context': _RANDOM,
     'oracle': 'true rewards online',
-    'behaviour_data': 'the logged data, mean return per episode',
+    'finetune_meta': 'the meta-policy, before any step in the task',
+    'finetune_start': 'after the offline step on random data of the task',
+    'finetune_10k': 'after about 10,000 environment steps',
+    'finetune_20k': 'after about 20,000 environment steps',
+    'finetune_end': 'at the end',
+    'behaviour_data': 'the logged data of training tasks, mean per episode',
+    'train_specialists': 'one SAC learner per task: those that made the data',
     'offline_offline_context': 'offline stage only, context from the data',
     'train_offline_self_context': 'offline stage only, own context',
     'online_offline_context': 'context from the data',
     'train_online_self_context': 'own context',
     'online_minus_offline': 'held-out gain of the online phase',
     'gap_closed': 'share of the gap from offline to oracle closed (1: all)',
-    'shift_before': 'context from the data minus own, before the online phase',
+    'shift_before': 'training tasks: context from the data minus own',
     'shift_after': 'context from the data minus own, after the online phase',
+    'offline_adaptation': 'held-out gain by own context, offline stage',
+    'offline_adaptation_given': 'held-out gain by given context, offline stage',
+    'online_adaptation': 'held-out gain by own context, online phase',
+    'online_adaptation_given': 'held-out gain by given context, online phase',
 }
-_ONLINE = ('online_self_context', 'online_offline_context',
+_ONLINE = ('online_unadapted', 'online_self_context', 'online_given_context',
+           'online_random_context', 'online_offline_context',
            'train_online_self_context', 'oracle')
 # Rows that spell out what their variant is; others only name it.
 _SPELLED = ('online_self_context', 'oracle')
@@ -43,7 +68,7 @@ class Line(NamedTuple):
   """One line of the table.
 
   Attributes:
-    group: HELD_OUT, TRAINING or PAIRED.
+    group: of GROUPS.
     name: row name, '<row>/<variant>' for variants other than the headline.
     mean, low, high: None where not available.
     seeds: number of seeds.
@@ -69,10 +94,8 @@ def lines(summary: Mapping[str, Any]) -> list[Line]:
   """
   result = []
   for name, entry in summary['rows'].items():
-    held_out = name.split('/')[0] in _HELD_OUT_ROWS
-    group = HELD_OUT if held_out else TRAINING
-    result.append(_line(group, name, entry, summary))
-  result.sort(key=lambda line: line.group != HELD_OUT)
+    result.append(_line(_group(name), name, entry, summary))
+  result.sort(key=lambda line: GROUPS.index(line.group))
   variants = summary.get('variants', {})
   for name, entry in summary['paired'].items():
     result.append(_line(PAIRED, name, entry, summary))
@@ -85,30 +108,51 @@ def lines(summary: Mapping[str, Any]) -> list[Line]:
   return [line for line in result if line.seeds or line.group != PAIRED]
 
 
+def _group(row: str) -> str:
+  """The part of the table that a row belongs to."""
+  if row.startswith('finetune_'):
+    return FINETUNE
+  return HELD_OUT if row.split('/')[0] in _HELD_OUT_ROWS else TRAINING
+
+
 def text_table(summary: Mapping[str, Any]) -> str:
   """Aligned plain text, for a terminal."""
-  cells, groups = [], []
-  for line in lines(summary):
-    cells.append(_cells(line))
-    groups.append(line.group)
-  widths = [max(len(row[i]) for row in [COLUMNS, *cells]) for i in range(5)]
-  right = (False, True, False, True, False)
+  entries = lines(summary)
+  header, rule, *rows = aligned(
+      COLUMNS, [_cells(line) for line in entries],
+      (False, True, False, True, False))
+  output, group = [header, rule], None
+  for line, row in zip(entries, rows):
+    if line.group != group:
+      output += ([''] if group else []) + [line.group]
+      group = line.group
+    output.append(row)
+  note = divergence_note(summary)
+  if note:
+    output += ['', note]
+  return '\n'.join(output) + '\n'
+
+
+def aligned(
+    columns: Sequence[str], cells: Sequence[Sequence[str]],
+    right: Sequence[bool],
+) -> list[str]:
+  """A header, a rule and the rows as lines of plain text.
+
+  Args:
+    columns: names.
+    cells: a row each, as many as there are columns.
+    right: which columns are flush right.
+  """
+  widths = [max(map(len, column)) for column in zip(columns, *cells)]
 
   def render(row: Sequence[str]) -> str:
     padded = [cell.rjust(width) if flush else cell.ljust(width)
               for cell, width, flush in zip(row, widths, right)]
     return '  '.join(padded).rstrip()
 
-  rule = '-' * len(render([*('x' * width for width in widths)]))
-  output = [render(COLUMNS), rule]
-  for index, row in enumerate(cells):
-    if index == 0 or groups[index] != groups[index - 1]:
-      output += ([''] if index else []) + [groups[index]]
-    output.append(render(row))
-  note = divergence_note(summary)
-  if note:
-    output += ['', note]
-  return '\n'.join(output) + '\n'
+  rule = '-' * (sum(widths) + 2 * (len(widths) - 1))
+  return [render(columns), rule, *map(render, cells)]
 
 
 def divergence_note(summary: Mapping[str, Any]) -> str:
@@ -146,6 +190,7 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
 
 def html_table(summary: Mapping[str, Any]) -> str:
   """One <table> with a heading line for each group."""
+  main = 'online' if summary.get('headline_variant') else 'offline'
   output = ['<table>', '<thead><tr>' + ''.join(
       f'<th>{html.escape(column)}</th>' for column in COLUMNS)
             + '</tr></thead>', '<tbody>']
@@ -156,7 +201,7 @@ def html_table(summary: Mapping[str, Any]) -> str:
       output.append(f'<tr class="group"><th colspan="5">{html.escape(group)}'
                     '</th></tr>')
     name, mean, interval, seeds, what = map(html.escape, _cells(line))
-    mark = ' class="headline"' if line.name == 'online_self_context' else ''
+    mark = ' class="headline"' if line.name == f'{main}_self_context' else ''
     output.append(
         f'<tr{mark}><td><code>{name}</code></td><td class="n">{mean}</td>'
         f'<td class="n">{interval}</td><td class="n">{seeds}</td>'
@@ -173,6 +218,8 @@ def describe(name: str, summary: Mapping[str, Any]) -> str:
   """
   base, _, variant = name.partition('/')
   text = _DESCRIPTIONS.get(base, '')
+  if base == 'shift_before' and summary.get('headline_variant'):
+    text += ', before the online phase'
   if base in _ONLINE:
     role = 'oracle_variant' if base == 'oracle' else 'headline_variant'
     variant = variant or summary.get(role) or ''
@@ -196,20 +243,40 @@ def _line(
 
 def _cells(line: Line) -> list[str]:
   """The five printed cells of a line."""
-  if line.low is not None and line.high is not None:
-    digits = _digits(line.low, line.high)
-    interval = f'[{line.low:.{digits}f}, {line.high:.{digits}f}]'
-  else:
-    digits = _digits(line.mean or 0.0)
+  mean, interval = shown(line.mean, line.low, line.high)
+  if interval is None:
     interval = 'n/a (1 seed)' if line.seeds == 1 else 'n/a'
-  mean = 'n/a' if line.mean is None else f'{line.mean:.{digits}f}'
   what = line.description
   if line.reason and line.seeds > 1:
     what += f' ({line.reason})'
   return [line.name, mean, interval, str(line.seeds), what]
 
 
+def shown(
+    mean: float | None, low: float | None, high: float | None
+) -> tuple[str, str | None]:
+  """A mean and its interval (None without one) with equally many digits."""
+  if low is not None and high is not None:
+    digits = _digits(low, high)
+    interval = f'[{low:.{digits}f}, {high:.{digits}f}]'
+  else:
+    digits, interval = _digits(mean or 0.0), None
+  return 'n/a' if mean is None else f'{mean:.{digits}f}', interval
+
+
 def _digits(*values: float) -> int:
   """Two decimals, fewer for large values and more for tiny ones."""
   largest = max(abs(value) for value in values)
   return 1 if largest >= 1000 else 4 if 0 < largest < 0.01 else 2
+
+
+def flat(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
+  """Nested groups as (dotted name, value)."""
+  rows = []
+  for key, value in config.items():
+    name = f'{prefix}{key}'
+    if isinstance(value, Mapping):
+      rows += flat(value, f'{name}.')
+    else:
+      rows.append((name, str(value)))
+  return rows

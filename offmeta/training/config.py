@@ -70,7 +70,7 @@ class CollectConfig:
   initial_steps: int = 2000  # per task with the untrained policy
   gather: GatherConfig = GatherConfig(
       clear_encoder_buffer=True, rewards='true')
-  rl_slice: str = 'last'  # 'first' or 'last'
+  rl_slice: str = 'last'  # part of each log that is kept, of SLICES
   rl_size: int = 1200  # transitions per task for the losses
   encoder_size: int = 0  # last so many of the encoder buffer; 0: rl slice
   behaviour: pearl_lib.Config = pearl_lib.Config()
@@ -136,6 +136,9 @@ class ExperimentConfig:
 # with its whole life in order (MACAW's, BOReL's, FOCAL's), or the family's
 # scripted policy (Sawyer's).
 SOURCES = ('pearl', 'sac', 'script')
+# Which `rl_size` transitions: around the end of the log's first quarter for
+# 'middle' (spec macaw 4.5), all of them for 'all'.
+SLICES = ('first', 'middle', 'last', 'all')
 
 _SIZES = ('num_updates', 'num_tasks', 'query_size', 'context_size')
 
@@ -290,10 +293,10 @@ def validate(config: ExperimentConfig):
     raise ConfigError(
         'config.collect.test_dataset: only together with'
         ' config.collect.dataset; otherwise both are made')
-  if config.collect.rl_slice not in ('first', 'last'):
+  if config.collect.rl_slice not in SLICES:
     raise ConfigError(
         f'config.collect.rl_slice: {config.collect.rl_slice!r}; choose'
-        ' "first" or "last"')
+        f' one of {", ".join(SLICES)}')
   _check_settings(config, 'config')
   if config.online.variants:
     _validate_online(config)

@@ -99,8 +99,17 @@ class Evaluator:
         self._setup.test_tasks, self._setup.train_tasks)
     return self._own(params, jnp.bool_(uniform), tasks, self._keys[0])
 
-  def _given(self, params, data: OfflineData | None, train_ids) -> dict:
-    """Returns [S, M, R, E] with contexts from the logs of the tasks."""
+  def _given(
+      self, params, data: OfflineData | None, train_ids, empty: bool = False
+  ) -> dict:
+    """Returns [S, M, R, E] with contexts from the logs of the tasks.
+
+    Args:
+      params: leaves [S, ...].
+      data: the logs; None gives nothing.
+      train_ids: which of the training tasks.
+      empty: hand over nothing instead.
+    """
     if data is None or self._given_contexts is None:
       return {}
     tasks = jax.tree.map(lambda x: x[train_ids], self._setup.train_tasks)
@@ -110,6 +119,8 @@ class Evaluator:
       tasks = jax.tree.map(join(0), tasks, self._setup.test_tasks)
       contexts = jax.tree.map(join(1), contexts, self._draw(
           data.test, jnp.arange(self._num_test), self._keys[5]))
+    if empty:
+      contexts = contexts._replace(mask=jnp.zeros_like(contexts.mask))
     returns = self._given_contexts(params, tasks, contexts, self._keys[2])
     out = {'train': returns[:, :len(train_ids)]}
     if data.test is not None:
@@ -166,6 +177,8 @@ class Evaluator:
     }
     for part, value in self._given(params, data, self._all).items():
       out[f'{part}_offline_returns'] = value
+    for part, value in self._given(params, data, self._all, True).items():
+      out[f'{part}_prior_returns'] = value
     if data is not None and self._shift is not None:
       shift = self._shift(params, train, *[
           self._draw(data.train, self._all, key) for key in self._keys[3:5]])

@@ -140,7 +140,8 @@ def _empty_replay(own: Setup, algorithm: Algorithm) -> Replay:
 
 def _scorer(own: Setup, algorithm: Algorithm):
   """states [S x M] -> mean return [S x M] of deterministic episodes."""
-  family, policy = own.family, algorithm.evaluate
+  family = own.family
+  policy = algorithm.evaluate_given_context or algorithm.evaluate
 
   def one(params, task, key):
 

@@ -72,12 +72,6 @@ def scorer(algorithm):
           contexts, jax.random.key(4), 4), axis=(1, 2)))
 
 
-def opposite(contexts):
-  """Every task gets the context of the opposite direction."""
-  return jax.tree.map(
-      lambda x: jnp.roll(x, NUM_TASKS // 2, axis=0), contexts)
-
-
 def nothing(contexts):
   """The same with no row that counts."""
   return contexts._replace(mask=0 * contexts.mask)

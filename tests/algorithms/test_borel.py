@@ -399,14 +399,34 @@ def test_contract():
 
 def test_one_episode_has_no_boundary():
   config = dataclasses.replace(CONFIG, num_episodes=1, relabel_rewards=False)
-  networks = borel.make_networks(SPEC, config)
-  steps, mask = jax.tree.map(lambda x: x[:, :5], _sequences())
-  assert networks.tracker.observation(steps).shape[-1] == 3
-  assert networks.tracker.next_observation(steps).shape[-1] == 3
-  contracts.check_algorithm(borel.make, config, SPEC, quick=True)
   algorithm = borel.make(SPEC, config)
-  assert algorithm.offline[0].batch.sequence_size == 5
   assert not algorithm.data.mix_rewards
+  vae, rl = algorithm.offline
+  assert vae.batch.sequence_size == 5
+  key = jax.random.key(0)
+  state = jax.eval_shape(algorithm.init, key)
+  first = lambda part: part['params']['Dense_0']['kernel'].shape[0]
+  assert first(state.params['actor']) == 3 + 4
+  assert first(state.params['vae']['encoder']['embed']) == 3
+  assert first(state.params['vae']['decoder']) == 3
+
+  def run(state):
+    """Everything that sees an observation."""
+    for stage in (vae, rl):
+      batch = probes.random_batch(key, SPEC, stage.batch, algorithm.data)
+      query = batch.query
+      if stage.annotate is not None:
+        query = query._replace(extras={
+            **query.extras, **jax.vmap(stage.annotate, (None, 0, 0))(
+                state, query, jnp.ones_like(query.reward))})
+      state, _ = stage.update(state, batch._replace(query=query))
+    policy, params = algorithm.evaluate, algorithm.actor_params(state)
+    steps = jax.tree.map(lambda x: x[0], query)
+    belief = policy.adapt(
+        params, policy.init(params, key), steps, jnp.ones(3), key)
+    return policy.act(params, belief, steps.observation[0], key)[0]
+
+  assert jax.eval_shape(run, state).shape == (2,)
 
 
 @pytest.mark.parametrize('changes, message', [

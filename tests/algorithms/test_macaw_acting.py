@@ -94,14 +94,16 @@ def test_adaptation_is_the_inner_loop(state):
       algorithm.explore, algorithm.evaluate, algorithm.evaluate_given_context):
     prior = policy.init(params, jax.random.key(0))
     adapt = jax.jit(policy.adapt)
-    weights = adapt(params, prior, rows, valid, jax.random.key(1))
+    adapted = adapt(params, prior, rows, valid, jax.random.key(1))
+    assert adapted.known and not prior.known
     helpers.assert_close(
-        weights, jax.tree.map(lambda x: x[0], expected), 1e-4, 1e-5)
+        adapted.weights, jax.tree.map(lambda x: x[0], expected), 1e-4, 1e-5)
     # Self-collected contexts come without returns.
     helpers.assert_close(
-        adapt(params, prior, *inputs.make_context(False), jax.random.key(1)),
-        weights, 1e-5, 1e-6)
-    change = jax.tree.map(lambda a, b: a - b, weights, prior)
+        adapt(params, prior, *inputs.make_context(False),
+              jax.random.key(1)).weights, adapted.weights, 1e-5, 1e-6)
+    change = jax.tree.map(
+        lambda a, b: a - b, adapted.weights, prior.weights)
     assert helpers.largest(change) > 1e-3
 
 
@@ -124,27 +126,35 @@ def test_the_state_is_the_small_network(state):
   # 3 x 4 + 4, 4 x 3 + 3, 3 x 2 + 2; 5 x 3 + 3, 3 + 1.
   prior = macaw.make(SPEC, CONFIG).evaluate.init(
       state.params, jax.random.key(0))
-  assert sum(x.size for x in jax.tree.leaves(prior)) == 39 + 22
+  assert sum(x.size for x in jax.tree.leaves(prior.weights)) == 39 + 22
 
 
 def test_actions(state):
   algorithm = macaw.make(SPEC, CONFIG)
-  weights = algorithm.evaluate.init(state.params, jax.random.key(0))
+  prior = algorithm.evaluate.init(state.params, jax.random.key(0))
+  known = prior._replace(known=jnp.ones((), bool))
   observation = jnp.array([0.3, -0.2, 0.5])
   keys = jax.random.split(jax.random.key(2), 4000)
-  act = lambda policy: jax.jit(jax.vmap(lambda key: policy.act(
-      state.params, weights, observation, key)[0]))(keys)
+  act = lambda policy, belief: jax.jit(jax.vmap(lambda key: policy.act(
+      state.params, belief, observation, key)[0]))(keys)
   networks = macaw.make_networks(SPEC, CONFIG)
   mean = networks.policy.apply(state.params['policy'], observation)
-  for policy in (algorithm.evaluate, algorithm.evaluate_given_context):
+  given = algorithm.evaluate_given_context
+  for policy, belief in (
+      (algorithm.evaluate, known), (given, known), (given, prior)):
     np.testing.assert_allclose(
-        act(policy), np.tile(mean, (4000, 1)), atol=1e-6)
-  noisy = np.asarray(act(algorithm.explore))
+        act(policy, belief), np.tile(mean, (4000, 1)), atol=1e-6)
   expected = np.clip(
       mean + 0.2 * np.random.default_rng(0).normal(size=(4000, 2)), -1, 1)
-  np.testing.assert_allclose(noisy.mean(0), expected.mean(0), atol=0.02)
-  np.testing.assert_allclose(noisy.std(0), expected.std(0), rtol=0.05)
-  saturated = jax.tree.map(lambda x: 30 * x, weights)
+  # What collects for itself explores until it knows something.
+  for policy, belief in (
+      (algorithm.explore, prior), (algorithm.explore, known),
+      (algorithm.evaluate, prior)):
+    noisy = np.asarray(act(policy, belief))
+    np.testing.assert_allclose(noisy.mean(0), expected.mean(0), atol=0.02)
+    np.testing.assert_allclose(noisy.std(0), expected.std(0), rtol=0.05)
+  saturated = prior._replace(
+      weights=jax.tree.map(lambda x: 30 * x, prior.weights))
   action, _ = algorithm.explore.act(
       state.params, saturated, observation, keys[0])
   assert np.abs(action).max() <= 1.0
@@ -167,7 +177,8 @@ def test_fine_tuning_starts_from_the_adapted_networks(state, begun):
   adapted = algorithm.evaluate.adapt(
       state.params, (), *inputs.make_context(True), key)
   helpers.assert_close(
-      algorithm.evaluate.init(begun.params, key), adapted, 1e-4, 1e-5)
+      algorithm.evaluate.init(begun.params, key).weights, adapted.weights,
+      1e-4, 1e-5)
   networks = macaw.make_networks(SPEC, CONFIG)
   rows, valid = jax.tree.map(lambda x: x[None], inputs.make_context(True))
   inner = macaw_losses.inner_loop(

@@ -123,6 +123,12 @@ def test_flop_count_against_xla_at_the_published_sizes(case):
   assert 0.99 < xla_gflop(case) / case.gflop() < 1.05
 
 
+def test_flop_count_of_the_sac_actor():
+  case = cases.make_cases('paper')[0]
+  case = case._replace(config=dataclasses.replace(case.config, actor='sac'))
+  assert 0.99 < xla_gflop(case) / case.gflop() < 1.05
+
+
 def test_published_flop_counts():
   counts = {
       (c.algorithm, c.stage, c.variant): c.gflop()
@@ -134,11 +140,16 @@ def test_published_flop_counts():
 
 def test_switches_change_the_flop_count():
   case = cases.make_cases('smoke')[0]
-  config = dataclasses.replace(case.config, backprop_q_into_encoder=True)
-  through = case._replace(config=config)
-  extra = through.gflop() - case.gflop()
-  # An input gradient of the first layer of two critics, [32, 10] x [10, 16].
-  assert extra * 1e9 == pytest.approx(2 * 2 * 32 * 10 * 16)
+
+  def extra(encoder_loss):
+    config = dataclasses.replace(case.config, encoder_loss=encoder_loss)
+    return (case._replace(config=config).gflop() - case.gflop()) * 1e9
+
+  # An input gradient of the first layer, [32, 10] x [10, 16], of two critics;
+  # with 'q' none of the decoder's.
+  layer = 2 * 32 * 10 * 16
+  assert extra('both') == pytest.approx(2 * layer)
+  assert extra('q') == pytest.approx(layer)
 
 
 def test_dense_layers_by_hand():

@@ -1,4 +1,4 @@
-"""Layers whose weights are generated: starts, numpy, and their gradient step."""
+"""Layers with generated weights: their start, numpy, their gradient step."""
 
 import functools
 import re

@@ -22,6 +22,11 @@ VARIANTS = {
     'oracle': 'as ours with true rewards',
 }
 RANDOM, BEHAVIOUR, OFFLINE_CONTEXT = -21.0, -11.0, -7.5
+# What another context than the learner's own adds on held-out tasks.
+GIVEN, UNIFORM = 2.0, -1.5
+# Mean return of the meta-policy, after the step on random data, then every
+# 2000 environment steps.
+FINETUNE = np.array([-18.0, -16.0, -15.0, -14.0, -12.0, -11.0, -10.5, -10.0])
 
 
 def returns(final, rng, tasks=8, repetitions=2, episodes=3):
@@ -46,6 +51,8 @@ def _point(final, rng, shift, tasks):
                 time * (goal - shift * 0.4)]) for goal in goals])
   return {
       'test_self_returns': returns(final, rng),
+      'test_offline_returns': returns(final + GIVEN, rng, episodes=2),
+      'test_uniform_returns': returns(final + UNIFORM, rng),
       'train_self_returns': returns(final + 1.0, rng, tasks=tasks),
       'train_offline_returns': returns(
           np.full(seeds, OFFLINE_CONTEXT), rng, tasks=tasks),
@@ -74,6 +81,27 @@ def write_metrics(path, steps, curves, context, rng):
       row = {'step': int(step), 'iteration': index, 'env_steps': 0,
              'wall_time_s': float(index), 'values': values}
       stream.write(json.dumps(row) + '\n')
+
+
+def write_finetuning(path, seeds, tasks=8):
+  """finetune.npz: seed s is s above FINETUNE, half of the tasks 3 above it."""
+  rng = np.random.default_rng(1)
+  values = FINETUNE + np.arange(seeds)[:, None, None]
+  values = values + np.tile([-3.0, 3.0], tasks // 2)[:, None]
+  steps = np.concatenate([[0, 256], 2000 * np.arange(1, 7)])
+  steps = steps + rng.integers(-99, 100, size=values.shape)
+  np.savez(path / 'evaluations' / 'finetune.npz', finetune_returns=values,
+           finetune_env_steps=np.maximum(steps, 0))
+
+
+def make_offline_workdir(path, seeds=5, tasks=16):
+  """A run of an algorithm without an online phase."""
+  make_workdir(path, seeds, (), tasks)
+  run = json.loads((path / 'run.json').read_text())
+  run |= {'algorithm': 'focal', 'headline_variant': '', 'oracle_variant': '',
+          'variants': {}}
+  (path / 'run.json').write_text(json.dumps(run))
+  return path
 
 
 def make_workdir(path, seeds=5, variants=tuple(VARIANTS), tasks=16):

@@ -185,6 +185,38 @@ def test_missing_required_array(workdir):
     records.load(workdir)
 
 
+def _finetuning(workdir, data, **changes):
+  """The run with fine-tuning, some arrays replaced or (None) left out."""
+  data.write_finetuning(workdir, 5)
+  path = workdir / 'evaluations' / 'finetune.npz'
+  arrays = {**np.load(path), **changes}
+  np.savez(path, **{k: v for k, v in arrays.items() if v is not None})
+
+
+def test_fine_tuning_is_read(workdir, data):
+  _finetuning(workdir, data)
+  (workdir / 'finetune').mkdir()
+  _write_rows(workdir / 'finetune/metrics.jsonl', _row(1, loss=[1.0] * 40))
+  record = records.load(workdir)
+  assert record.array('finetune', 'finetune_returns').shape == (5, 8, 8)
+  assert record.metrics['finetune']['loss'].values.shape == (1, 40)
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'finetune_env_steps': None}, 'no array finetune_env_steps; delete it and'
+     ' the folder finetune'),
+    ({'finetune_returns': np.zeros((5, 8, 7))}, '7 evaluations|8 evaluations'),
+    ({'finetune_returns': np.zeros((5, 7, 8))}, '7 held-out tasks'),
+    ({'finetune_returns': np.where(
+        np.arange(320).reshape(5, 8, 8) == 100, np.nan, 0.0)},
+     r'seed, task, evaluation \[1, 4, 4\]: training diverged')])
+def test_fine_tuning_that_is_damaged(workdir, data, changes, message):
+  _finetuning(workdir, data, **changes)
+  with pytest.raises(ValueError, match=message) as error:
+    records.load(workdir)
+  assert 'finetune.npz' in str(error.value)
+
+
 def test_bad_timing(workdir):
   (workdir / 'timing.json').write_text('{"collect": "soon"}')
   with pytest.raises(ValueError, match='timing.json must map'):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from offmeta import results
+from offmeta.results import drawing
 from offmeta.results import page
 from offmeta.results import plots
 from offmeta.results import records
@@ -46,6 +47,10 @@ def test_rows_hold_the_known_scores(built):
   expected = {
       'random': -21.0, 'behaviour': -11.0, 'offline_self_context': -15.4,
       'online_self_context': -9.16, 'online_self_context/released': -15.3,
+      # A first episode is four fifths random: 0.8 * -21 + 0.2 * final.
+      'offline_unadapted': -19.88, 'online_unadapted': -18.632,
+      'offline_given_context': -13.4, 'offline_random_context': -16.9,
+      'online_given_context': -7.16, 'online_random_context': -10.66,
       'oracle': -8.96, 'behaviour_data': -13.0,
       'offline_offline_context': -7.5, 'online_offline_context': -7.5,
       'train_offline_self_context': -14.4, 'train_online_self_context': -8.16,
@@ -55,6 +60,7 @@ def test_rows_hold_the_known_scores(built):
     assert rows[name]['mean'] == pytest.approx(mean), name
   assert 'online_self_context/ours' not in rows
   assert 'online_self_context/oracle' not in rows
+  assert not [name for name in rows if name.startswith('finetune')]
   assert rows['behaviour']['seeds'] == 1 and rows['behaviour']['low'] is None
   assert all({'mean', 'low', 'high', 'seeds'} <= set(row)
              for row in rows.values())
@@ -73,6 +79,14 @@ def test_paired_results(built):
   assert gap['low'] < 6.24 / 6.44 < gap['high']
   assert paired['shift_before']['mean'] == pytest.approx(-7.5 + 14.4)
   assert paired['shift_after']['mean'] == pytest.approx(-7.5 + 8.16)
+  assert paired['offline_adaptation']['mean'] == pytest.approx(19.88 - 15.4)
+  assert paired['online_adaptation']['mean'] == pytest.approx(18.632 - 9.16)
+  assert paired['offline_adaptation_given']['mean'] == pytest.approx(
+      19.88 - 13.4)
+  # Seed by seed 0.8 * final + 16.8; the spread is 0.8 of the returns'.
+  spread = lambda entry: entry['high'] - entry['low']
+  assert spread(paired['offline_adaptation']) == pytest.approx(
+      0.8 * spread(built[1]['rows']['offline_self_context']))
   assert all(entry['seeds'] == 5 for entry in paired.values())
 
 
@@ -182,7 +196,7 @@ def test_page_escapes(workdir):
 
 
 def test_offline_only(make_workdir):
-  """A run that has only trained offline, with nothing optional."""
+  """A run that has not come to its online phase, with nothing optional."""
   workdir = make_workdir(seeds=2, variants=())
   (workdir / 'evaluations' / 'collect.npz').unlink()
   (workdir / 'timing.json').unlink()
@@ -191,13 +205,82 @@ def test_offline_only(make_workdir):
   _edit(path, remove=[name for name in np.load(path)
                       if name != 'test_self_returns'])
   summary = report.build(workdir)
-  assert list(summary['rows']) == ['offline_self_context']
+  assert list(summary['rows']) == ['offline_unadapted', 'offline_self_context']
   assert summary['wall_time_s'] is None
   gain = summary['paired']['online_minus_offline']
   assert gain['mean'] is None and 'online_self_context' in gain['reason']
   names = {path.stem for path in (workdir / 'report').glob('*.png')}
   assert names == {'rows', 'episodes'}
   assert 'not been tested yet' in (workdir / 'report/index.html').read_text()
+
+
+def test_an_algorithm_without_an_online_phase(tmp_path, data):
+  workdir = data.make_offline_workdir(tmp_path / 'run')
+  summary = report.build(workdir)
+  assert list(summary['paired']) == [
+      'shift_before', 'offline_adaptation', 'offline_adaptation_given']
+  assert all('online' not in name for name in summary['rows'])
+  assert summary['rows']['offline_self_context']['mean'] == pytest.approx(-15.4)
+  table = (workdir / 'report' / 'table.txt').read_text()
+  assert 'online' not in table and 'n/a' not in table.replace(
+      'n/a (1 seed)', '')
+  page_text = (workdir / 'report' / 'index.html').read_text()
+  words = re.sub('base64,[^"]*', '', page_text.split('</style>')[1])
+  for absent in ('variant', 'gap_closed', 'switch', 'online phase', 'oracle'):
+    assert absent not in words, absent
+  assert 'adapting to its own context <b>raises</b> the return: +4.48' in (
+      page_text)
+  assert re.search('class="headline"><td><code>offline_self_con', page_text)
+  names = {path.stem for path in (workdir / 'report').glob('*.png')}
+  assert names == PICTURES
+
+
+def test_learners_that_made_the_data(make_workdir):
+  workdir = make_workdir(seeds=2, variants=('ours',))
+  path = workdir / 'evaluations' / 'collect.npz'
+  _edit(path, specialist_test_returns=np.full((8, 3), -4.0),
+        specialist_train_returns=np.linspace(-8, -6, 16)[:, None],
+        specialist_diverged=np.array(2))
+  summary = report.build(workdir)
+  rows = summary['rows']
+  assert (rows['specialists']['mean'], rows['specialists']['seeds']) == (-4, 1)
+  assert rows['train_specialists']['mean'] == pytest.approx(-7.0)
+  assert summary['diverged'] == {'test of specialists': 2}
+  table = (workdir / 'report' / 'table.txt').read_text()
+  training = table.index(results.tables.TRAINING)
+  assert table.index('\nspecialists') < training < table.index(
+      '\ntrain_specialists')
+
+
+def test_fine_tuning(tmp_path, data):
+  workdir = data.make_offline_workdir(tmp_path / 'run', seeds=3)
+  data.write_finetuning(workdir, 3)
+  summary = report.build(workdir)
+  found = {name: row['mean'] for name, row in summary['rows'].items()
+           if name.startswith('finetune')}
+  # Seeds are 0, 1, 2 above, so 1 in the mean; evaluation 6 is at 10,000 steps,
+  # the last at 12,000: nobody has come to 20,000.
+  assert found == pytest.approx({
+      'finetune_meta': -17.0, 'finetune_start': -15.0, 'finetune_10k': -9.5,
+      'finetune_end': -9.0})
+  assert (workdir / 'report' / 'finetune.png').exists()
+  table = (workdir / 'report' / 'table.txt').read_text()
+  begin = table.index(results.tables.FINETUNE)
+  assert begin < table.index('finetune_meta') < table.index('finetune_end')
+  assert table.index('finetune_end') < table.index(results.tables.TRAINING)
+
+
+def test_fine_tuning_that_only_began(tmp_path, data):
+  """Evaluations before any online step."""
+  workdir = data.make_offline_workdir(tmp_path / 'run', seeds=2)
+  data.write_finetuning(workdir, 2)
+  path = workdir / 'evaluations' / 'finetune.npz'
+  arrays = {name: array[..., :2] for name, array in np.load(path).items()}
+  np.savez(path, **arrays)
+  summary = report.build(workdir)
+  assert [name for name in summary['rows'] if name.startswith('finetune')] == [
+      'finetune_meta', 'finetune_start']
+  assert not (workdir / 'report' / 'finetune.png').exists()
 
 
 def test_one_seed(make_workdir):
@@ -279,7 +362,7 @@ def test_principal_axes_of_a_known_cloud():
 
 
 def test_labels_are_pushed_apart_as_little_as_needed():
-  spread = plots._spread  # pylint: disable=protected-access
+  spread = drawing.spread
   np.testing.assert_allclose(spread([0.0, 0.5, 1.0], 0.1), [0.0, 0.5, 1.0])
   np.testing.assert_allclose(spread([0.5, 0.5, 0.9], 0.1), [0.45, 0.55, 0.9])
   np.testing.assert_allclose(spread([0.4, 0.45, 0.5, 0.55], 0.1),
@@ -309,3 +392,14 @@ def test_import_does_not_load_matplotlib():
           'sys.exit("matplotlib" in sys.modules)')
   subprocess.run([sys.executable, '-c', code], check=True, timeout=120,
                  cwd=pathlib.Path(report.__file__).parents[2])
+
+
+def test_unadapted_is_without_noise_where_that_was_scored(workdir):
+  """Not the first episode of those that collect, where it is there."""
+  path = workdir / 'evaluations' / 'offline.npz'
+  arrays = dict(np.load(path))
+  arrays['test_prior_returns'] = np.full_like(arrays['test_self_returns'], -3.0)
+  np.savez(path, **arrays)
+  rows = report.build(workdir)['rows']
+  assert rows['offline_unadapted']['mean'] == -3.0
+  assert rows['online_unadapted']['mean'] != -3.0

@@ -19,10 +19,18 @@ def test_final_return_skips_a_hole():
   assert statistics.final_returns([1.0, NAN, 3.0, NAN]) == 3.0
 
 
+def test_first_return_is_the_first_episode_that_exists():
+  returns = [[1.0, 2.0, 3.0], [NAN, 5.0, NAN], [NAN, NAN, 6.0]]
+  np.testing.assert_array_equal(
+      statistics.first_returns(returns), [1.0, 5.0, 6.0])
+
+
+@pytest.mark.parametrize(
+    'function', [statistics.final_returns, statistics.first_returns])
 @pytest.mark.parametrize('returns', [[NAN, NAN], [1.0, np.inf], []])
-def test_final_return_needs_finite_episodes(returns):
+def test_returns_need_finite_episodes(returns, function):
   with pytest.raises(ValueError, match='finite'):
-    statistics.final_returns(returns)
+    function(returns)
 
 
 def test_seed_scores_average_tasks_and_repetitions():
@@ -33,7 +41,16 @@ def test_seed_scores_average_tasks_and_repetitions():
   ])
   np.testing.assert_allclose(statistics.seed_scores(returns), [4.0, 10.0])
   np.testing.assert_allclose(
+      statistics.unadapted_scores(returns), [(0 + 9 + 9 + 9) / 4, 28 / 4])
+  np.testing.assert_allclose(
       statistics.task_scores(returns), [[2.0, 6.0], [10.0, 10.0]])
+
+
+def test_nearest_is_chosen_row_by_row():
+  values = np.array([[[1.0, 2.0, 3.0]], [[4.0, 5.0, 6.0]]])
+  steps = np.array([[[10, 90, 210]], [[60, 140, 160]]])
+  np.testing.assert_array_equal(
+      statistics.nearest(values, steps, 100), [[2.0], [4.0]])
 
 
 def test_t_interval_of_a_textbook_case():

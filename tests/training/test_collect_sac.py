@@ -70,7 +70,13 @@ def test_every_task_has_its_whole_life(finished, part):
     assert len(np.unique(starts)) == steps / life
     np.testing.assert_allclose(
         data.episode_return[task], value * life * (life + 1) / 2)
-  actions = data.transitions.action[:, :15]
+
+
+def test_learners_have_random_numbers_of_their_own(finished):
+  actions = np.concatenate([
+      load(finished).transitions.action[:, :15]
+      for load in (collect.load_dataset, collect.load_test_dataset)])
+  assert actions.shape[0] == 5
   assert len(np.unique(actions)) == actions.size
 
 

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 import pytest
 
 from experiments import launch
-from experiments.configs import recipes
+from experiments.configs import base, recipes
 from experiments.configs import smac as smac_configs
 from offmeta import algorithms, envs
 from offmeta.algorithms import ALGORITHMS
@@ -245,7 +245,7 @@ def test_default_is_valid():
     ('family.num_test', 0, 'family.num_test: must'),
     ('evaluation.every_updates', 0, 'evaluation.every_updates: must'),
     ('collect.rl_size', 0, 'collect.rl_size: must'),
-    ('collect.rl_slice', 'middle', 'collect.rl_slice: .*choose "first"'),
+    ('collect.rl_slice', 'best', 'collect.rl_slice: .*choose one of first'),
     ('online.headline', 'best', "online.headline: no variant 'best'; known"),
     ('online.oracle', 'best', "online.oracle: no variant 'best'; known"),
     ('online.gather.rewards', 'some', "gather.rewards of .*'some'; choose"),
@@ -334,7 +334,7 @@ def test_options_of_the_family_add_up(name, option, value):
 
 
 def test_options_of_a_profile_add_to_those_of_the_config():
-  values = smac_configs.make_config(
+  values = base.make_config(
       {'family': {'name': 'ant_dir', 'options': {'reward': 'forward'}}},
       {'small': {'family': {'options': {'backend': 'mjx'}}}})
   plain = launch.resolve(values, 'small', {})
@@ -344,7 +344,7 @@ def test_options_of_a_profile_add_to_those_of_the_config():
 
 
 def test_families_that_take_any_option_and_unknown_ones(monkeypatch):
-  make = lambda name: smac_configs.make_config(
+  make = lambda name: base.make_config(
       {'family': {'name': name, 'options': {'size': 2}}}, {'cpu': {}})
   monkeypatch.setitem(envs.FAMILIES, 'any', lambda height=1, **options: None)
   for name in ('any', 'moon'):

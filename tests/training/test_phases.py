@@ -263,7 +263,7 @@ def test_seeds_that_do_not_divide_over_processes(monkeypatch, tmp_path):
 
 
 def test_unknown_phase_and_profile(tmp_path, command):
-  status, error = command(tmp_path / 'run', ('collect', 'finetune'))
+  status, error = command(tmp_path / 'run', ('collect', 'tune'))
   assert status == 1 and 'unknown finetune; known: collect,off' in error
   status, error = command(tmp_path / 'run', ('collect',), profile='huge')
   assert status == 1 and "no profile 'huge'; it has: smoke" in error
@@ -284,7 +284,8 @@ def test_a_package_that_is_missing(tmp_path, command, monkeypatch):
     ('report', 'offline stage has not been tested')])
 def test_phase_before_its_input(finished_run, tmp_path, command, name, message):
   if name == 'online':
-    shutil.copytree(finished_run / 'dataset', tmp_path / 'run' / 'dataset')
+    for name_ in ('dataset', 'dataset_test'):
+      shutil.copytree(finished_run / name_, tmp_path / 'run' / name_)
   status, error = command(tmp_path / 'run', (name,))
   assert status == 1 and message in error, error
 

@@ -1,0 +1,37 @@
+"""CSRO experiments: get_config('cheetah_vel'), ... (spec baselines A4)."""
+
+from experiments.configs import base, focal
+
+_settings = lambda all_sizes, **cpu: focal.settings('csro', all_sizes, **cpu)
+# The published weight dominates a run of a few thousand updates.
+_SMALL_DIVERGENCE = {'divergence_weight': 1.0, 'learn_divergence_weight': False}
+_POINT = _settings({
+    **focal.NO_DIVERGENCE, 'mi_weight': 25.0, 'context_size': 1024,
+    'discount': 0.9, 'reward_scale': 100.0, 'num_updates': 65_000,
+}, latent_size=5, reward_scale=5.0, context_size=64, num_updates=3000)
+_ROBOT = {**focal.ROBOT, **_SMALL_DIVERGENCE, 'model_hidden': (128, 128)}
+
+FAMILIES = {
+    'point_robot': _POINT,
+    'sparse_point_robot': _POINT,
+    'cheetah_vel': _settings({}, **_ROBOT),
+    'cheetah_dir': _settings({}, **_ROBOT),
+    'ant_dir': _settings({}, **_ROBOT),
+    'ant_goal': _settings({
+        'num_tasks': 10, 'mi_weight': 50.0, 'context_size': 512,
+        'divergence_weight': 500.0, 'num_updates': 210_000}, **_ROBOT),
+    'humanoid_dir': _settings({
+        'mi_weight': 50.0, 'context_size': 256, 'divergence_weight': 500.0,
+    }, **_ROBOT),
+    'walker_params': _settings({
+        'mi_weight': 25.0, 'context_size': 256, 'latent_size': 40,
+        'max_divergence_weight': 1e4, 'use_next_observation': True,
+    }, **_ROBOT),
+    'hopper_params': _settings({
+        'mi_weight': 25.0, 'context_size': 256,
+        'max_divergence_weight': 1e4, 'use_next_observation': True,
+    }, **_ROBOT),
+}
+
+get_config = base.config_of(
+    'csro', focal.sizes('csro', model_hidden=(64, 64)), FAMILIES)

@@ -1,0 +1,45 @@
+"""MACAW experiments: get_config('cheetah_dir'), get_config('cheetah_vel'), ...
+
+Its data are whole lives of one SAC learner per task, so that is the source
+here; `paper` sizes are the authors' (spec macaw 8).
+"""
+
+from experiments.configs import base
+
+SIZES = {
+    'cpu': {'macaw': {
+        'hidden': (64, 64, 64),
+        'latent_size': 32,
+        'discount': 0.9,
+        'policy_lr': 1e-3,
+        'value_lr': 1e-3,
+        'step_size_lr': 1e-2,
+        'inner_policy_lr': 1e-2,
+        'inner_value_lr': 1e-2,
+        'stride': 1,
+        'num_updates': 4000,
+        'num_tasks': 8,
+        'context_size': 64,
+        'query_size': 64,
+    }},
+    'smoke': {'macaw': {
+        'hidden': (16, 16, 16), 'latent_size': 8, 'num_updates': 20,
+        'num_tasks': 2, 'context_size': 16, 'query_size': 16}},
+    'paper': {
+        'finetune': {'iterations': 500, 'every_iterations': 10},
+    },
+}
+FAMILIES = {
+    'cheetah_dir': {
+        'all': {'macaw': {'num_tasks': 2}},
+        'cpu': {'macaw': {'num_tasks': 2}},
+    },
+}
+ABLATIONS = {
+    'no_head': {'macaw': {'advantage_coef': 0.0}},
+    'bias_linear': {'macaw': {'layer': 'bias_linear'}},
+    **{f'{part}_data': {'collect': {'rl_slice': part}}
+       for part in ('first', 'middle', 'last')},
+}
+
+get_config = base.config_of('macaw', SIZES, FAMILIES, data='sac')

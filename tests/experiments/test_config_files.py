@@ -1,0 +1,128 @@
+"""Config files of algorithms: sizes by family, and that all of them hold."""
+
+import dataclasses
+
+import helpers
+import pytest
+
+from experiments import launch
+from experiments.configs import base
+from offmeta.algorithms import ALGORITHMS
+
+_ALGORITHMS = sorted(
+    path.stem for path in (launch.ROOT / 'experiments/configs').glob('*.py')
+    if path.stem in ALGORITHMS)
+_PROFILES = ('smoke', 'cpu', 'paper')
+_DEFAULT = ALGORITHMS['sac'].config()
+
+
+def _resolve(get_config, family, profile, overrides={}):
+  return launch.resolve(get_config(family), profile, overrides)
+
+
+def test_there_are_some():
+  assert {'smac', 'macaw', 'focal'} <= set(_ALGORITHMS)
+
+
+@pytest.mark.parametrize('algorithm', _ALGORITHMS)
+def test_every_family_and_profile_is_valid(algorithm):
+  file = launch.ROOT / f'experiments/configs/{algorithm}.py'
+  for family in base.FAMILIES:
+    values = launch.load_config(f'{file}:{family}')
+    for profile in _PROFILES:
+      config = launch.resolve(values, profile, {})
+      assert config.algorithm == algorithm
+      assert config.family.name == family
+      smac = base.smac_parts(family)
+      same = launch.resolve(base.make_config(*smac), profile, {})
+      assert config.family == same.family, (family, profile)
+      assert config.num_seeds == same.num_seeds
+      assert bool(config.online.variants) == (algorithm == 'smac')
+      _check_meta_batches(config)
+
+
+def _check_meta_batches(config):
+  """What `setup.make_setup` refuses, without building the family."""
+  settings = config.settings
+  if hasattr(settings, 'num_train_tasks'):
+    settings = dataclasses.replace(
+        settings, num_train_tasks=config.family.num_train)
+  made = ALGORITHMS[config.algorithm].make(helpers.SPEC, settings)
+  for stage in (*made.offline, *made.online):
+    assert stage.batch.replacement or (
+        stage.batch.num_tasks <= config.family.num_train)
+
+
+@pytest.mark.parametrize('algorithm', _ALGORITHMS)
+def test_every_ablation_is_valid(algorithm):
+  file = str(launch.ROOT / f'experiments/configs/{algorithm}.py')
+  values = launch.load_config(f'{file}:point_robot')
+  plain = launch.resolve(values, 'cpu', {})
+  ablations = getattr(launch.load_file(file), 'ABLATIONS', {})
+  for name, changes in ablations.items():
+    own = {k: v for k, v in changes.items() if k != 'description'}
+    assert launch.resolve(values, 'cpu', own) != plain, name
+
+
+def test_layers():
+  """Profiles from what is common to what is particular."""
+  get_config = base.config_of(
+      'sac',
+      {'all': {'sac': {'discount': 0.1, 'batch_size': 1}},
+       'cpu': {'sac': {'batch_size': 2, 'num_updates': 2}, 'chunk': 2},
+       'smoke': {'sac': {'num_updates': 3}},
+       'paper': {'finetune': {'iterations': 7}}},
+      # The slice is in the family's own profile `cpu`, too.
+      {'ant_dir': {'all': {'sac': {'discount': 0.2},
+                           'collect': {'rl_slice': 'first'}},
+                   'cpu': {'sac': {'num_updates': 4}}}})
+  expected = {
+      ('cheetah_vel', 'paper'): (0.1, 1, _DEFAULT.num_updates, 250, 7),
+      ('cheetah_vel', 'cpu'): (0.1, 2, 2, 2, 0),
+      ('cheetah_vel', 'smoke'): (0.1, 2, 3, 2, 0),
+      ('ant_dir', 'paper'): (0.2, 1, _DEFAULT.num_updates, 250, 7),
+      ('ant_dir', 'cpu'): (0.2, 2, 4, 2, 0),
+      ('ant_dir', 'smoke'): (0.2, 2, 3, 2, 0),
+  }
+  for (family, profile), values in expected.items():
+    config = _resolve(get_config, family, profile)
+    sac = config.settings
+    assert (sac.discount, sac.batch_size, sac.num_updates, config.chunk,
+            config.finetune.iterations) == values, (family, profile)
+    assert (config.collect.rl_slice == 'first') == (
+        family == 'ant_dir' or profile == 'paper')  # cheetah_vel as published
+
+
+def test_command_line_wins():
+  get_config = base.config_of('sac', {'cpu': {'sac': {'discount': 0.5}}})
+  assert 'terminate' in get_config('ant_dir').family.options  # has a flag
+  config = _resolve(
+      get_config, 'ant_dir', 'cpu', {'sac.discount': 0.7, 'family.options.terminate': False,
+              'collect': {'seed': 3}, 'collect.iterations': 2})
+  assert config.settings.discount == 0.7
+  assert config.family.options == {'backend': 'spring', 'terminate': False}
+  assert (config.collect.seed, config.collect.iterations) == (3, 2)
+
+
+@pytest.mark.parametrize('profile', _PROFILES)
+def test_data_of_a_source(profile):
+  for family in base.FAMILIES:
+    config = _resolve(base.config_of('macaw', data='sac'), family, profile)
+    data = _resolve(lambda f: base.data_config(f, 'sac'), family, profile)
+    assert config.collect == data.collect
+    assert data.collect.source == 'sac' and not data.collect.encoder_size
+    own = _resolve(base.data_config, family, profile)
+    same = launch.resolve(
+        base.make_config(*base.smac_parts(family)), profile, {})
+    assert own.collect == same.collect
+    assert data.collect.specialists == same.collect.specialists
+    assert not data.online.variants
+
+
+def test_mistakes():
+  with pytest.raises(ValueError, match='sac: no size huge; known: all, smoke'):
+    base.config_of('sac', {'huge': {}})
+  with pytest.raises(ValueError, match='no size tiny'):
+    base.config_of('sac', {}, {'ant_dir': {'tiny': {}}})
+  with pytest.raises(ValueError, match="family 'moon'; known: point_robot"):
+    base.config_of('sac')('moon')
