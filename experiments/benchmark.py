@@ -8,11 +8,11 @@
 Updates go through `offmeta.training.loop.make_update`, the code of real runs:
 sampling included, one compiled scan over updates. The data are synthetic, the
 sizes those of a profile: 'paper' (published networks and batches, cheetah_vel
-observations), 'cpu' (the main job of experiments/configs/smac.py) or 'smoke'.
+observations), 'cpu' (the main job of experiments/configs/) or 'smoke'.
 The ceiling is the rate of matrix products on the same device, at the same
 --matmul_precision, measured in between the updates, because shared machines
-drift by 20%. Both use one device. FLOPs are counted by formula
-(`benchmarking/flops.py`).
+drift by 20%. Both use one device. FLOPs are those of the matrix products in
+the program of one update (`benchmarking/flops.py`).
 
 These parts take long and run only when named:
 

@@ -1,21 +1,36 @@
 """The updates that are measured: their sizes, configurations and data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+import importlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from experiments import launch
 from experiments.benchmarking import flops
 from experiments.configs import recipes
 from experiments.configs import smac as smac_experiment
 from offmeta.algorithms import ALGORITHMS, sac
 from offmeta.data import buffer as buffers
+from offmeta.data import sampler
 from offmeta.data.buffer import Replay
+from offmeta.losses import returns
 from offmeta.training import config as configs
 from offmeta.training.config import ExperimentConfig
-from offmeta.types import Algorithm, EnvSpec, Stage, Transition
+from offmeta.types import (
+    Algorithm,
+    EnvSpec,
+    LearnerState,
+    MetaBatch,
+    Stage,
+    Transition,
+)
+
+# Those with one offline phase and settings that no other of them shares.
+_OFFLINE = (
+    'macaw', 'meta_bc', 'multitask', 'borel', 'focal', 'csro', 'unicorn')
 
 
 class Case(NamedTuple):
@@ -24,10 +39,12 @@ class Case(NamedTuple):
   Attributes:
     algorithm: key of ALGORITHMS.
     stage: 'offline' or 'online'.
-    variant: which configuration, e.g. 'released'.
+    variant: which configuration, or which of several stages.
     spec: sizes of the family.
     config: of the algorithm.
     num_tasks, num_rows: M and C of the replay.
+    number: of the stage among the offline or online ones.
+    sizes: fields of its BatchSpec that are not the configuration's.
   """
 
   algorithm: str
@@ -37,14 +54,17 @@ class Case(NamedTuple):
   config: Any
   num_tasks: int
   num_rows: int
+  number: int = 0
+  sizes: Mapping[str, int] = {}
 
   def make(self, axis_name: str | None = None) -> Algorithm:
     """The algorithm of this case."""
-    return ALGORITHMS[self.algorithm][1](self.spec, self.config, axis_name)
+    return ALGORITHMS[self.algorithm].make(self.spec, self.config, axis_name)
 
   def get_stage(self, axis_name: str | None = None) -> Stage:
     """The stage of this case."""
-    return getattr(self.make(axis_name), self.stage)[0]
+    stage = getattr(self.make(axis_name), self.stage)[self.number]
+    return stage._replace(batch=stage.batch._replace(**self.sizes))
 
   def resized(self, **sizes: int) -> 'Case':
     """The same with other `num_tasks` or `query_size` in each batch.
@@ -52,23 +72,30 @@ class Case(NamedTuple):
     Raises:
       ValueError: single-task SAC and num_tasks.
     """
-    if self.algorithm == 'sac':
-      if 'num_tasks' in sizes:
-        raise ValueError('single-task SAC has no meta-batch')
-      changes = {'batch_size': sizes['query_size']}
-    else:
-      stage = getattr(self.config, self.stage)
-      changes = {self.stage: dataclasses.replace(stage, **sizes)}
-    return self._replace(config=dataclasses.replace(self.config, **changes))
+    if self.algorithm == 'sac' and 'num_tasks' in sizes:
+      raise ValueError('single-task SAC has no meta-batch')
+    return self._replace(sizes={**self.sizes, **sizes})
 
-  def evaluations(self) -> list[flops.Evaluation]:
-    """The networks that one update evaluates."""
-    return flops.EVALUATIONS[self.algorithm](
-        self.spec, self.config, self.get_stage())
+  def shapes(self) -> tuple[LearnerState, MetaBatch]:
+    """Shapes of what an update takes."""
+    stage = self.get_stage()
+    state = jax.eval_shape(self.make().init, jax.random.key(0))
+
+    def batch(state):
+      replay = synthetic_replay(self)
+      if stage.annotate is not None:
+        log = replay.rl.data
+        replay = replay.with_extras(jax.vmap(
+            stage.annotate, (None, 0, 0))(state, log, log.discount))
+      return sampler.sample_batch(
+          jax.random.key(0), state.step, jnp.arange(stage.batch.num_tasks),
+          stage.batch, replay)
+
+    return state, jax.eval_shape(batch, state)
 
   def gflop(self) -> float:
     """Of one update of one seed."""
-    return sum(e.flop() for e in self.evaluations()) / 1e9
+    return flops.count(self.get_stage().update, *self.shapes()) / 1e9
 
 
 def _spec(name: str, observation: int, action: int, length: int) -> EnvSpec:
@@ -88,63 +115,121 @@ def _smoke_config() -> ExperimentConfig:
   })
 
 
-def make_cases(profile: str) -> list[Case]:
-  """All update cases of a profile."""
+def _settings(algorithm: str, profile: str, num_tasks: int) -> Any:
+  """The defaults for 'paper', else those of the config file."""
+  if profile == 'paper':
+    settings = ALGORITHMS[algorithm].config()
+  else:
+    file = importlib.import_module(f'experiments.configs.{algorithm}')
+    settings = launch.resolve(
+        file.get_config('point_robot'), profile, {}).settings
+  if hasattr(settings, 'num_train_tasks'):
+    settings = dataclasses.replace(settings, num_train_tasks=num_tasks)
+  return settings
+
+
+def _offline_cases(
+    algorithm: str, profile: str, spec: EnvSpec, data: tuple[int, int]
+) -> list[Case]:
+  """Update cases of one of _OFFLINE."""
+  settings = _settings(algorithm, profile, data[0])
+  change = lambda **changes: dataclasses.replace(settings, **changes)
+  if algorithm == 'macaw':
+    variants = {
+        loop: (change(task_loop=loop), 0) for loop in ('scan', 'vmap')}
+  elif algorithm == 'borel':
+    if profile == 'paper':  # decoding all 401 beliefs takes over 1 GB
+      settings = change(
+          vae=dataclasses.replace(settings.vae, num_decoded=50))
+    variants = {
+        'rl': (settings, 1),
+        f'vae_{settings.vae.num_decoded}_times': (settings, 0)}
+  else:
+    variants = {'released': (settings, 0)}
+  return [
+      Case(algorithm, 'offline', name, spec, config, *data, number)
+      for name, (config, number) in variants.items()]
+
+
+def make_cases(
+    profile: str, algorithms: Sequence[str] = tuple(ALGORITHMS)
+) -> list[Case]:
+  """All update cases of a profile and of these algorithms."""
   single_task = sac.Config()
   if profile == 'paper':
     base, data = ExperimentConfig(), (100, 1200)
     spec = _spec('cheetah_vel', 20, 6, 200)
   elif profile == 'cpu':
-    values = smac_experiment.get_config('point_robot').to_dict()
-    values.pop('profiles')
-    base = configs.from_dict(values)
+    base = launch.resolve(
+        smac_experiment.get_config('point_robot'), profile, {})
     data = (base.family.num_train, base.collect.rl_size)
     spec = _spec('point_robot', 2, 2, 20)
   else:
-    base, data = _smoke_config(), (4, 64)
+    base, data = _smoke_config(), (16, 64)
     spec = _spec('smoke', 3, 2, 8)
     single_task = sac.Config((16, 16), (16, 16), batch_size=16)
   recipe = dict(recipes.MATCHED)
   recipe.pop('description')
   matched = configs.from_dict(recipe, base).settings
   behaviour = base.collect.behaviour
+  pearl = Case('pearl', 'online', 'behaviour', spec, behaviour, *data)
   cases = [
       Case('smac', 'offline', 'released', spec, base.settings, *data),
       Case('smac', 'online', 'released', spec, base.settings, *data),
       Case('smac', 'online', 'matched', spec, matched, *data),
-      Case('pearl', 'online', 'behaviour', spec, behaviour, *data),
+      pearl,
       Case('sac', 'online', 'one_task', spec, single_task, 1, data[1]),
   ]
   if profile == 'paper':  # the meta-batch of PEARL's own paper
-    cases.append(
-        Case('pearl', 'online', '16_tasks', spec, behaviour, *data).resized(
-            num_tasks=16))
+    cases.append(pearl._replace(variant='16_tasks').resized(num_tasks=16))
+  cases = [case for case in cases if case.algorithm in algorithms]
+  for name in _OFFLINE:
+    if name in algorithms:
+      cases += _offline_cases(name, profile, spec, data)
   return cases
 
 
 def first_cases(profile: str, algorithms: Sequence[str]) -> list[Case]:
   """The first update case of each algorithm."""
   first = {}
-  for case in make_cases(profile):
+  for case in make_cases(profile, algorithms):
     first.setdefault(case.algorithm, case)
-  return [case for name, case in first.items() if name in algorithms]
+  return list(first.values())
 
 
 def synthetic_replay(case: Case) -> Replay:
-  """Random transitions of a case's sizes, with one sequence per task."""
+  """Random transitions of a case's sizes, in episodes and sequences.
+
+  They hold what the algorithm's DataSpec asks for; a stride has been taken.
+  There is one sequence per task, or as many as fit where they are part of it.
+  """
   shape = (case.num_tasks, case.num_rows)
+  spec, asked = case.spec, case.make().data
   keys = jax.random.split(jax.random.key(0), 4)
-  observation = (*shape, case.spec.observation_size)
+  observation = (*shape, spec.observation_size)
+  time = jnp.arange(case.num_rows) % spec.episode_length
   data = Transition(
       observation=jax.random.normal(keys[0], observation),
       action=jax.random.uniform(
-          keys[1], (*shape, case.spec.action_size), minval=-1.0),
+          keys[1], (*shape, spec.action_size), minval=-1.0),
       reward=jax.random.normal(keys[2], shape),
       discount=jnp.ones(shape),
-      next_observation=jax.random.normal(keys[3], observation))
-  size = jnp.full(shape[:1], case.num_rows)
-  buffer = buffers.make(data, size, case.num_rows, max_sequences=1)
-  length = min(case.num_rows, max(1, case.get_stage().batch.sequence_size))
+      next_observation=jax.random.normal(keys[3], observation),
+      extras={'time': jnp.broadcast_to(time.astype(jnp.float32), shape)})
+  kept = {}
+  if asked.returns_discount is not None:
+    kept = jax.vmap(lambda log: returns.annotate(
+        log, jnp.ones_like(log.reward), asked.returns_discount))(data)
+  length = max(1, case.get_stage().batch.sequence_size)
+  number = 1
+  if asked.sequence_episodes:
+    kept['time'] = data.extras['time']
+    length = asked.sequence_episodes * spec.episode_length
+    number = max(1, case.num_rows // length)
+  buffer = buffers.make(
+      data._replace(extras=kept), jnp.full(shape[:1], case.num_rows),
+      case.num_rows)
+  table = jnp.full((case.num_tasks, number), min(case.num_rows, length))
   return Replay(buffer._replace(
-      sequence_length=jnp.full((case.num_tasks, 1), length),
-      num_sequences=jnp.ones((case.num_tasks,), jnp.int32)), None)
+      sequence_start=table * jnp.arange(number), sequence_length=table,
+      num_sequences=jnp.full(shape[:1], number)), None)

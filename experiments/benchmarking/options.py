@@ -9,12 +9,13 @@ import jax
 
 from experiments.benchmarking import BenchmarkError
 from experiments.benchmarking import workdir as workdirs
-from experiments.benchmarking.flops import EVALUATIONS
 from offmeta import envs
+from offmeta.algorithms import ALGORITHMS
 from offmeta.envs import simulator
 from offmeta.training.config import PRECISIONS
 
-DEFAULT_PARTS = (*sorted(EVALUATIONS), 'env', 'workdir')
+_UPDATES = tuple(sorted(ALGORITHMS))
+DEFAULT_PARTS = (*_UPDATES, 'env', 'workdir')
 NAMED_PARTS = ('scaling', 'growth', 'startup')  # run only if named
 PARTS = DEFAULT_PARTS + NAMED_PARTS
 SHARED_SEEDS = 8  # of `scaling`
@@ -56,7 +57,7 @@ class Options:
   chunk: int = 0
   overhead: bool = False
   trace_dir: str = ''
-  algorithms: tuple[str, ...] = tuple(sorted(EVALUATIONS))
+  algorithms: tuple[str, ...] = ('pearl', 'sac', 'smac')
   devices: tuple[int, ...] = (1, 2, 4, 8)
   env_families: tuple[str, ...] = tuple(sorted(envs.FAMILIES))
   env_backends: tuple[str, ...] = simulator.BACKENDS
@@ -73,7 +74,7 @@ class Options:
   @property
   def updates(self) -> list[str]:
     """The algorithms among the parts."""
-    return [name for name in EVALUATIONS if name in self.parts]
+    return [name for name in _UPDATES if name in self.parts]
 
 
 def _known(what: str, names: Sequence[str], known: Sequence[str]):
@@ -93,7 +94,7 @@ def validate(options: Options):
   _known('only', options.only, PARTS)
   _known('profile', (options.profile,), PROFILES)
   _known('matmul_precision', (options.matmul_precision,), PRECISIONS)
-  _known('algorithms', options.algorithms, sorted(EVALUATIONS))
+  _known('algorithms', options.algorithms, _UPDATES)
   _known('env_families', options.env_families, sorted(envs.FAMILIES))
   _known('env_backends', options.env_backends,
          ('default', *simulator.BACKENDS))
@@ -110,7 +111,7 @@ def validate(options: Options):
   if (options.overhead or options.trace_dir) and not options.updates:
     raise BenchmarkError(
         '--overhead and --trace_dir are of updates: name'
-        f' {", ".join(sorted(EVALUATIONS))} in --only')
+        f' {", ".join(_UPDATES)} in --only')
   if options.matmul_precision != 'float32' and not (
       options.updates or {'scaling', 'growth'} & set(options.parts)):
     raise BenchmarkError(
@@ -174,7 +175,8 @@ def define_flags() -> dict[str, flags.FlagHolder]:
           'trace_dir', default.trace_dir, 'Folder for a profiler trace of one'
           ' call of each kind of update; a small --chunk keeps it small.'),
       'algorithms': names(
-          'algorithms', 'What scaling and growth measure.'),
+          'algorithms', 'What scaling and growth measure, the first row of'
+          f' each, of: {", ".join(_UPDATES)}.'),
       'devices': numbers(
           'devices', 'Numbers of devices for scaling; 1 is always measured.'),
       'env_families': names('env_families', 'Families to step.'),

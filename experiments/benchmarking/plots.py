@@ -11,8 +11,19 @@ from experiments.benchmarking import report
 Rows = Sequence[Mapping[str, Any]]
 
 # Okabe and Ito's colours; an algorithm has the same in all panels.
-_COLORS = {'smac': '#0072b2', 'pearl': '#d55e00', 'sac': '#009e73'}
-_MARKERS = {'smac': 'o', 'pearl': 's', 'sac': '^'}
+# Two more than they have.
+MARKS = {
+    'smac': ('#0072b2', 'o'),
+    'pearl': ('#d55e00', 's'),
+    'sac': ('#009e73', '^'),
+    'macaw': ('#cc79a7', 'D'),
+    'borel': ('#e69f00', 'v'),
+    'focal': ('#56b4e9', '<'),
+    'csro': ('#000000', '>'),
+    'unicorn': ('#b8a800', 'P'),
+    'meta_bc': ('#7f4f24', 'X'),
+    'multitask': ('#5b3a98', 'p'),
+}
 _STYLE = {
     'font.size': 12, 'axes.titlesize': 13, 'axes.titlelocation': 'left',
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
@@ -123,16 +134,16 @@ def _head(figure: Any, title: str, rows: Rows, result: Any, note: str):
 def _by_algorithm(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
   """Rows of each, in their order."""
   return {
-      name: found for name in _COLORS
+      name: found for name in MARKS
       if (found := [row for row in rows if row['algorithm'] == name])}
 
 
 def _lines(axes: Any, rows: Rows, x: str, y: str):
   """One line per algorithm."""
   for name, points in _by_algorithm(rows).items():
+    color, marker = MARKS[name]
     axes.plot([row[x] for row in points], [row[y] for row in points],
-              color=_COLORS[name], marker=_MARKERS[name], label=name.upper(),
-              zorder=2)
+              color=color, marker=marker, label=name.upper(), zorder=2)
 
 
 def _log_axes(

@@ -1,12 +1,13 @@
 """Updates per second, through the code of real runs."""
 
 from collections.abc import Mapping, Sequence
+import types
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarking import cases, flops, tracing
+from experiments.benchmarking import cases, tracing
 from experiments.benchmarking import ceiling as ceilings
 from experiments.benchmarking.cases import Case
 from experiments.benchmarking.options import Options
@@ -19,7 +20,8 @@ from experiments.benchmarking.timing import (
 )
 from offmeta import parallel
 from offmeta.parallel import Layout
-from offmeta.training import loop, schedule
+from offmeta.training import loop, preparation, schedule
+from offmeta.training.setup import Runtime
 
 
 class UpdateRunner:
@@ -51,11 +53,17 @@ class UpdateRunner:
     self._update = loop.make_update(
         case.get_stage, seeds, chunk, shared_replay=shared,
         matmul_precision=matmul_precision)
-    jax.block_until_ready((self._state, self._replay))
+    stage, self._extras = case.get_stage(), {}
+    if stage.annotate is not None:
+      self._extras = preparation.annotate(
+          types.SimpleNamespace(runtime=Runtime()), seeds, stage, self._state,
+          self._replay)
+    jax.block_until_ready((self._state, self._replay, self._extras))
 
   def __call__(self):
     """One chunk; waits for it, as the training loop does."""
-    self._state, metrics = self._update(self._state, self._replay)
+    self._state, metrics = self._update(
+        self._state, self._replay, self._extras)
     jax.block_until_ready(metrics)
     return metrics
 
@@ -79,6 +87,7 @@ class Run(NamedTuple):
     profile: of the case.
     matmul_precision: of the networks.
     chunk: updates per call.
+    gflop: of one update of one seed.
     compile_s: of the first call, seconds.
     timed: the case; its unit is one update of one seed.
     short: the same with a quarter of the updates per call, if asked for.
@@ -89,6 +98,7 @@ class Run(NamedTuple):
   profile: str
   matmul_precision: str
   chunk: int
+  gflop: float
   compile_s: float
   timed: Timed
   short: Timed | None = None
@@ -109,8 +119,8 @@ def prepare(
     case: Case, layout: Layout, options: Options, overhead: bool = False
 ) -> Run:
   """Compiles a case, and with `overhead` also in short calls."""
-  seeds = layout.num_seeds
-  chunk = _chunk(options, case.gflop(), seeds)
+  seeds, gflop = layout.num_seeds, case.gflop()
+  chunk = _chunk(options, gflop, seeds)
 
   def timed(chunk):
     runner = UpdateRunner(case, chunk, layout, options.matmul_precision)
@@ -119,7 +129,7 @@ def prepare(
 
   compile_s, full = timed(chunk)
   run = Run(case, layout, options.profile, options.matmul_precision, chunk,
-            compile_s, full)
+            gflop, compile_s, full)
   return run._replace(short=timed(chunk // 4)[1]) if overhead else run
 
 
@@ -167,8 +177,8 @@ def measure_updates(
   """
   ways = ceilings.make_ceiling(options)
   runs = []
-  for case in cases.make_cases(options.profile):
-    for seeds in options.seeds if case.algorithm in algorithms else ():
+  for case in cases.make_cases(options.profile, algorithms):
+    for seeds in options.seeds:
       say(f'compiling {case.algorithm} {case.stage} {case.variant} x{seeds}')
       runs.append(prepare(
           case, parallel.make_layout(seeds, max_devices=1), options,
@@ -182,8 +192,8 @@ def measure_updates(
 
 def describe(run: Run) -> dict[str, Any]:
   """What was run: the part of a record that is no timing, but compiling."""
-  case, stage = run.case, run.case.get_stage()
-  batch = stage.batch
+  case, batch = run.case, run.case.get_stage().batch
+  _, shapes = case.shapes()
   return {
       'algorithm': case.algorithm,
       'stage': case.stage,
@@ -192,7 +202,7 @@ def describe(run: Run) -> dict[str, Any]:
       'matmul_precision': run.matmul_precision,
       'seeds': run.seeds,
       'devices': len(run.layout.devices),
-      'gflop_per_update': rounded(case.gflop()),
+      'gflop_per_update': rounded(run.gflop),
       'compile_s': rounded(run.compile_s),
       'updates_per_call': run.chunk,
       'data': 'synthetic',
@@ -201,17 +211,15 @@ def describe(run: Run) -> dict[str, Any]:
           'action': case.spec.action_size,
           'num_tasks': batch.num_tasks,
           'query_size': batch.query_size,
-          'context_size': flops.context_rows(stage) // batch.num_tasks,
+          'context_size': shapes.context_mask.shape[1],
           'replay': [case.num_tasks, case.num_rows],
       },
-      'gflop_by_network': {
-          e.network: rounded(e.flop() / 1e9) for e in case.evaluations()},
   }
 
 
 def _speed(run: Run, ceiling: float) -> dict[str, Any]:
   """Rates are of all seeds together, and so is the fraction."""
-  rate, gflop = run.timed.rate, run.case.gflop()
+  rate, gflop = run.timed.rate, run.gflop
   values = {
       'updates_per_s': rounded(rate),
       'updates_per_s_spread': run.timed.spread,

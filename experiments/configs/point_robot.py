@@ -30,7 +30,7 @@ POINT_ROBOT = {
             'context_size': 64,
         },
         'specialists': recipes.specialists(
-            2000, 200, 20, 20, width=64, batch_size=64, discount=0.9),
+            3000, 400, 100, 100, width=64, batch_size=64, discount=0.9),
         'behaviour': {
             **recipes.widths(64),
             'value_hidden': (64, 64, 64),

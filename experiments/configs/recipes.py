@@ -132,7 +132,8 @@ def widths(size: int) -> dict:
 
 def specialists(
     env_steps: int, initial_steps: int, per_iteration: int, updates: int,
-    width: int, batch_size: int, discount: float,
+    width: int, batch_size: int, discount: float, lr: float = 3e-3,
+    target_rate: float = 0.02,
 ) -> dict:
   """Settings of `collect.source='sac'` for the small profiles."""
   return {
@@ -144,10 +145,11 @@ def specialists(
       'sac': {
           'critic_hidden': (width, width),
           'actor_hidden': (width, width),
-          'critic_lr': 1e-3,
-          'actor_lr': 1e-3,
-          'temperature_lr': 1e-3,
+          'critic_lr': lr,
+          'actor_lr': lr,
+          'temperature_lr': lr,
           'discount': discount,
+          'target_rate': target_rate,
           'batch_size': batch_size,
           'num_updates': updates,
       },

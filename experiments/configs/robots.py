@@ -75,7 +75,7 @@ ROBOT_CPU = {
         'encoder_size': 0,
         'gather': {'tasks_per_iteration': 8},
         'specialists': recipes.specialists(
-            20_000, 1000, 200, 100, width=128, batch_size=128, discount=0.99),
+            20_000, 2000, 400, 200, width=64, batch_size=128, discount=0.97),
         'behaviour': {
             **_ROBOT_CPU_ALGORITHM,
             'value_hidden': (128, 128, 128),

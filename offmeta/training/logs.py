@@ -1,7 +1,7 @@
 """Logged data: what all sources of them share.
 
-A source (`collect_pearl`, `collect_sac`, `collect_script`) makes the logs of the
-training and of the held-out tasks, in the order in which the steps took place.
+A source (`collect_pearl`, `collect_sac`, `collect_script`) makes the logs of
+the training and of the held-out tasks, in the order in which steps took place.
 """
 
 from collections.abc import Mapping
@@ -118,14 +118,11 @@ def check_cut(config: CollectConfig, rows: np.ndarray):
   Raises:
     ConfigError: says how much there will be.
   """
-  if config.rl_slice == 'all':
-    return
-  most = rows
   if config.rl_slice == 'middle':
-    most = 2 * (rows // 4) + 1
-  check_rows('rl_size', config.rl_size, most, (
-      f' around the first quarter of {rows.min()}'
-      if config.rl_slice == 'middle' else ''))
+    check_rows('rl_size', config.rl_size, 2 * (rows // 4) + 1,
+               f' around the first quarter of {rows.min()}')
+  elif config.rl_slice != 'all':
+    check_rows('rl_size', config.rl_size, rows)
 
 
 def check_rows(name: str, wanted: int, rows: np.ndarray, where: str = ''):

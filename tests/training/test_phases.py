@@ -22,7 +22,7 @@ from experiments import launch
 from offmeta.data import dataset as datasets
 from offmeta.results import records
 from offmeta.testing import probes
-from offmeta.training import checkpointing, collect, loop, phases
+from offmeta.training import checkpointing, collect_pearl, loop, phases
 from offmeta.training import config as configs
 from offmeta.training import stage as stages
 from offmeta.training.loop import Interrupted
@@ -264,7 +264,7 @@ def test_seeds_that_do_not_divide_over_processes(monkeypatch, tmp_path):
 
 def test_unknown_phase_and_profile(tmp_path, command):
   status, error = command(tmp_path / 'run', ('collect', 'tune'))
-  assert status == 1 and 'unknown finetune; known: collect,off' in error
+  assert status == 1 and 'unknown tune; known: collect,off' in error
   status, error = command(tmp_path / 'run', ('collect',), profile='huge')
   assert status == 1 and "no profile 'huge'; it has: smoke" in error
   assert not (tmp_path / 'run').exists()
@@ -435,7 +435,7 @@ def test_slices_of_the_behaviour_log(finished_run, tmp_path, rl_slice):
   replay = _behaviour_replay(finished_run)
   setup = tiny_run.make_setup(tmp_path, {'collect': {
       'rl_slice': rl_slice, 'rl_size': 30, 'encoder_size': 20}})
-  data = collect._cut(setup, replay)
+  data = collect_pearl.cut(setup, replay)
   assert (data.size == 30).all() and (data.context_size == 20).all()
   assert len(set(replay.rl.size)) > 1 or rl_slice == 'first'
   for task, size in enumerate(replay.rl.size):
@@ -491,7 +491,7 @@ def test_separate_encoder_data(finished_run, tmp_path):
       'collect': {'encoder_size': 20, 'dataset': str(tmp_path / 'data')},
       'online': {'share_encoder_buffer': False}}
   setup = tiny_run.make_setup(tmp_path / 'run', changes)
-  data = collect._cut(setup, _behaviour_replay(finished_run))
+  data = collect_pearl.cut(setup, _behaviour_replay(finished_run))
   datasets.save(tmp_path / 'data', data, setup.family.spec, {})
   phases.offline(setup, _NoEvaluator)
   phases.online(setup, 'matched', _NoEvaluator)
