@@ -2,13 +2,14 @@
 
 import functools
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from offmeta import rollout
-from offmeta.algorithms import latent
+from offmeta.algorithms import latent, sac
 from offmeta.networks.distributions import Gaussian, TanhNormal
 from offmeta.testing import probes
 from offmeta.types import Policy
@@ -274,3 +275,27 @@ def test_deterministic_and_stochastic_actions():
     assert len(actions) == (1 if deterministic else 4)
   mode = _latent_policy(0).act((), belief, observation, _KEY)[0]
   np.testing.assert_allclose(mode, np.tanh(belief.latent), rtol=1e-6)
+
+
+def test_uniform_until_something_is_known():
+  """Either the policy's own action or the uniform policy's, then its own."""
+  config = sac.Config(critic_hidden=(4,), actor_hidden=(4,))
+  algorithm = sac.make(helpers.SPEC, config)
+  params = algorithm.actor_params(algorithm.init(jax.random.key(0)))
+  policy = rollout.uniform_at_first(algorithm.explore, 2)
+  observation, key = jnp.ones(3), jax.random.key(1)
+  context = probes.random_transitions(key, helpers.SPEC, (3,))
+  own = algorithm.explore.act(params, (), observation, key)[0]
+  random = rollout.uniform_policy(2).act((), (), observation, key)[0]
+  assert np.all(own != random)
+  for uniform, valid, expected in (
+      (True, None, random), (True, jnp.zeros(3), random),
+      (True, jnp.array([0.0, 1.0, 0.0]), own), (False, None, own),
+      (False, jnp.zeros(3), own)):
+    acting = rollout.Acting(params, jnp.array(uniform))
+    belief = policy.init(acting, key)
+    if valid is not None:
+      belief = policy.adapt(acting, belief, context, valid, key)
+    belief = policy.observe(acting, belief, context, key)
+    np.testing.assert_array_equal(
+        policy.act(acting, belief, observation, key)[0], expected)

@@ -23,43 +23,7 @@ from offmeta.training.config import (
     SpecialistsConfig,
 )
 from offmeta.training.setup import Setup
-from offmeta.types import (
-    Algorithm,
-    Array,
-    EnvSpec,
-    LearnerState,
-    Params,
-    Policy,
-)
-
-
-class Acting(NamedTuple):
-  """What `or_uniform` takes as params.
-
-  Attributes:
-    params: of the policy.
-    uniform: [] bool, whether to act uniformly at random instead.
-  """
-
-  params: Params
-  uniform: Array
-
-
-def or_uniform(policy: Policy, action_size: int) -> Policy:
-  """The policy, or uniform random actions: one program for both."""
-  uniform = rollout.uniform_policy(action_size)
-
-  def act(acting, state, observation, key):
-    chosen, extras = policy.act(acting.params, state, observation, key)
-    random, _ = uniform.act((), (), observation, key)
-    return jnp.where(acting.uniform, random, chosen), extras
-
-  return Policy(
-      init=lambda acting, *args: policy.init(acting.params, *args),
-      act=act,
-      observe=lambda acting, *args: policy.observe(acting.params, *args),
-      adapt=lambda acting, *args: policy.adapt(acting.params, *args),
-  )
+from offmeta.types import Algorithm, EnvSpec, LearnerState
 
 
 class Evaluator:
@@ -73,10 +37,11 @@ class Evaluator:
   def __init__(self, setup: Setup, config: SpecialistsConfig):
     family = setup.family
     algorithm = setup.algorithm('sac', config.sac)
-    policy = or_uniform(algorithm.evaluate, family.spec.action_size)
+    policy = rollout.uniform_at_first(
+        algorithm.evaluate, family.spec.action_size)
 
     def one(state, uniform, task, key):
-      acting = Acting(algorithm.actor_params(state), uniform)
+      acting = rollout.Acting(algorithm.actor_params(state), uniform)
 
       def episode(r):
         k_init, k_episode = jax.random.split(jax.random.fold_in(key, r))
@@ -169,8 +134,9 @@ def _gatherer(setup: Setup, config: SpecialistsConfig, initial: int):
   """The loop's `gather`: every learner acts in its own task."""
   plain = setup.algorithm('sac', config.sac)
   algorithm = plain._replace(
-      explore=or_uniform(plain.explore, setup.family.spec.action_size),
-      actor_params=lambda state: Acting(
+      explore=rollout.uniform_at_first(
+          plain.explore, setup.family.spec.action_size),
+      actor_params=lambda state: rollout.Acting(
           plain.actor_params(state), state.step == 0))
   quota = GatherConfig(
       tasks_per_iteration=1, prior_steps=config.steps_per_iteration,

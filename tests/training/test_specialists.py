@@ -190,20 +190,6 @@ def test_steps_that_blew_up_are_counted(tmp_path):
   np.testing.assert_array_equal(returns, [[3, 3], [-12, -12], [3, 3]])
 
 
-def test_or_uniform():
-  """Either the policy's own action or the uniform policy's."""
-  algorithm = sac.make(helpers.SPEC, _CONFIG.sac)
-  params = algorithm.actor_params(algorithm.init(jax.random.key(0)))
-  policy = specialists.or_uniform(algorithm.explore, 2)
-  observation, key = jnp.ones(3), jax.random.key(1)
-  for uniform, plain in (
-      (True, rollout.uniform_policy(2)), (False, algorithm.explore)):
-    acting = specialists.Acting(params, jnp.array(uniform))
-    np.testing.assert_array_equal(
-        policy.act(acting, (), observation, key)[0],
-        plain.act(params, (), observation, key)[0])
-
-
 def test_a_budget_without_training_is_an_error():
   config = dataclasses.replace(_CONFIG, env_steps=12)
   with pytest.raises(ConfigError, match='env_steps 12'):
