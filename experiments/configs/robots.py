@@ -180,9 +180,13 @@ def _profiles(changes: dict) -> dict:
 
 
 _FEW = {'num_train': 2, 'num_test': 2}
+_CHEETAH_DIR = _profiles(_FEW)
+# Two tasks leave time for longer lives.
+_CHEETAH_DIR['cpu'] = recipes.merge(
+    _CHEETAH_DIR['cpu'], {'collect': {'specialists': {'env_steps': 40_000}}})
 FAMILIES = {
     'cheetah_vel': (CHEETAH_VEL, _profiles({})),
-    'cheetah_dir': (CHEETAH_DIR, _profiles(_FEW)),
+    'cheetah_dir': (CHEETAH_DIR, _CHEETAH_DIR),
     'ant_dir': (ANT_DIR, _profiles({})),
     'ant_goal': (ANT_GOAL, _profiles({})),
     'humanoid_dir': (HUMANOID_DIR, _profiles({'num_test': 5})),

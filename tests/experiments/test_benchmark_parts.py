@@ -115,7 +115,8 @@ def test_timed_calls_find_their_arguments_in_place(stage, monkeypatch):
   asked = []
 
   def make_update(*unused, **chosen):
-    def update(state, replay):
+    def update(state, replay, extras):
+      assert not extras
       asked.append((state, replay, chosen['matmul_precision']))
       return state, {}
 
@@ -201,7 +202,7 @@ def test_overhead_of_a_call_from_two_lengths():
 
   run = updates.Run(
       cases.make_cases('smoke')[0], parallel.make_layout(3, max_devices=1),
-      'smoke', 'float32', 22, 0.0, timed(22), timed(5))
+      'smoke', 'float32', 22, 1.0, 0.0, timed(22), timed(5))
   row = updates.overhead(run)
   assert row['updates_per_short_call'] == 5
   assert row['us_per_update'] == pytest.approx(10 + 300 / 22, rel=1e-3)
