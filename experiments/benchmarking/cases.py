@@ -28,7 +28,7 @@ from offmeta.types import (
     Transition,
 )
 
-# Those with one offline phase and settings that no other of them shares.
+# Without an online phase; their settings are those of their config files.
 _OFFLINE = (
     'macaw', 'meta_bc', 'multitask', 'borel', 'focal', 'csro', 'unicorn')
 

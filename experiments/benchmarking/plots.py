@@ -10,8 +10,8 @@ from experiments.benchmarking import report
 
 Rows = Sequence[Mapping[str, Any]]
 
-# Okabe and Ito's colours; an algorithm has the same in all panels.
-# Two more than they have.
+# Okabe and Ito's colours and two more; an algorithm has the same mark in all
+# panels.
 MARKS = {
     'smac': ('#0072b2', 'o'),
     'pearl': ('#d55e00', 's'),
