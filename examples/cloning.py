@@ -102,7 +102,6 @@ def make(
 
 def get_config(family: str = 'point_robot'):
   """On any family that has data and sizes."""
-  if 'cloning' not in algorithms.ALGORITHMS:
-    algorithms.register('cloning', Config, make)
+  algorithms.register('cloning', Config, make)
   sizes = {'smoke': {'cloning': {'num_updates': 20}}}
   return base.config_of('cloning', sizes)(family)

@@ -44,36 +44,37 @@ class Acting(NamedTuple):
 
   Attributes:
     params: of the policy.
-    uniform: [] bool, whether to act at random as long as nothing is known.
+    uniform_steps: [], act at random while the belief was formed from fewer
+      transitions than this; 0: never.
   """
 
   params: Params
-  uniform: Array
+  uniform_steps: Array
 
 
 def uniform_at_first(policy: Policy, action_size: int) -> Policy:
-  """The policy or, until it has adapted to something, uniform random actions.
+  """The policy or, until it has adapted to enough, uniform random actions.
 
-  One program for both. With `Acting.uniform` a meta-test depends on no trained
-  exploration (CSRO's non-prior protocol, spec baselines A4).
+  One program for both. With `Acting.uniform_steps` a meta-test depends on no
+  trained exploration (CSRO's non-prior protocol, spec baselines A4).
   """
   uniform = uniform_policy(action_size)
 
   def init(acting, key):
-    return policy.init(acting.params, key), jnp.zeros((), bool)
+    return policy.init(acting.params, key), jnp.zeros(())
 
   def act(acting, state, observation, key):
-    inner, adapted = state
+    inner, known = state
     chosen, extras = policy.act(acting.params, inner, observation, key)
     random, _ = uniform.act((), (), observation, key)
-    return jnp.where(acting.uniform & ~adapted, random, chosen), extras
+    return jnp.where(known < acting.uniform_steps, random, chosen), extras
 
   def observe(acting, state, transition, key):
     return policy.observe(acting.params, state[0], transition, key), state[1]
 
   def adapt(acting, state, context, valid, key):
     inner = policy.adapt(acting.params, state[0], context, valid, key)
-    return inner, jnp.any(valid > 0)
+    return inner, jnp.sum(valid)
 
   return Policy(init=init, act=act, observe=observe, adapt=adapt)
 

@@ -225,6 +225,8 @@ class DataSpec(NamedTuple):
       (MACAW's `buffer_skip`).
     sequence_episodes: so many consecutive episodes of a task are one sequence
       (BOReL's meta-episode; what is left over is a shorter one); 0: none.
+    shared: contexts come from the RL data even if the dataset has encoder data
+      of its own; so they do wherever returns or sequences are asked for.
     mix_rewards: BOReL's reward relabelling. Contexts are sequences whose
       first episode comes from another task, with rewards recomputed for this
       one; queries stay what they were.
@@ -234,6 +236,7 @@ class DataSpec(NamedTuple):
   stride: int = 1
   sequence_episodes: int = 0
   mix_rewards: bool = False
+  shared: bool = False
 
 
 class Stage(NamedTuple):

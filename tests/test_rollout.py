@@ -288,11 +288,11 @@ def test_uniform_until_something_is_known():
   own = algorithm.explore.act(params, (), observation, key)[0]
   random = rollout.uniform_policy(2).act((), (), observation, key)[0]
   assert np.all(own != random)
-  for uniform, valid, expected in (
-      (True, None, random), (True, jnp.zeros(3), random),
-      (True, jnp.array([0.0, 1.0, 0.0]), own), (False, None, own),
-      (False, jnp.zeros(3), own)):
-    acting = rollout.Acting(params, jnp.array(uniform))
+  two = jnp.array([1.0, 1.0, 0.0])
+  for steps, valid, expected in (
+      (2, None, random), (2, jnp.zeros(3), random), (2, two, own),
+      (3, two, random), (0, None, own), (0, jnp.zeros(3), own)):
+    acting = rollout.Acting(params, jnp.array(steps))
     belief = policy.init(acting, key)
     if valid is not None:
       belief = policy.adapt(acting, belief, context, valid, key)

@@ -7,10 +7,28 @@ episodes under the prior alone: the belief is carried on through all of them.
 from experiments.configs import base
 
 _DYNAMICS = {'all': {'borel': {'relabel_rewards': False}}}
-_STATE_ONLY = {'all': {'borel': {'decode_whole_step': False}}}
+# Published for the sparse point robot (spec baselines A2.4).
+_POINT = {
+    'all': {'borel': {'decode_whole_step': False}},
+    'paper': {'borel': {
+        'vae': {'num_tasks': 8},
+        'rl': {
+            'critic_hidden': (128, 128), 'actor_hidden': (128, 128),
+            'temperature': 0.01, 'discount': 0.9},
+    }},
+}
+# What SMAC's authors ran it with on the ant (spec smac 5.1).
+_ANT = {'paper': {'borel': {
+    'rl': {'target_rate': 1e-4, 'learn_temperature': True}}}}
 
 SIZES = {
-    'all': {'evaluation': {'num_prior_episodes': 0}},
+    'all': {
+        'evaluation': {'num_prior_episodes': 0},
+        # As many as a meta-test has (SMAC's comparison: 3 x 200 steps).
+        'borel': {'num_episodes': 3},
+    },
+    # All 601 beliefs against all 600 rewards take gigabytes.
+    'paper': {'borel': {'vae': {'num_decoded': 50}}},
     'cpu': {'borel': {
         'gru_size': 64,
         'vae': {
@@ -27,8 +45,10 @@ SIZES = {
     }},
 }
 FAMILIES = {
-    'point_robot': _STATE_ONLY,
-    'sparse_point_robot': _STATE_ONLY,
+    'point_robot': _POINT,
+    'sparse_point_robot': _POINT,
+    'ant_dir': _ANT,
+    'ant_goal': _ANT,
     'hopper_params': _DYNAMICS,
     'walker_params': _DYNAMICS,
 }

@@ -2,13 +2,13 @@
 
 from experiments.configs import base, focal
 
-_settings = lambda all_sizes, **cpu: focal.settings('csro', all_sizes, **cpu)
+_settings = lambda published, **cpu: focal.settings('csro', published, **cpu)
 # The published weight dominates a run of a few thousand updates.
 _SMALL_DIVERGENCE = {'divergence_weight': 1.0, 'learn_divergence_weight': False}
 _POINT = _settings({
-    **focal.NO_DIVERGENCE, 'mi_weight': 25.0, 'context_size': 1024,
-    'discount': 0.9, 'reward_scale': 100.0, 'num_updates': 65_000,
-}, latent_size=5, reward_scale=5.0, context_size=64, num_updates=3000)
+    **focal.POINT, 'mi_weight': 25.0, 'context_size': 1024,
+    'num_updates': 65_000,
+}, latent_size=5, reward_scale=5.0)
 _ROBOT = {**focal.ROBOT, **_SMALL_DIVERGENCE, 'model_hidden': (128, 128)}
 
 FAMILIES = {

@@ -8,15 +8,10 @@ from experiments.configs import base, recipes
 
 # How these algorithms are told to leave the behaviour divergence out.
 NO_DIVERGENCE = {'divergence_weight': 0.0, 'learn_divergence_weight': False}
+# What kind of learner it is; sizes stay those of the profile.
 FIRST_RELEASE = {
     'latent_size': 20,
-    'encoder_hidden': (200, 200, 200),
     'use_terminal': False,
-    'use_next_observation': False,
-    'critic_hidden': (256, 256, 256),
-    'actor_hidden': (256, 256, 256),
-    'value_hidden': (256, 256, 256),
-    'divergence_hidden': (256, 256, 256),
     'value_network': True,
     'entropy_in_target': True,
     'reward_scale': 5.0,
@@ -25,8 +20,6 @@ FIRST_RELEASE = {
     'divergence_weight': 50.0,
     'learn_divergence_weight': True,
     'value_penalty': False,
-    'context_size': 100,
-    'num_updates': 100_000,
 }
 
 _SMALL = {
@@ -55,13 +48,21 @@ def sizes(name: str, **small) -> dict:
   return {'cpu': {name: {**_SMALL, **small}}, 'smoke': {name: _TINY}}
 
 
-def settings(name: str, all_sizes: dict, **cpu) -> dict:
-  """One family's changes: those of all sizes, and further ones of `cpu`."""
+def settings(name: str, published: dict, **cpu) -> dict:
+  """One family's changes: published ones, and those of `cpu`.
+
+  What published ones say of sizes holds for `paper` only.
+  """
+  kind = {k: v for k, v in published.items() if k not in _SIZES}
   return {
-      'all': {name: all_sizes},
-      'cpu': {name: recipes.merge(all_sizes, cpu)},
+      'paper': {name: published},
+      'cpu': {name: recipes.merge(kind, cpu)},
   }
 
+
+_SIZES = ('num_updates', 'num_tasks', 'query_size', 'context_size')
+# Point robots, as published for the sparse one (A3.3).
+POINT = {**NO_DIVERGENCE, 'discount': 0.9, 'reward_scale': 100.0}
 
 # What 2 cores do on a robot.
 ROBOT = {
@@ -70,9 +71,11 @@ ROBOT = {
     'divergence_hidden': (128, 128), 'discount': 0.95, 'query_size': 64,
     'context_size': 128,
 }
+_POINT = settings('focal', POINT, reward_scale=5.0)
 FAMILIES = {
-    'cheetah_vel': settings('focal', {
-        **NO_DIVERGENCE, 'entropy_weight': 0.0}, **ROBOT),
+    'point_robot': _POINT,
+    'sparse_point_robot': _POINT,
+    'cheetah_vel': settings('focal', NO_DIVERGENCE, **ROBOT),
     'cheetah_dir': settings('focal', {'divergence_lr': 4e-5}, **ROBOT),
     'ant_dir': settings('focal', {}, **ROBOT),
 }

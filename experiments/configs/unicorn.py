@@ -2,13 +2,17 @@
 
 from experiments.configs import base, focal
 
-_settings = lambda all_sizes, **cpu: focal.settings('unicorn', all_sizes, **cpu)
+_settings = lambda published, **cpu: focal.settings(
+    'unicorn', published, **cpu)
 # What the release calls SAC; its other agent is the default.
 _SAC = {
     **focal.NO_DIVERGENCE, 'entropy_in_target': True, 'entropy_weight': 0.2}
 _WIDE = {'encoder_hidden': (128, 128), 'decoder_hidden': (128, 128)}
 
+_POINT = _settings(focal.POINT, reward_scale=1.0, divergence_weight=0.2)
 FAMILIES = {
+    'point_robot': _POINT,
+    'sparse_point_robot': _POINT,
     'cheetah_vel': _settings({**_SAC, 'entropy_weight': 0.0}, **focal.ROBOT),
     'cheetah_dir': _settings({**_SAC, 'metric_weight': 0.01}, **focal.ROBOT),
     'ant_dir': _settings({}, **focal.ROBOT),

@@ -52,6 +52,9 @@ ALGORITHMS = {
 }
 
 
+_OWN = frozenset(ALGORITHMS)
+
+
 def register(name: str, config: Callable[[], Any], make: Callable, **options):
   """Makes an algorithm known to the command line and to configurations.
 
@@ -59,12 +62,13 @@ def register(name: str, config: Callable[[], Any], make: Callable, **options):
     name: config.algorithm, and the group of its settings.
     config, make, **options: see `Entry`.
 
+  A name that was registered before is replaced: config files are read anew.
+
   Raises:
-    ValueError: the name is taken by another, or no identifier.
+    ValueError: the name is one of the package's own, or no identifier.
   """
   if not name.isidentifier():
     raise ValueError(f'register: {name!r} is not a Python identifier')
-  entry = Entry(config, make, **options)
-  if ALGORITHMS.get(name, entry) != entry:
+  if name in _OWN:
     raise ValueError(f'register: there is an algorithm {name!r} already')
-  ALGORITHMS[name] = entry
+  ALGORITHMS[name] = Entry(config, make, **options)

@@ -203,6 +203,6 @@ def make(
       online=(),
       begin_online=lambda state: state,
       relabel=None,
-      data=DataSpec(stride=config.stride),
+      data=DataSpec(stride=config.stride, shared=True),
       **maml.acting(network, adapt, config.action_std),
   )

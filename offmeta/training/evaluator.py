@@ -58,9 +58,9 @@ class Evaluator:
     acting = rollout.uniform_at_first(
         algorithm.evaluate, family.spec.action_size)
 
-    def own(params, uniform, tasks, key):
+    def own(params, uniform_steps, tasks, key):
       return evaluation.meta_test(
-          family, acting, rollout.Acting(params, uniform), tasks, key,
+          family, acting, rollout.Acting(params, uniform_steps), tasks, key,
           config.num_repeats, config.num_steps, config.num_prior_episodes,
           axis_name)
 
@@ -92,12 +92,14 @@ class Evaluator:
     Args:
       params: leaves [S, ...].
       train_ids: which of the training tasks.
-      uniform: collect the context with uniform random actions.
+      uniform: act at random until half of the steps are known.
     """
     tasks = jax.tree.map(
         lambda test, train: jnp.concatenate([test, train[train_ids]]),
         self._setup.test_tasks, self._setup.train_tasks)
-    return self._own(params, jnp.bool_(uniform), tasks, self._keys[0])
+    steps = -(-self._setup.config.evaluation.num_steps // 2)
+    return self._own(
+        params, jnp.int32(steps if uniform else 0), tasks, self._keys[0])
 
   def _given(
       self, params, data: OfflineData | None, train_ids, empty: bool = False
@@ -115,15 +117,19 @@ class Evaluator:
     tasks = jax.tree.map(lambda x: x[train_ids], self._setup.train_tasks)
     contexts = self._draw(data.train, train_ids, self._keys[1])
     join = lambda axis: lambda *x: jnp.concatenate(x, axis)
-    if data.test is not None:
+    tested = data.test is not None or empty
+    if tested:
       tasks = jax.tree.map(join(0), tasks, self._setup.test_tasks)
-      contexts = jax.tree.map(join(1), contexts, self._draw(
-          data.test, jnp.arange(self._num_test), self._keys[5]))
+      # Whatever stands in contexts of which nothing counts.
+      replay = data.train if data.test is None else data.test
+      rows = jnp.arange(self._num_test) % replay.rl.size.shape[0]
+      contexts = jax.tree.map(
+          join(1), contexts, self._draw(replay, rows, self._keys[5]))
     if empty:
       contexts = contexts._replace(mask=jnp.zeros_like(contexts.mask))
     returns = self._given_contexts(params, tasks, contexts, self._keys[2])
     out = {'train': returns[:, :len(train_ids)]}
-    if data.test is not None:
+    if tested:
       out['test'] = returns[:, len(train_ids):]
     return out
 
@@ -177,8 +183,11 @@ class Evaluator:
     }
     for part, value in self._given(params, data, self._all).items():
       out[f'{part}_offline_returns'] = value
-    for part, value in self._given(params, data, self._all, True).items():
-      out[f'{part}_prior_returns'] = value
+    if self._shift is None:
+      # Where acting on nothing may differ from the first of the episodes that
+      # collect (MACAW's explore with noise): without a context, as such.
+      for part, value in self._given(params, data, self._all, True).items():
+        out[f'{part}_prior_returns'] = value
     if data is not None and self._shift is not None:
       shift = self._shift(params, train, *[
           self._draw(data.train, self._all, key) for key in self._keys[3:5]])

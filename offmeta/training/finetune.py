@@ -27,26 +27,33 @@ from offmeta.types import Algorithm, LearnerState, Task, Transition
 _STAGE = 'finetune'
 
 
-def finetune(setup: Setup):
-  """Fine-tunes in all held-out tasks and writes what came of it.
+def check(setup: Setup):
+  """Whether the phase can be run.
 
   Raises:
     ConfigError: the algorithm cannot be fine-tuned, or there are several
       processes.
+  """
+  if not setup.learner().finetune:
+    raise ConfigError(
+        f'config.finetune.iterations: {setup.config.algorithm} has no'
+        ' fine-tuning of its own; set it to 0')
+  if processes.count() > 1:
+    raise ConfigError(
+        'config.finetune.iterations: fine-tuning runs in one process only; leave'
+        ' it out here (--phases) and run the phase by itself afterwards')
+
+
+def finetune(setup: Setup):
+  """Fine-tunes in all held-out tasks and writes what came of it.
+
+  Raises:
     PhaseError: the offline phase is not finished.
     Interrupted: a stop was requested; the same call continues.
   """
   if setup.is_done(_STAGE):
     return
   algorithm = setup.learner()
-  if not algorithm.finetune:
-    raise ConfigError(
-        f'config.finetune.iterations: {setup.config.algorithm} has no'
-        ' fine-tuning of its own; set it to 0')
-  if processes.count() > 1:
-    raise ConfigError(
-        'config.finetune.iterations: fine-tuning runs in one process only; run'
-        ' the phase by itself, with --phases=finetune')
   states = stages.final_states(setup, 'offline', algorithm, setup.seeds)
   own = _one_learner_per_task(setup)
   score = _scorer(own, algorithm)

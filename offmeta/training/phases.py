@@ -47,10 +47,26 @@ def offline_replays(setup: Setup) -> evaluators.OfflineData:
     return replay if on_host else setup.seeds.layout.place(replay, None)
 
   held_out = collecting.load_test_dataset(setup)
+  data = build(collecting.load_dataset(setup), spec, setup.train_tasks)
+  _check_rows(setup, int(jnp.min(data.rl.size)))
   return evaluators.OfflineData(
-      build(collecting.load_dataset(setup), spec, setup.train_tasks),
+      data,
       None if held_out is None else build(
           held_out, spec._replace(mix_rewards=False), setup.test_tasks))
+
+
+def _check_rows(setup: Setup, rows: int):
+  """Refuses batches without replacement that would be the whole log."""
+  name = setup.config.algorithm
+  for stage in setup.learner().offline:
+    batch = stage.batch
+    asked = max(batch.context_size, batch.query_size)
+    if not batch.replacement and rows < asked:
+      raise configs.ConfigError(
+          f'config.{name}: batches of {asked} rows without replacement, but a'
+          f' task has only {rows} (after a stride of'
+          f' {setup.learner().data.stride}); make context_size, query_size or'
+          ' stride smaller, or use longer logs (config.collect)')
 
 
 def make_evaluator(setup: Setup) -> evaluators.Evaluator:
@@ -214,8 +230,11 @@ def run(setup: Setup, phases: tuple[str, ...]):
   """Runs the named phases, except 'report', and books their time.
 
   Raises:
+    ConfigError: a phase that cannot be run; before anything is.
     Interrupted: a stop was requested; the same call continues.
   """
+  if 'finetune' in phases and setup.config.finetune.iterations:
+    finetuning.check(setup)
   evaluator = make_evaluator(setup)
   for phase in phases:
     _honour_stop(setup)

@@ -52,7 +52,7 @@ def replay(
   ordered = spec.returns_discount is not None or spec.sequence_episodes > 0
   if not ordered:
     encoder = None
-    if data.context is not None:
+    if data.context is not None and not spec.shared:
       encoder = _strided(_floats(data.context), data.context_size, spec.stride)
     return Replay(_strided(log, data.size, spec.stride), encoder)
   if 'time' not in log.extras:
@@ -62,12 +62,9 @@ def replay(
         ' first step of each)')
   kept = {}
   if spec.returns_discount is not None:
-    valid = np.arange(log.reward.shape[1]) < np.asarray(data.size)[:, None]
-    kept = jax.jit(jax.vmap(lambda log, valid: returns.annotate(
-        log, valid, spec.returns_discount)))(log, valid)
+    kept = _returns(log, data.size, spec)
   if not spec.sequence_episodes:
-    return Replay(
-        _strided(log, data.size, spec.stride, kept), None)
+    return Replay(_strided(log, data.size, spec.stride, kept), None)
   if spec.stride != 1:
     raise ValueError('DataSpec: sequences of a strided log are not sequences')
   kept['time'] = log.extras['time']
@@ -91,19 +88,48 @@ def _buffer(log, size, extras: Mapping[str, Array] = {}) -> Buffer:
       log._replace(extras=dict(extras)), size, log.reward.shape[1])
 
 
-def _strided(log, size, stride, extras: Mapping[str, Array] = {}) -> Buffer:
-  """Every `stride`th row of each task, the last one among them."""
-  if stride == 1:
-    return _buffer(log, size, extras)
+def _kept_rows(size, stride: int) -> tuple[np.ndarray, np.ndarray]:
+  """Which rows of each task stay [M, C'], and how many of them count [M]."""
   size = np.asarray(size)
   count = -(-size // stride)
   rows = (size - 1)[:, None] - stride * (
       count[:, None] - 1 - np.arange(count.max()))
-  rows = np.clip(rows, 0, None)
+  return np.clip(rows, 0, None), count
+
+
+def _returns(log, size, spec: DataSpec) -> dict[str, np.ndarray]:
+  """`returns.annotate` of the rows that stay; one task at a time, since whole
+  lives of many learners are large."""
+  annotate = jax.jit(lambda log, valid: returns.annotate(
+      log, valid, spec.returns_discount))
+  kept, _ = _kept_rows(size, spec.stride)
+  position = np.arange(log.reward.shape[1])
+  found = []
+  for m, rows in enumerate(kept):
+    one = jax.tree.map(lambda x, m=m: x[m], log)
+    values = jax.device_get(annotate(one, position < size[m]))
+    if spec.stride != 1:
+      values = jax.tree.map(lambda x, rows=rows: x[rows], values)
+    found.append(values)
+  return jax.tree.map(lambda *x: np.stack(x), *found)
+
+
+def _strided(log, size, stride, extras: Mapping[str, Array] = {}) -> Buffer:
+  """Every `stride`th row of each task, the last one among them.
+
+  Args:
+    log: leaves [M, C, ...].
+    size: [M].
+    stride: 1 keeps all.
+    extras: of the rows that stay.
+  """
+  if stride == 1:
+    return _buffer(log, size, extras)
+  rows, count = _kept_rows(size, stride)
   take = lambda x: np.take_along_axis(
       np.asarray(x), rows.reshape(rows.shape + (1,) * (x.ndim - 2)), axis=1)
-  log = jax.tree.map(take, log._replace(extras=dict(extras)))
-  return _buffer(log, count, log.extras)
+  return _buffer(
+      jax.tree.map(take, log._replace(extras={})), count, extras)
 
 
 def _episodes(time: np.ndarray, size: int) -> np.ndarray:

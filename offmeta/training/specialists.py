@@ -41,7 +41,8 @@ class Evaluator:
         algorithm.evaluate, family.spec.action_size)
 
     def one(state, uniform, task, key):
-      acting = rollout.Acting(algorithm.actor_params(state), uniform)
+      acting = rollout.Acting(
+          algorithm.actor_params(state), uniform.astype(jnp.int32))
 
       def episode(r):
         k_init, k_episode = jax.random.split(jax.random.fold_in(key, r))
@@ -137,7 +138,7 @@ def _gatherer(setup: Setup, config: SpecialistsConfig, initial: int):
       explore=rollout.uniform_at_first(
           plain.explore, setup.family.spec.action_size),
       actor_params=lambda state: rollout.Acting(
-          plain.actor_params(state), state.step == 0))
+          plain.actor_params(state), (state.step == 0).astype(jnp.int32)))
   quota = GatherConfig(
       tasks_per_iteration=1, prior_steps=config.steps_per_iteration,
       posterior_steps=0, context_size=1, rewards='true')

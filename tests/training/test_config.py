@@ -223,8 +223,9 @@ def test_an_algorithm_of_ones_own(registry):
   configs.validate(config)
   with pytest.raises(ConfigError, match='rate=-1.0; must be positive'):
     configs.validate(configs.from_dict({'mine': {'rate': -1}}, config))
-  with pytest.raises(ValueError, match="an algorithm 'mine' already"):
-    algorithms.register('mine', Config, lambda *args: 1)
+  algorithms.register('mine', Config, lambda *args: 1)  # its file, again
+  with pytest.raises(ValueError, match="an algorithm 'sac' already"):
+    algorithms.register('sac', Config, lambda *args: 1)
   with pytest.raises(ValueError, match='not a Python identifier'):
     algorithms.register('my-own', Config, lambda *args: None)
 

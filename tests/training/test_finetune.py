@@ -1,4 +1,4 @@
-"""Fine-tuning in each held-out task: steps, resume, what it refuses."""
+"""Fine-tuning in each held-out task, and stages that annotate their data."""
 
 import shutil
 
@@ -129,3 +129,45 @@ def test_no_iterations_no_phase(dataset, tmp_path):
   setup = _setup(tmp_path, dataset, {'finetune': {'iterations': 0}})
   phases.run(setup, ('finetune',))
   assert not (tmp_path / 'finetune').exists()
+
+
+# A stage that annotates its data.
+
+_BOREL = {
+    'algorithm': 'borel',
+    'borel': {
+        'latent_size': 2, 'gru_size': 4, 'decoder_hidden': (4,),
+        'vae': {'num_updates': 4, 'num_tasks': 2, 'num_sequences': 2,
+                'num_decoded': 3},
+        'rl': {'critic_hidden': (4,), 'actor_hidden': (4,), 'num_updates': 6,
+               'num_tasks': 2, 'batch_size': 4},
+    },
+    'finetune': {'iterations': 0},
+    'evaluation': {'every_updates': 1000},
+}
+
+
+class _NoScores:
+  curve = staticmethod(lambda state, data: {})
+
+
+def test_beliefs_are_the_same_after_a_stop(dataset, tmp_path):
+  """They are computed again, with the encoder that has not changed since."""
+
+  def run(name, stop=None):
+    phases.offline(
+        _setup(tmp_path / name, dataset, _BOREL, stop), _NoScores())
+    return tiny_run.saved(tmp_path / name / 'offline' / 'final' / '0')
+
+  expected = run('whole')
+  stop = tiny_run.StopAt(tmp_path / 'parts' / 'offline', 8)
+  with pytest.raises(loop.Interrupted):
+    run('parts', stop)
+  assert tiny_run.checkpoint_steps(tmp_path / 'parts', 'offline')[-1] == 8
+  assert tiny_run.differing(run('parts'), expected) == []
+
+
+def test_too_few_rows_for_a_batch_without_replacement(dataset, tmp_path):
+  setup = _setup(tmp_path, dataset, {'macaw': {'stride': 20}})
+  with pytest.raises(ConfigError, match='batches of 8 rows .* has only 4'):
+    phases.offline(setup, _NoScores())
