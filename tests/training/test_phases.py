@@ -22,7 +22,7 @@ from experiments import launch
 from offmeta.data import dataset as datasets
 from offmeta.results import records
 from offmeta.testing import probes
-from offmeta.training import checkpointing, collect_pearl, loop, phases
+from offmeta.training import checkpointing, collect, collect_pearl, loop, phases
 from offmeta.training import config as configs
 from offmeta.training import stage as stages
 from offmeta.training.loop import Interrupted
