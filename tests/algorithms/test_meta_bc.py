@@ -179,7 +179,8 @@ def test_acting():
 
 def test_what_it_asks_for():
   algorithm = meta_bc.make(SPEC, CONFIG)
-  assert algorithm.data == DataSpec(stride=7) and algorithm.online == ()
+  assert algorithm.data == DataSpec(stride=7, shared=True)
+  assert algorithm.online == ()
   for sampling, context in (
       ('contiguous', 'slice'), ('uniform', 'transitions')):
     stage, = meta_bc.make(

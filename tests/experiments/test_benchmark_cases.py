@@ -163,12 +163,12 @@ def test_returns_in_the_synthetic_data():
 
 
 def test_sequences_in_the_synthetic_data():
-  case = cases.make_cases('smoke', ('borel',))[1]  # 2 episodes of 8 steps
+  case = cases.make_cases('smoke', ('borel',))[1]  # 3 episodes of 8 steps
   buffer = cases.synthetic_replay(case).rl
   np.testing.assert_array_equal(
-      buffer.sequence_start, np.tile([0, 16, 32, 48], (16, 1)))
-  np.testing.assert_array_equal(buffer.sequence_length, 16)
-  np.testing.assert_array_equal(buffer.num_sequences, 4)
+      buffer.sequence_start, np.tile([0, 24], (16, 1)))
+  np.testing.assert_array_equal(buffer.sequence_length, 24)
+  np.testing.assert_array_equal(buffer.num_sequences, 2)
   np.testing.assert_array_equal(
       buffer.data.extras['time'], np.tile(np.arange(64) % 8, (16, 1)))
 
@@ -182,4 +182,4 @@ def test_stages_with_what_they_need_of_the_data():
   for row in result['updates']:
     assert row['updates_per_s'] > 0 and row['gflop_per_update'] > 0
   assert [u['sizes']['context_size'] for u in result['updates']] == [
-      1, 1, 2 * 16]
+      1, 1, 2 * 24]
