@@ -88,9 +88,10 @@ class OfflineContexts(NamedTuple):
 
 
 def offline_contexts(
-    buffer: Buffer, task_ids: Array, key: Key, num_repeats: int, size: int
+    buffer: Buffer, task_ids: Array, key: Key, num_repeats: int, size: int,
+    sequences: bool = False,
 ) -> OfflineContexts:
-  """Uniform draws from the frozen offline data, one context per repetition.
+  """Draws from the frozen offline data, one context per repetition.
 
   Args:
     buffer: encoder buffer.
@@ -98,9 +99,15 @@ def offline_contexts(
     key: random key.
     num_repeats: R.
     size: N.
+    sequences: the first steps of a recorded sequence, in order, instead of
+      uniform draws with replacement.
   """
-  draw = lambda key, task_id: sampler.draw_context(
-      key, buffer, task_id, size, True)
+  if sequences:
+    draw = lambda key, task_id: sampler.draw_sequence(
+        key, buffer, task_id, size)
+  else:
+    draw = lambda key, task_id: sampler.draw_context(
+        key, buffer, task_id, size, True)
   keys = _task_keys(key, task_ids.shape[0], num_repeats)
   return OfflineContexts(
       *jax.vmap(jax.vmap(draw, (0, None)))(keys, task_ids))
@@ -115,10 +122,12 @@ def meta_test_given_context(
     key: Key,
     num_steps: int,
     axis_name: str | None = None,
+    held: bool | Array = False,
 ) -> Array:
   """Returns [M, R, E] with contexts that are handed over.
 
-  Spec smac 1.3 (a): one context per repetition, one latent per episode.
+  Spec smac 1.3 (a): one context per repetition, which every episode starts
+  with; one latent per episode.
 
   Args:
     family: the environment.
@@ -129,12 +138,18 @@ def meta_test_given_context(
     key: random key.
     num_steps: step budget of one repetition.
     axis_name: device axis over which the tasks are shared out.
+    held: [], whether the policy ignores what it sees while it acts.
   """
+
+  def observe(params, state, transition, key):
+    after = policy.observe(params, state, transition, key)
+    return jax.tree.map(
+        lambda old, new: jnp.where(held, old, new), state, after)
 
   def one(task, given, k):
     return rollout.adaptation_sequence(
-        family, policy, params, task, k, num_steps, 0,
-        context_fn=lambda transitions, valid, key: given).returns
+        family, policy._replace(observe=observe), params, task, k, num_steps,
+        0, context_fn=lambda transitions, valid, key: given).returns
 
   keys = _task_keys(key, *contexts.mask.shape[:2])
   return parallel.shared_vmap(

@@ -270,8 +270,9 @@ class Algorithm(NamedTuple):
     begin_online: (LearnerState) -> LearnerState, at the phase switch.
     explore: collects data.
     evaluate: scored with context that it collected itself.
-    evaluate_given_context: scored with a context that was handed to it; None
-      where loose transitions mean nothing to it.
+    evaluate_given_context: scored with a context that was handed to it: loose
+      transitions, or, with `data.sequence_episodes` above 1, the beginning of
+      a recorded sequence; None if neither means anything to it.
     actor_params: (LearnerState) -> what the policies take as params.
     relabel: (LearnerState, context [N, ...], valid [N], data [T, ...], key)
       -> rewards [T] without access to `data.reward`; None if there is none.

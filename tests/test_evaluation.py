@@ -102,6 +102,42 @@ def test_given_context_is_offline_data_of_the_task():
   assert sorted(counts.values()) == [3, 3, 3, 3]
 
 
+@pytest.mark.parametrize('held', [False, True])
+def test_a_held_policy_learns_nothing_while_it_acts(held):
+  """What un-adapted means for policies whose belief moves in every step."""
+  spied = []
+
+  def act(params, state, observation, key):
+    jax.debug.callback(lambda x: spied.append(float(x)), state, ordered=False)
+    return state[None] / 100, {}
+
+  policy = _mean_reward_policy()._replace(
+      act=act, observe=lambda params, state, transition, key: state + 1)
+  contexts = evaluation.offline_contexts(
+      _buffer(), jnp.arange(3), _KEY, 1, 6)
+  contexts = contexts._replace(mask=0 * contexts.mask)
+  jax.jit(lambda held: evaluation.meta_test_given_context(
+      _FAMILY, policy, (), _TASKS, contexts, _KEY, 10, held=held))(held)
+  jax.effects_barrier()
+  # Three tasks, two episodes of five steps each.
+  assert sorted(spied) == (
+      [0.0] * 30 if held else sorted([0.0, 1.0, 2.0, 3.0, 4.0] * 6))
+
+
+def test_given_sequences_are_recorded_ones_in_order():
+  buffer = _buffer()._replace(
+      sequence_start=jnp.array([[0, 1], [2, 0], [0, 0]]),
+      sequence_length=jnp.array([[3, 2], [2, 0], [0, 0]]),
+      num_sequences=jnp.array([2, 1, 0]))
+  contexts = evaluation.offline_contexts(
+      buffer, jnp.arange(3), _KEY, 20, 2, sequences=True)
+  rewards = np.asarray(contexts.context.reward)
+  assert {tuple(row) for row in rewards[0]} == {(0, 1), (1, 2)}
+  assert {tuple(row) for row in rewards[1]} == {(12, 13)}
+  np.testing.assert_array_equal(
+      contexts.mask, np.array([1, 1, 0])[:, None, None] * np.ones((20, 2)))
+
+
 def _adaptation(reward):
   """[M, R, W] self-collected rewards, the last two not of any step."""
   reward = jnp.asarray(reward, jnp.float32)

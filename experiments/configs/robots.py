@@ -75,7 +75,7 @@ ROBOT_CPU = {
         'encoder_size': 0,
         'gather': {'tasks_per_iteration': 8},
         'specialists': recipes.specialists(
-            20_000, 2000, 400, 200, width=64, batch_size=128, discount=0.97),
+            40_000, 2000, 400, 300, width=64, batch_size=128, discount=0.97),
         'behaviour': {
             **_ROBOT_CPU_ALGORITHM,
             'value_hidden': (128, 128, 128),
@@ -179,14 +179,9 @@ def _profiles(changes: dict) -> dict:
   }
 
 
-_FEW = {'num_train': 2, 'num_test': 2}
-_CHEETAH_DIR = _profiles(_FEW)
-# Two tasks leave time for longer lives.
-_CHEETAH_DIR['cpu'] = recipes.merge(
-    _CHEETAH_DIR['cpu'], {'collect': {'specialists': {'env_steps': 40_000}}})
 FAMILIES = {
     'cheetah_vel': (CHEETAH_VEL, _profiles({})),
-    'cheetah_dir': (CHEETAH_DIR, _CHEETAH_DIR),
+    'cheetah_dir': (CHEETAH_DIR, _profiles({'num_train': 2, 'num_test': 2})),
     'ant_dir': (ANT_DIR, _profiles({})),
     'ant_goal': (ANT_GOAL, _profiles({})),
     'humanoid_dir': (HUMANOID_DIR, _profiles({'num_test': 5})),

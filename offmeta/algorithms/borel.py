@@ -8,9 +8,7 @@ the task, q(z | all steps so far), from sequences of several episodes
 on (state, belief) with the encoder fixed. While acting, the belief is updated
 in every step and lives on from one episode to the next.
 
-Defaults are the release's for cheetah-vel. SMAC's fork (spec smac 5.1) has
-`num_episodes=3`, `rl.num_updates=400_000`, and for the ant
-`rl.learn_temperature=True`, `rl.target_rate=1e-4`. Deviations:
+Defaults are the release's for cheetah-vel. Deviations:
 
 * The state that follows an episode's last step is the first one of the next
   episode. In the release it is the last observation, from which the policy
@@ -22,6 +20,8 @@ Defaults are the release's for cheetah-vel. SMAC's fork (spec smac 5.1) has
 * Its CQL penalty (off by default) is left out: where CQL has exp(Q) / density
   it has Q / density under the logarithm.
 * The gradients of an RL update are taken at the same parameters (see `sac`).
+* A context that is handed over is the beginning of a recorded sequence, from
+  which the belief goes on; the release has no such test.
 """
 
 import dataclasses
@@ -327,6 +327,7 @@ def make(
   validate(config)
   networks = make_networks(spec, config)
   length = config.num_episodes * spec.episode_length
+  tracker = networks.tracker
 
   def actor_params(state):
     return {
@@ -339,9 +340,9 @@ def make(
       offline=make_stages(networks, length, config, axis_name),
       online=(),
       begin_online=lambda state: state,
-      explore=networks.tracker.policy(networks.actor, deterministic=False),
-      evaluate=networks.tracker.policy(networks.actor, deterministic=True),
-      evaluate_given_context=None,
+      explore=tracker.policy(networks.actor, deterministic=False),
+      evaluate=tracker.policy(networks.actor, deterministic=True),
+      evaluate_given_context=tracker.policy(networks.actor, True),
       actor_params=actor_params,
       relabel=None,
       data=DataSpec(

@@ -79,6 +79,24 @@ def draw_context(
   return buffers.take(buffer, task_id, rows), mask
 
 
+def draw_sequence(
+    key: Key, buffer: Buffer, task_id: Array, length: int
+) -> tuple[Transition, Array]:
+  """The first `length` steps of a recorded sequence of one task.
+
+  Args:
+    key: random key.
+    buffer: with a table of sequences.
+    task_id: [].
+    length: N; a shorter sequence is padded.
+
+  Returns:
+    Context leaves [N, ...], mask [N] (all 0 when the task has no sequence).
+  """
+  rows, mask = _sequences(key, buffer, task_id, 1, length)
+  return buffers.take(buffer, task_id, rows), mask
+
+
 def _rows(key, buffer, size, count, replacement):
   if replacement:
     return uniform_rows(key, size, count)
@@ -131,14 +149,14 @@ def sequence_rows(
   return jnp.where(mask, start + position, 0), mask.astype(jnp.float32)
 
 
-def _several_sequences(
-    key: Key, buffer: Buffer, task_id: Array, spec: BatchSpec
+def _sequences(
+    key: Key, buffer: Buffer, task_id: Array, number: int, length: int
 ) -> tuple[Array, Array]:
-  """Rows and mask [num_sequences * sequence_size]; all 0 without sequences."""
+  """Rows and mask [number * length]; all 0 without sequences."""
   known = buffer.num_sequences[task_id]
-  chosen = uniform_rows(key, known, spec.num_sequences)
+  chosen = uniform_rows(key, known, number)
   rows, mask = jax.vmap(lambda sequence: sequence_rows(
-      buffer, task_id, sequence, spec.sequence_size))(chosen)
+      buffer, task_id, sequence, length))(chosen)
   return rows.reshape(-1), mask.reshape(-1) * (known > 0)
 
 
@@ -207,7 +225,8 @@ def sample_batch(
     if spec.context == 'slice':
       rows, mask = slice_rows(k, contexts, task, spec.context_size)
     elif spec.context == 'sequences':
-      rows, mask = _several_sequences(k, contexts, task, spec)
+      rows, mask = _sequences(
+          k, contexts, task, spec.num_sequences, spec.sequence_size)
     elif spec.context == 'episodes':
       rows, mask = _exploration_rows(k, contexts, task, spec)
     else:

@@ -92,7 +92,7 @@ def belief_encoder(
   """
   embed = _Embed(tuple(embedding_sizes))
   gate = lambda: base.dense(
-      3 * hidden_size, kernel_init=nn.initializers.orthogonal())
+      3 * hidden_size, kernel_init=base.orthogonal)
   modules = {
       'embed': (embed, (observation_size, action_size, 1)),
       'input': (gate(), (sum(embedding_sizes),)),

@@ -32,10 +32,10 @@ COLUMNS = {
 _REFERENCES = ('random', 'behaviour', 'specialists', 'behaviour_data')
 _LEGEND = (
     'Return of the last episode in held-out tasks, mean [95% interval] over'
-    ' seeds. Un-adapted: the\nfirst episode instead. Contexts are collected by'
-    ' the learner itself, handed over from the logged\ndata of the task, or'
-    ' collected by uniform random actions. Fine-tuned: mean of episodes at'
-    ' the\nend of online fine-tuning. Training: offline and online phase.')
+    ' seeds. Un-adapted: an\nepisode without any context instead. Contexts are collected'
+    ' by the learner itself, handed over from the\nlogged data of the task, or'
+    ' collected by uniform random actions. Fine-tuned: mean of episodes at the'
+    '\nend of online fine-tuning. Training: offline and online phase.')
 
 
 class Row(NamedTuple):

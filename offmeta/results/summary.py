@@ -17,8 +17,9 @@ from offmeta.results import statistics
 SeedScores = Mapping[str, np.ndarray]  # row name -> [S]
 
 # What is handed to the meta-learner on held-out tasks -> (array, its score).
-# Some explore with noise before they adapt: where it is there, the score
-# without context and noise counts as un-adapted ('test_prior_returns').
+# Some explore with noise before they adapt, or adapt within an episode: where
+# it is there, the score without any context counts as un-adapted
+# ('test_prior_returns').
 HELD_OUT = {
     'unadapted': ('test_self_returns', statistics.unadapted_scores),
     'self_context': ('test_self_returns', statistics.seed_scores),

@@ -21,7 +21,7 @@ COLUMNS = ('name', 'mean', '95% interval', 'seeds', 'what it is')
 _HELD_OUT_ROWS = ('random', 'behaviour', 'specialists', 'oracle', *(
     f'{stage}_{name}' for stage in ('offline', 'online')
     for name in summary_lib.HELD_OUT))
-_UNADAPTED = 'first episode, when nothing is known of the task'
+_UNADAPTED = 'an episode without any context'
 _GIVEN = 'context handed over from the logged data of the task'
 _RANDOM = 'context collected by uniform random actions'
 _DESCRIPTIONS = {

@@ -64,23 +64,26 @@ class Evaluator:
           config.num_repeats, config.num_steps, config.num_prior_episodes,
           axis_name)
 
-    def given(params, tasks, contexts, key):
+    def given(params, held, tasks, contexts, key):
       return evaluation.meta_test_given_context(
           family, algorithm.evaluate_given_context, params, tasks, contexts,
-          key, config.num_steps, axis_name)
+          key, config.num_steps, axis_name, held)
 
     def shift(*args):
       return evaluation.distribution_shift(algorithm, *args)
 
+    # The episode that follows a context is the last of a sequence.
+    known = (algorithm.data.sequence_episodes - 1) * family.spec.episode_length
+
     def draw(replay, ids, key):
       return evaluation.offline_contexts(
           replay.contexts(), ids, key, config.num_repeats,
-          config.context_size)
+          known if known > 0 else config.context_size, known > 0)
 
     compile_ = seeds.layout.compile
     self._own = compile_(own, (0, None, None, 0))
     self._given_contexts = (
-        algorithm.evaluate_given_context and compile_(given, (0, None, 0, 0)))
+        algorithm.evaluate_given_context and compile_(given, (0, None, None, 0, 0)))
     self._shift = algorithm.posterior and compile_(shift, (0, 0, 0, 0))
     self._draw = jax.jit(jax.vmap(draw, (None, None, 0)))
 
@@ -102,7 +105,8 @@ class Evaluator:
         params, jnp.int32(steps if uniform else 0), tasks, self._keys[0])
 
   def _given(
-      self, params, data: OfflineData | None, train_ids, empty: bool = False
+      self, params, data: OfflineData | None, train_ids,
+      unadapted: bool = False,
   ) -> dict:
     """Returns [S, M, R, E] with contexts from the logs of the tasks.
 
@@ -110,14 +114,14 @@ class Evaluator:
       params: leaves [S, ...].
       data: the logs; None gives nothing.
       train_ids: which of the training tasks.
-      empty: hand over nothing instead.
+      unadapted: hand over nothing instead, and let nothing be learnt.
     """
     if data is None or self._given_contexts is None:
       return {}
     tasks = jax.tree.map(lambda x: x[train_ids], self._setup.train_tasks)
     contexts = self._draw(data.train, train_ids, self._keys[1])
     join = lambda axis: lambda *x: jnp.concatenate(x, axis)
-    tested = data.test is not None or empty
+    tested = data.test is not None or unadapted
     if tested:
       tasks = jax.tree.map(join(0), tasks, self._setup.test_tasks)
       # Whatever stands in contexts of which nothing counts.
@@ -125,9 +129,10 @@ class Evaluator:
       rows = jnp.arange(self._num_test) % replay.rl.size.shape[0]
       contexts = jax.tree.map(
           join(1), contexts, self._draw(replay, rows, self._keys[5]))
-    if empty:
+    if unadapted:
       contexts = contexts._replace(mask=jnp.zeros_like(contexts.mask))
-    returns = self._given_contexts(params, tasks, contexts, self._keys[2])
+    returns = self._given_contexts(
+        params, jnp.asarray(unadapted), tasks, contexts, self._keys[2])
     out = {'train': returns[:, :len(train_ids)]}
     if tested:
       out['test'] = returns[:, len(train_ids):]
@@ -183,11 +188,10 @@ class Evaluator:
     }
     for part, value in self._given(params, data, self._all).items():
       out[f'{part}_offline_returns'] = value
-    if self._shift is None:
-      # Where acting on nothing may differ from the first of the episodes that
-      # collect (MACAW's explore with noise): without a context, as such.
-      for part, value in self._given(params, data, self._all, True).items():
-        out[f'{part}_prior_returns'] = value
+    # The first of the episodes that collect may explore with noise (MACAW) or
+    # adapt within (BOReL).
+    for part, value in self._given(params, data, self._all, True).items():
+      out[f'{part}_prior_returns'] = value
     if data is not None and self._shift is not None:
       shift = self._shift(params, train, *[
           self._draw(data.train, self._all, key) for key in self._keys[3:5]])

@@ -298,7 +298,6 @@ def test_policies(state):
     below = np.mean(
         np.asarray(samples) < np.tanh(mean + 0.5 * np.exp(log_std)), axis=0)
     np.testing.assert_allclose(below, 0.6915, atol=0.05)
-  assert algorithm.evaluate_given_context is None
   assert algorithm.posterior is None and algorithm.online == ()
 
 

@@ -2,6 +2,7 @@
 
 import helpers
 import jax
+from jax.extend import core as jax_core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -102,6 +103,27 @@ def test_encoder_starts_as_published():
   # The prior is what the heads make of a hidden state of zeros.
   np.testing.assert_array_equal(
       encoder.read(params, jnp.zeros(64)), params['heads']['params']['bias'])
+
+
+def _operands_of(primitive, jaxpr):
+  """Shapes of the first operands of a primitive, nested programs included."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == primitive:
+      yield equation.invars[0].aval.shape
+    for inner in jax_core.jaxprs_in_params(equation.params):
+      yield from _operands_of(primitive, inner)
+
+
+def test_learners_side_by_side_never_decompose_a_batch():
+  """A batched QR decomposition can stop all threads of a CPU for good."""
+  encoder = recurrent.belief_encoder(4, 2, 3, 8, (4, 4, 4))
+  keys = jax.random.split(jax.random.key(0), 3)
+  side_by_side = jax.vmap(encoder.init)
+  shapes = list(_operands_of('qr', jax.make_jaxpr(side_by_side)(keys).jaxpr))
+  assert shapes and all(len(shape) == 2 for shape in shapes)
+  one_by_one = jax.tree.map(
+      lambda *leaves: jnp.stack(leaves), *map(encoder.init, keys))
+  helpers.assert_close(side_by_side(keys), one_by_one, 1e-6)
 
 
 @pytest.mark.parametrize('whole_step', [True, False])
