@@ -230,6 +230,10 @@ class DataSpec(NamedTuple):
     mix_rewards: BOReL's reward relabelling. Contexts are sequences whose
       first episode comes from another task, with rewards recomputed for this
       one; queries stay what they were.
+    context_part: contexts, at meta-test too, come from `context_rows`
+      consecutive rows of each log, without stride: 'first', 'middle' or 'last'
+      (MACAW's ablation of data quality); 'all': from what queries come from.
+    context_rows: see there.
   """
 
   returns_discount: float | None = None
@@ -237,6 +241,8 @@ class DataSpec(NamedTuple):
   sequence_episodes: int = 0
   mix_rewards: bool = False
   shared: bool = False
+  context_part: str = 'all'
+  context_rows: int = 0
 
 
 class Stage(NamedTuple):

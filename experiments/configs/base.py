@@ -102,7 +102,7 @@ def config_of(
   def get_config(family: str = 'point_robot') -> ml_collections.ConfigDict:
     changes, profiles = family_parts(family)
     return make_config(*_with_parts(
-        {**changes, 'algorithm': algorithm}, profiles, _from_source(data),
+        {**changes, 'algorithm': algorithm}, profiles, _from_source(data, family),
         sizes, families.get(family, {})))
 
   return get_config
@@ -116,15 +116,23 @@ def data_config(family: str, source: str = '') -> ml_collections.ConfigDict:
     source: as `data` of `config_of`.
   """
   return make_config(*_with_parts(
-      *family_parts(family), _from_source(source)))
+      *family_parts(family), _from_source(source, family)))
 
 
-def _from_source(source: str) -> Profiles:
+def _from_source(source: str, family: str) -> Profiles:
   """What a source needs besides the sizes in the families' files."""
-  collect = {'source': source} if source else {}
-  if source == 'sac':  # whole lives, without encoder data of their own
-    collect |= {'rl_slice': 'all', 'encoder_size': 0}
-  return {'all': {'collect': collect}}
+  if source != 'sac':
+    return {'all': {'collect': {'source': source} if source else {}}}
+  whole = {'rl_slice': 'all', 'encoder_size': 0}
+  parts = {
+      'all': {'collect': {'source': source, **whole}},
+      'smoke': {'collect': whole},
+  }
+  if family in robots.FAMILIES:
+    # The last quarter of each life: most of the rest is a body that has not
+    # learnt to move, and few updates learn little from it.
+    parts['cpu'] = {'collect': {'rl_slice': 'last', 'rl_size': 10_000}}
+  return parts
 
 
 def _with_parts(

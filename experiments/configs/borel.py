@@ -6,6 +6,11 @@ episodes under the prior alone: the belief is carried on through all of them.
 
 from experiments.configs import base
 
+# 601 beliefs of 600 steps; fewer updates, each of them longer.
+_ROBOT = {'cpu': {'borel': {
+    'vae': {'num_updates': 1000, 'num_decoded': 10, 'num_sequences': 4},
+    'rl': {'num_updates': 8000, 'discount': 0.95},
+}}}
 _DYNAMICS = {'all': {'borel': {'relabel_rewards': False}}}
 # Published for the sparse point robot (spec baselines A2.4).
 _POINT = {
@@ -45,6 +50,8 @@ SIZES = {
     }},
 }
 FAMILIES = {
+    'cheetah_vel': _ROBOT,
+    'cheetah_dir': _ROBOT,
     'point_robot': _POINT,
     'sparse_point_robot': _POINT,
     'ant_dir': _ANT,

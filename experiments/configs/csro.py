@@ -3,13 +3,11 @@
 from experiments.configs import base, focal
 
 _settings = lambda published, **cpu: focal.settings('csro', published, **cpu)
-# The published weight dominates a run of a few thousand updates.
-_SMALL_DIVERGENCE = {'divergence_weight': 1.0, 'learn_divergence_weight': False}
 _POINT = _settings({
     **focal.POINT, 'mi_weight': 25.0, 'context_size': 1024,
     'num_updates': 65_000,
 }, latent_size=5, reward_scale=5.0)
-_ROBOT = {**focal.ROBOT, **_SMALL_DIVERGENCE, 'model_hidden': (128, 128)}
+_ROBOT = focal.ROBOT
 
 FAMILIES = {
     'point_robot': _POINT,

@@ -21,16 +21,16 @@ SIZES = {
         'num_tasks': 8,
         'context_size': 64,
         'query_size': 64,
+        'context_rows': 400,  # of `context_part`
     }},
     'smoke': {'macaw': {
         'hidden': (16, 16, 16), 'latent_size': 8, 'num_updates': 20,
-        'num_tasks': 2, 'context_size': 16, 'query_size': 16}},
+        'num_tasks': 2, 'context_size': 16, 'query_size': 16,
+        'context_rows': 100}},
     'paper': {
         # 500 episodes of 200 steps, the first 25 before any update; scores
         # fall on 10,000 and 20,000 steps.
         'finetune': {'iterations': 475, 'every_iterations': 5},
-        # Where a part of each life is asked for.
-        'collect': {'rl_size': 100_000},
     },
 }
 FAMILIES = {
@@ -39,11 +39,10 @@ FAMILIES = {
         'cpu': {'macaw': {'num_tasks': 2}},
     },
 }
-# Data quality: the outer data are cut, too (published: the inner ones only).
 ABLATIONS = {
     'no_head': {'macaw': {'advantage_coef': 0.0}},
     'bias_linear': {'macaw': {'layer': 'bias_linear'}},
-    **{f'{part}_data': {'collect': {'rl_slice': part}}
+    **{f'{part}_data': {'macaw': {'context_part': part}}
        for part in ('first', 'middle', 'last')},
 }
 

@@ -294,7 +294,9 @@ def make(
       begin_online=lambda state: state,
       relabel=None,
       data=DataSpec(
-          returns_discount=config.discount, stride=config.stride),
+          returns_discount=config.discount, stride=config.stride,
+          context_part=config.context_part,
+          context_rows=config.context_rows),
       begin_finetune=begin_finetune,
       finetune=_finetune_stages(
           networks, finetune_optimizers, config, axis_name),

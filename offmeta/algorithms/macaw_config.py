@@ -48,6 +48,10 @@ class Config:
   outer_norm: str = 'n_train'  # divide by all tasks, or by the 'meta_batch'
   num_train_tasks: int = 0  # set by the run
   stride: int = 7  # every so-manieth logged step is used
+  # Inner batches, at meta-test too, from a part of each log (4.5): 'first',
+  # 'middle' or 'last' `context_rows` in a row, without stride.
+  context_part: str = 'all'
+  context_rows: int = 100_000
   num_updates: int = 1_000_000
   num_tasks: int = 5  # meta-batch
   context_size: int = 256  # of the inner batch
@@ -69,6 +73,7 @@ def validate(config: Config):
       'train_inner_sampling': ('contiguous', 'uniform'),
       'outer_norm': ('n_train', 'meta_batch'),
       'task_loop': ('scan', 'vmap'),
+      'context_part': ('all', 'first', 'middle', 'last'),
   }
   for name, values in known.items():
     if getattr(config, name) not in values:
@@ -80,3 +85,7 @@ def validate(config: Config):
   if config.disjoint_batches and config.train_inner_sampling != 'uniform':
     raise ValueError(
         "macaw: disjoint_batches needs train_inner_sampling='uniform'")
+  if config.disjoint_batches and config.context_part != 'all':
+    raise ValueError(
+        "macaw: disjoint_batches with contexts from a part of the log; set"
+        " context_part='all'")

@@ -109,9 +109,11 @@ def _dataset(
     encoder, table = table * length, 2 * table
   elif length or spec.returns_discount is not None:
     encoder = 0
+  strided = -(-rl // spec.stride) - (-encoder // spec.stride)
+  if spec.context_part != 'all':
+    strided = -(-rl // spec.stride) + spec.context_rows
   return memory.replay_demand(
-      _prepared_row(setup, spec), num_tasks,
-      -(-rl // spec.stride) - (-encoder // spec.stride), places, what, table,
+      _prepared_row(setup, spec), num_tasks, strided, places, what, table,
       unit='place')
 
 

@@ -187,7 +187,9 @@ def cut(setup: Setup, replay: Replay) -> datasets.MetaDataset:
     context = logs.part(
         replay.encoder.data, replay.encoder.size, -config.encoder_size)
   return logs.make(
-      *logs.cut(replay.rl.data, replay.rl.size, config), setup.train_tasks,
+      *logs.cut(
+          replay.rl.data, replay.rl.size, config.rl_slice, config.rl_size),
+      setup.train_tasks,
       setup.family.spec.episode_length, *context)
 
 

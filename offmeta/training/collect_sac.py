@@ -73,7 +73,7 @@ def make(setup: Setup) -> Logs:
   def part(which, tasks):
     mine = jax.tree.map(lambda x: x[which, 0], data)
     return logs.make(
-        *logs.cut(mine, size[which, 0], config), tasks,
+        *logs.cut(mine, size[which, 0], config.rl_slice, config.rl_size), tasks,
         setup.family.spec.episode_length)
 
   train, test = slice(None, num_train), slice(num_train, None)

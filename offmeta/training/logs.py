@@ -73,9 +73,9 @@ def pack(
 
 
 def cut(
-    transitions: Transition, size: np.ndarray, config: CollectConfig
+    transitions: Transition, size: np.ndarray, where: str, count: int
 ) -> tuple[Transition, np.ndarray]:
-  """The part of each task's log that `rl_slice` and `rl_size` name.
+  """So many consecutive transitions of each task's log.
 
   'middle' lies around the end of the log's first quarter: MACAW's release
   says middle and means that (spec macaw 4.5).
@@ -83,17 +83,20 @@ def cut(
   Args:
     transitions: leaves [M, C, ...].
     size: [M] int32.
-    config: names the part.
+    where: of `config.SLICES`.
+    count: how many; not for 'all'.
 
   Returns:
     Leaves [M, C', ...], sizes [M].
+
+  Raises:
+    DatasetError: a log has fewer.
   """
-  count = config.rl_size
-  if config.rl_slice == 'middle':
+  if where == 'middle':
     size = size // 4 - count // 2 + count  # what ends with the part
   start, stop = {
       'first': (0, count), 'middle': (-count, None), 'last': (-count, None),
-      'all': (None, None)}[config.rl_slice]
+      'all': (None, None)}[where]
   return part(transitions, size, start, stop)
 
 

@@ -12,7 +12,7 @@ from offmeta.data import sampler
 from offmeta.data.buffer import Buffer, Replay
 from offmeta.data.dataset import DatasetError, MetaDataset
 from offmeta.losses import returns
-from offmeta.training import streaming
+from offmeta.training import logs, streaming
 from offmeta.training.schedule import Seeds
 from offmeta.types import (
     Array,
@@ -46,13 +46,16 @@ def replay(
     key: of what is random in it.
 
   Raises:
-    DatasetError: the log does not tell where episodes begin.
+    DatasetError: the log does not tell where episodes begin, or is shorter
+      than the part that contexts are to come from.
   """
   log = _floats(data.transitions)
   ordered = spec.returns_discount is not None or spec.sequence_episodes > 0
   if not ordered:
     encoder = None
-    if data.context is not None and not spec.shared:
+    if spec.context_part != 'all':
+      encoder = _context_part(log, data.size, spec)
+    elif data.context is not None and not spec.shared:
       encoder = _strided(_floats(data.context), data.context_size, spec.stride)
     return Replay(_strided(log, data.size, spec.stride), encoder)
   if 'time' not in log.extras:
@@ -64,7 +67,10 @@ def replay(
   if spec.returns_discount is not None:
     kept = _returns(log, data.size, spec)
   if not spec.sequence_episodes:
-    return Replay(_strided(log, data.size, spec.stride, kept), None)
+    encoder = None
+    if spec.context_part != 'all':
+      encoder = _context_part(log, data.size, spec)
+    return Replay(_strided(log, data.size, spec.stride, kept), encoder)
   if spec.stride != 1:
     raise ValueError('DataSpec: sequences of a strided log are not sequences')
   kept['time'] = log.extras['time']
@@ -130,6 +136,17 @@ def _strided(log, size, stride, extras: Mapping[str, Array] = {}) -> Buffer:
       np.asarray(x), rows.reshape(rows.shape + (1,) * (x.ndim - 2)), axis=1)
   return _buffer(
       jax.tree.map(take, log._replace(extras={})), count, extras)
+
+
+def _context_part(log: Transition, size, spec: DataSpec) -> Buffer:
+  """The rows that `context_part` names; returns are those of the whole log."""
+  extras = {}
+  if spec.returns_discount is not None:
+    extras = _returns(log, size, spec._replace(stride=1))
+  rows, count = logs.cut(
+      log._replace(extras=extras), np.asarray(size), spec.context_part,
+      spec.context_rows)
+  return _buffer(rows, count, rows.extras)
 
 
 def _episodes(time: np.ndarray, size: int) -> np.ndarray:

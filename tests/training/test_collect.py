@@ -141,9 +141,7 @@ def _config(**changes):
 def test_the_part_that_is_kept(which, count, rows):
   number = np.arange(2 * 21.0, dtype=np.float32).reshape(2, 21)
   log = Transition(*[number] * 5, {'time': number})
-  part, size = logs.cut(
-      log, np.array([13, 20], np.int32),
-      _config(rl_slice=which, rl_size=count))
+  part, size = logs.cut(log, np.array([13, 20], np.int32), which, count)
   assert size.tolist() == [len(r) for r in rows] and size.dtype == np.int32
   for task in range(2):
     for leaf in (part.reward, part.extras['time']):
@@ -161,7 +159,7 @@ def test_parts_that_no_log_will_hold(which, count, fits):
     logs.check_cut(config, held)
     # What passes can be cut.
     number = np.zeros((2, 20), np.float32)
-    logs.cut(Transition(*[number] * 5), held, config)
+    logs.cut(Transition(*[number] * 5), held, which, count)
     return
   with pytest.raises(ConfigError, match=(
       rf'collect\.rl_size: {count} transitions .* only'

@@ -96,6 +96,23 @@ def test_returns_are_computed_before_the_stride():
   assert 'time' not in replay.data.extras
 
 
+@pytest.mark.parametrize('discount', [None, 0.9])
+def test_contexts_from_a_part_of_each_log(discount):
+  """Consecutive rows, with the returns of the whole log; queries have all."""
+  spec = DataSpec(returns_discount=discount, stride=3)
+  part = _replay(spec._replace(context_part='first', context_rows=4))
+  plain = _replay(spec)
+  assert plain.encoder is None
+  jax.tree.map(np.testing.assert_array_equal, part.rl, plain.rl)
+  whole = _replay(spec._replace(stride=1)).rl
+  jax.tree.map(
+      lambda a, b: np.testing.assert_array_equal(a, b[:, :4]),
+      part.encoder.data, whole.data)
+  np.testing.assert_array_equal(part.encoder.size, [4, 4])
+  with pytest.raises(DatasetError, match='has fewer|beyond'):
+    _replay(spec._replace(context_part='last', context_rows=10 ** 6))
+
+
 def test_sequences_are_consecutive_episodes():
   replay = _replay(DataSpec(sequence_episodes=2)).rl
   np.testing.assert_array_equal(replay.num_sequences, [2, 1])
