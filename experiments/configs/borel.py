@@ -60,4 +60,6 @@ FAMILIES = {
     'walker_params': _DYNAMICS,
 }
 
+ABLATIONS = {'no_relabelling': {'borel': {'relabel_rewards': False}}}
+
 get_config = base.config_of('borel', SIZES, FAMILIES)

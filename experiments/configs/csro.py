@@ -31,5 +31,8 @@ FAMILIES = {
     }, **_ROBOT),
 }
 
+# What is left of it without its mechanism, all else equal.
+ABLATIONS = {'no_bound': {'csro': {'mi_weight': 0.0}}}
+
 get_config = base.config_of(
     'csro', focal.sizes('csro', model_hidden=(64, 64)), FAMILIES)
