@@ -12,6 +12,8 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from offmeta.results import charts
 from offmeta.results import drawing
 from offmeta.results import records
@@ -29,6 +31,8 @@ COLUMNS = {
     'random_context': 'random context',
     'finetuned': 'fine-tuned',
 }
+# What is compared with 'unadapted', within a seed.
+ADAPTED = ('self_context', 'given_context', 'random_context')
 _REFERENCES = ('random', 'behaviour', 'specialists', 'behaviour_data')
 _LEGEND = (
     'Return of the last episode in held-out tasks, mean [95% interval] over'
@@ -36,6 +40,8 @@ _LEGEND = (
     ' by the learner itself, handed over from the\nlogged data of the task, or'
     ' collected by uniform random actions. Fine-tuned: mean of episodes at the'
     '\nend of online fine-tuning. Training: offline and online phase.')
+
+_GAINS = 'Gain by adapting: minus un-adapted, within a seed'
 
 
 class Row(NamedTuple):
@@ -46,6 +52,7 @@ class Row(NamedTuple):
     run: the run's name; it has several rows if it has online variants.
     scores: by the keys of COLUMNS, as JSON-ready intervals with the scores of
       all seeds; what the run does not have is absent.
+    gains: the scores in ADAPTED minus the un-adapted one, in the same form.
     training_s: wall time of the offline stage, and of the online one if any.
     description: of the variant, or of the run.
   """
@@ -53,6 +60,7 @@ class Row(NamedTuple):
   name: str
   run: str
   scores: Mapping[str, Mapping[str, Any]]
+  gains: Mapping[str, Mapping[str, Any]]
   training_s: float | None
   description: str
 
@@ -148,15 +156,26 @@ def _rows(
     tuned = summary_lib.finetune_scores(record)
     if not variant and 'finetune_end' in tuned:
       scores['finetuned'] = tuned['finetune_end']
+    gains = {
+        key: scores[key] - scores['unadapted'] for key in ADAPTED
+        if key in scores and 'unadapted' in scores}
     spent = [timing.get(part) for part in dict.fromkeys(('offline', stage))]
     rows.append(Row(
         f'{name} (online {variant})' if variant else name, name,
-        {key: {**statistics.t_interval(values).as_dict(),
-               'scores': values.tolist()}
-         for key, values in scores.items()},
+        _intervals(scores), _intervals(gains),
         None if None in spent else sum(spent),
         run.variants[variant] if variant else description))
   return rows
+
+
+def _intervals(
+    scores: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+  """JSON-ready intervals of scores [S], and the scores."""
+  return {
+      key: {**statistics.t_interval(values).as_dict(),
+            'scores': values.tolist()}
+      for key, values in scores.items()}
 
 
 def _references(
@@ -218,6 +237,10 @@ def text_table(result: Mapping[str, Any]) -> str:
   header, rule, *rows = tables.aligned(
       columns, cells, (False, *[True] * (len(columns) - 1)))
   output = [_title(result), _LEGEND, '', header, rule, *rows, '']
+  columns, cells = _gain_cells(result)
+  if cells:
+    output += [_GAINS, '', *tables.aligned(
+        columns, cells, (False, *[True] * (len(columns) - 1))), '']
   references = [
       (name, _shown(entry), entry['description'])
       for name, entry in result['references'].items()]
@@ -237,6 +260,9 @@ def markdown_table(result: Mapping[str, Any]) -> str:
         line([f'`{name}`', *rest]) for name, *rest in cells), '']
 
   output = [f'**{_title(result)}**', '', _LEGEND, '', *table(*_cells(result))]
+  columns, cells = _gain_cells(result)
+  if cells:
+    output += [_GAINS, '', *table(columns, cells)]
   if result['references']:
     output += table(
         ('reference', 'return', 'what it is'),
@@ -261,6 +287,8 @@ def csv_table(result: Mapping[str, Any]) -> str:
   for row in result['rows']:
     for key, entry in row['scores'].items():
       write(row['name'], key, entry, row['training_s'])
+    for key, entry in row['gains'].items():
+      write(row['name'], f'{key}_gain', entry, row['training_s'])
   for name, entry in result['references'].items():
     write(name, 'reference', entry, None)
   return stream.getvalue()
@@ -283,6 +311,20 @@ def _cells(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         _shown(row['scores'][key]) if key in row['scores'] else '-'
         for key in keys), '-' if seconds is None else f'{seconds:.0f}'])
   return ['algorithm', *(COLUMNS[key] for key in keys), 'training, s'], cells
+
+
+def _gain_cells(
+    result: Mapping[str, Any]
+) -> tuple[list[str], list[list[str]]]:
+  """Header and rows of the gains; no rows if no run has any."""
+  keys = [key for key in ADAPTED
+          if any(key in row['gains'] for row in result['rows'])]
+  cells = [
+      [row['name'], *(
+          _shown(row['gains'][key]) if key in row['gains'] else '-'
+          for key in keys)]
+      for row in result['rows'] if row['gains']]
+  return ['algorithm', *(COLUMNS[key] for key in keys)], cells
 
 
 def _shown(entry: Mapping[str, Any]) -> str:

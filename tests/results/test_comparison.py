@@ -71,6 +71,27 @@ def test_scores(built):
   assert rows['focal']['self_context']['low'] is None
 
 
+def test_gains_are_paired_over_seeds(built):
+  folder, result = built
+  rows = {row['name']: row for row in result['rows']}
+  row = rows['smac (online ours)']
+  assert list(row['gains']) == list(comparison.ADAPTED)
+  for key, entry in row['gains'].items():
+    each = np.subtract(
+        row['scores'][key]['scores'], row['scores']['unadapted']['scores'])
+    np.testing.assert_allclose(entry['scores'], each)
+    half = 2.776445 * np.std(each, ddof=1) / np.sqrt(5)
+    assert entry['low'] == pytest.approx(each.mean() - half, rel=1e-4)
+  assert row['gains']['self_context']['mean'] == pytest.approx(9.472)
+  text = (folder / 'comparison/table.txt').read_text()
+  lines = text[text.index('Gain by adapting'):].splitlines()
+  (line,) = [l for l in lines if l.startswith('smac (online ours)  ')]
+  assert ' 9.47 [' in line
+  assert '9.47 [' in (folder / 'comparison/table.md').read_text()
+  assert 'self_context_gain,9.47' in (
+      folder / 'comparison/table.csv').read_text()
+
+
 def test_time_of_training(built):
   seconds = {row['name']: row['training_s'] for row in built[1]['rows']}
   assert seconds['smac'] == 64.0 and seconds['smac (online ours)'] == 95.0
@@ -99,7 +120,8 @@ def test_what_readers_must_know(built):
 def test_text_and_markdown(built):
   folder, result = built
   text = comparison.text_table(result)
-  rows = {line.split('  ')[0]: line for line in text.splitlines()}
+  main = text.split('Gain by adapting')[0]
+  rows = {line.split('  ')[0]: line for line in main.splitlines()}
   assert ' -9.16 [-9.45, -8.87] ' in rows['smac (online ours)']
   cells = rows['focal'].split()
   assert cells == ['focal', '-19.86', '-15.30', '-13.30', '-16.80', '-', '64']
@@ -109,7 +131,7 @@ def test_text_and_markdown(built):
   assert len({len(line) for line in (header, rule, *others)}) == 1  # aligned
   markdown = (folder / 'comparison/table.md').read_text()
   lines = [line for line in markdown.splitlines() if line.startswith('| ')]
-  assert len(lines) == 1 + 7 + 1 + 4
+  assert len(lines) == (1 + 7) + (1 + 7) + (1 + 4)
   assert all(line.count('|') == 8 for line in lines[:8])
 
 
