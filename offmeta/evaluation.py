@@ -88,10 +88,9 @@ class OfflineContexts(NamedTuple):
 
 
 def offline_contexts(
-    buffer: Buffer, task_ids: Array, key: Key, num_repeats: int, size: int,
-    sequences: bool = False,
+    buffer: Buffer, task_ids: Array, key: Key, num_repeats: int, size: int
 ) -> OfflineContexts:
-  """Draws from the frozen offline data, one context per repetition.
+  """Uniform draws from the frozen offline data, one context per repetition.
 
   Args:
     buffer: encoder buffer.
@@ -99,15 +98,33 @@ def offline_contexts(
     key: random key.
     num_repeats: R.
     size: N.
-    sequences: the first steps of a recorded sequence, in order, instead of
-      uniform draws with replacement.
   """
-  if sequences:
-    draw = lambda key, task_id: sampler.draw_sequence(
-        key, buffer, task_id, size)
-  else:
-    draw = lambda key, task_id: sampler.draw_context(
-        key, buffer, task_id, size, True)
+  return _one_per_repetition(
+      lambda key, task_id: sampler.draw_context(
+          key, buffer, task_id, size, True), task_ids, key, num_repeats)
+
+
+def offline_sequences(
+    buffer: Buffer, task_ids: Array, key: Key, num_repeats: int,
+    num_episodes: int, size: int,
+) -> OfflineContexts:
+  """The first episodes of recorded sequences, one context per repetition.
+
+  Args:
+    buffer: with a table of sequences.
+    task_ids: [M], rows in it.
+    key: random key.
+    num_repeats: R.
+    num_episodes: how many, or as many as there are.
+    size: N, steps to pad to.
+  """
+  return _one_per_repetition(
+      lambda key, task_id: sampler.draw_sequence(
+          key, buffer, task_id, num_episodes, size),
+      task_ids, key, num_repeats)
+
+
+def _one_per_repetition(draw, task_ids, key, num_repeats) -> OfflineContexts:
   keys = _task_keys(key, task_ids.shape[0], num_repeats)
   return OfflineContexts(
       *jax.vmap(jax.vmap(draw, (0, None)))(keys, task_ids))

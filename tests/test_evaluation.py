@@ -125,17 +125,21 @@ def test_a_held_policy_learns_nothing_while_it_acts(held):
 
 
 def test_given_sequences_are_recorded_ones_in_order():
-  buffer = _buffer()._replace(
+  buffer = _buffer()
+  time = jnp.broadcast_to(jnp.arange(8) % 2, (3, 8))
+  buffer = buffer._replace(
+      data=buffer.data._replace(extras={'time': time}),
       sequence_start=jnp.array([[0, 1], [2, 0], [0, 0]]),
-      sequence_length=jnp.array([[3, 2], [2, 0], [0, 0]]),
+      sequence_length=jnp.array([[4, 2], [2, 0], [0, 0]]),
       num_sequences=jnp.array([2, 1, 0]))
-  contexts = evaluation.offline_contexts(
-      buffer, jnp.arange(3), _KEY, 20, 2, sequences=True)
-  rewards = np.asarray(contexts.context.reward)
-  assert {tuple(row) for row in rewards[0]} == {(0, 1), (1, 2)}
-  assert {tuple(row) for row in rewards[1]} == {(12, 13)}
-  np.testing.assert_array_equal(
-      contexts.mask, np.array([1, 1, 0])[:, None, None] * np.ones((20, 2)))
+  contexts = evaluation.offline_sequences(
+      buffer, jnp.arange(3), _KEY, 20, 1, 3)
+  known = [
+      {tuple(reward[valid > 0]) for reward, valid in zip(rewards, mask)}
+      for rewards, mask in zip(
+          np.asarray(contexts.context.reward), np.asarray(contexts.mask))]
+  # One episode each (they begin at even rows), though there may be more.
+  assert known == [{(0, 1), (1,)}, {(12, 13)}, {()}]
 
 
 def _adaptation(reward):

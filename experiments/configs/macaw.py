@@ -21,7 +21,7 @@ SIZES = {
         'num_tasks': 8,
         'context_size': 64,
         'query_size': 64,
-        'context_rows': 400,  # of `context_part`
+        'context_rows': 100,  # of `context_part`
     }},
     'smoke': {'macaw': {
         'hidden': (16, 16, 16), 'latent_size': 8, 'num_updates': 20,
@@ -39,6 +39,9 @@ FAMILIES = {
         'cpu': {'macaw': {'num_tasks': 2}},
     },
 }
+# Data quality: parts of the logs that there are. At `cpu` those of robots are
+# the last quarter of each life; for parts of whole lives, as published, set
+# collect.rl_slice to 'all'.
 ABLATIONS = {
     'no_head': {'macaw': {'advantage_coef': 0.0}},
     'bias_linear': {'macaw': {'layer': 'bias_linear'}},

@@ -85,6 +85,11 @@ def validate(config: Config):
   if config.disjoint_batches and config.train_inner_sampling != 'uniform':
     raise ValueError(
         "macaw: disjoint_batches needs train_inner_sampling='uniform'")
+  if config.context_part != 'all' and (
+      config.context_rows < config.context_size):
+    raise ValueError(
+        f'macaw: context_rows={config.context_rows} are fewer than'
+        f' context_size={config.context_size}')
   if config.disjoint_batches and config.context_part != 'all':
     raise ValueError(
         "macaw: disjoint_batches with contexts from a part of the log; set"

@@ -80,21 +80,24 @@ def draw_context(
 
 
 def draw_sequence(
-    key: Key, buffer: Buffer, task_id: Array, length: int
+    key: Key, buffer: Buffer, task_id: Array, num_episodes: int, length: int
 ) -> tuple[Transition, Array]:
-  """The first `length` steps of a recorded sequence of one task.
+  """The first episodes of a recorded sequence of one task.
 
   Args:
     key: random key.
-    buffer: with a table of sequences.
+    buffer: with a table of sequences, and 'time' among the extras.
     task_id: [].
-    length: N; a shorter sequence is padded.
+    num_episodes: how many; what follows is left out.
+    length: N; what is shorter is padded.
 
   Returns:
     Context leaves [N, ...], mask [N] (all 0 when the task has no sequence).
   """
   rows, mask = _sequences(key, buffer, task_id, 1, length)
-  return buffers.take(buffer, task_id, rows), mask
+  steps = buffers.take(buffer, task_id, rows)
+  begins = (steps.extras['time'] == 0) & (jnp.arange(length) > 0)
+  return steps, mask * (jnp.cumsum(begins) < num_episodes)
 
 
 def _rows(key, buffer, size, count, replacement):

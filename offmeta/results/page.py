@@ -99,8 +99,8 @@ _METHOD = """
 mean over tasks and repetitions. Each repetition starts with an empty context,
 and rows ending in <code>_self_context</code> let the policy collect what it
 adapts to: the first episodes act on the prior. The row <code>_unadapted</code>
-is an episode without any context, in which the policy learns nothing (the very
-first of these where nothing can be handed to the policy). Rows ending in <code>_given_context</code> are
+is an episode without any context, in which the policy learns nothing: the very
+first of these where the policy has a prior to act on. Rows ending in <code>_given_context</code> are
 handed a context from the logged data of the held-out task instead, those in
 <code>_random_context</code> one of uniform random actions. On training tasks
 <code>_offline_context</code> is the handed-over context and rows starting with

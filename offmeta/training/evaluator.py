@@ -73,12 +73,16 @@ class Evaluator:
       return evaluation.distribution_shift(algorithm, *args)
 
     # The episode that follows a context is the last of a sequence.
-    known = (algorithm.data.sequence_episodes - 1) * family.spec.episode_length
+    known = max(algorithm.data.sequence_episodes - 1, 0)
 
     def draw(replay, ids, key):
+      if known:  # as recorded; what contexts are trained on may be mixed
+        return evaluation.offline_sequences(
+            replay.rl, ids, key, config.num_repeats, known,
+            known * family.spec.episode_length)
       return evaluation.offline_contexts(
           replay.contexts(), ids, key, config.num_repeats,
-          known if known > 0 else config.context_size, known > 0)
+          config.context_size)
 
     compile_ = seeds.layout.compile
     self._own = compile_(own, (0, None, None, 0))
@@ -188,10 +192,11 @@ class Evaluator:
     }
     for part, value in self._given(params, data, self._all).items():
       out[f'{part}_offline_returns'] = value
-    # The first of the episodes that collect may explore with noise (MACAW) or
-    # adapt within (BOReL).
-    for part, value in self._given(params, data, self._all, True).items():
-      out[f'{part}_prior_returns'] = value
+    if self._shift is None:
+      # With a posterior, the first of the episodes that collect has the prior.
+      # Else it may explore with noise (MACAW) or adapt within (BOReL).
+      for part, value in self._given(params, data, self._all, True).items():
+        out[f'{part}_prior_returns'] = value
     if data is not None and self._shift is not None:
       shift = self._shift(params, train, *[
           self._draw(data.train, self._all, key) for key in self._keys[3:5]])

@@ -73,6 +73,8 @@ def replay(
     return Replay(_strided(log, data.size, spec.stride, kept), encoder)
   if spec.stride != 1:
     raise ValueError('DataSpec: sequences of a strided log are not sequences')
+  if spec.context_part != 'all':
+    raise ValueError('DataSpec: sequences are not cut by context_part')
   kept['time'] = log.extras['time']
   episodes = [
       _episodes(log.extras['time'][m], int(data.size[m]))
@@ -143,6 +145,13 @@ def _context_part(log: Transition, size, spec: DataSpec) -> Buffer:
   extras = {}
   if spec.returns_discount is not None:
     extras = _returns(log, size, spec._replace(stride=1))
+  needed = spec.context_rows * (2 if spec.context_part == 'middle' else 1)
+  if needed > np.min(size):
+    raise DatasetError(
+        f'context_rows={spec.context_rows}: contexts from the'
+        f' {spec.context_part} of each log need logs of {needed} transitions,'
+        f' but one of task {int(np.argmin(size))} has {int(np.min(size))}; ask'
+        ' for fewer context_rows, or collect more')
   rows, count = logs.cut(
       log._replace(extras=extras), np.asarray(size), spec.context_part,
       spec.context_rows)
