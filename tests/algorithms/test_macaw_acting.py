@@ -258,6 +258,10 @@ def test_what_it_asks_for():
     (dict(task_loop='x'), 'task_loop'),
     (dict(adapt='latent_only', layer='dense'), 'no latent'),
     (dict(disjoint_batches=True), 'uniform'),
+    (dict(disjoint_batches=True, train_inner_sampling='uniform',
+          context_part='first'), "context_part='all'"),
+    (dict(context_part='x'), 'context_part'),
+    (dict(context_part='last', context_rows=1), 'context_rows=1 are fewer'),
     (dict(num_train_tasks=0), 'num_train_tasks'),
 ])
 def test_bad_settings_raise(changes, message):
