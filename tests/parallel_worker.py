@@ -86,7 +86,7 @@ CASES = {
 }
 # Case, and what the two processes share out: every kind of exchange is there.
 SPLIT = *((case, 'tasks') for case in (
-    'smac offline', 'smac online', 'pearl', 'sac', 'macaw', 'focal')), (
+    'smac offline', 'smac online', 'pearl', 'sac', 'focal')), (
         'smac online', 'seeds')
 
 
