@@ -102,7 +102,8 @@ def config_of(
   def get_config(family: str = 'point_robot') -> ml_collections.ConfigDict:
     changes, profiles = family_parts(family)
     return make_config(*_with_parts(
-        {**changes, 'algorithm': algorithm}, profiles, _from_source(data, family),
+        {**changes, 'algorithm': algorithm}, profiles,
+        _from_source(data, family),
         sizes, families.get(family, {})))
 
   return get_config

@@ -77,8 +77,7 @@ FAMILIES = {
     'point_robot': _POINT,
     'sparse_point_robot': _POINT,
     'cheetah_vel': settings('focal', NO_DIVERGENCE, **ROBOT),
-    'cheetah_dir': settings(
-        'focal', {'divergence_lr': 4e-5}, **ROBOT),
+    'cheetah_dir': settings('focal', {'divergence_lr': 4e-5}, **ROBOT),
     'ant_dir': settings('focal', {}, **ROBOT),
 }
 ABLATIONS = {'first_release': {'focal': FIRST_RELEASE}}
