@@ -2,9 +2,9 @@
 
   python -m experiments.run --config=examples/cloning.py --profile=smoke
 
-An encoder reads a few logged transitions of a task, a policy imitates the task's
-data given what the encoder says. Everything an algorithm is made of is below:
-settings, networks, the loss, one update, and how it acts.
+An encoder reads a few logged transitions of a task, a policy imitates the
+task's data given what the encoder says. Everything an algorithm is made of is
+below: settings, networks, the loss, one update, and how it acts.
 `tests/test_examples.py` runs this file.
 """
 

@@ -53,18 +53,18 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 from absl import app, logging  # pylint: disable=g-import-not-at-top
 import jax
 
-from experiments.benchmarking import BenchmarkError
 from experiments.benchmarking import (
-    environments,
-    growth,
-    plots,
-    report,
-    results,
-    scaling,
-    startup,
-    tracing,
-    updates,
-    workdir,
+  BenchmarkError,
+  environments,
+  growth,
+  plots,
+  report,
+  results,
+  scaling,
+  startup,
+  tracing,
+  updates,
+  workdir,
 )
 from experiments.benchmarking import machine as machines
 from experiments.benchmarking import options as option_flags

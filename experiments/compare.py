@@ -29,7 +29,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 from absl import app, flags  # pylint: disable=g-import-not-at-top
 
-from experiments import launch
+from experiments import configuration, environment, launch
 from experiments.configs import base, recipes
 from offmeta.results import comparison
 from offmeta.training import config as configs
@@ -127,12 +127,12 @@ def _choose(options: Options) -> tuple[list[Chosen], dict[str, str]]:
   chosen, failed, known = [], {}, {}
   for given in options.algorithms:
     file = given if given.endswith('.py') else str(
-        launch.ROOT / 'experiments' / 'configs' / f'{given}.py')
+        configuration.ROOT / 'experiments' / 'configs' / f'{given}.py')
     name = pathlib.Path(file).stem
     if any(name == other.name for other in chosen):
       raise ConfigError(f'--algorithms: {name} is named twice')
     status, message = launch.attempt(lambda f=file, n=name: known.update({
-        n: getattr(launch.load_file(f), 'ABLATIONS', {})}))
+        n: getattr(configuration.load_file(f), 'ABLATIONS', {})}))
     if status:
       failed[name] = message
       continue
@@ -155,7 +155,7 @@ def _make_data(options, workdir, command, stop) -> dict[str, Any]:
     values = base.data_config(options.family, options.data)
   except ValueError as error:
     raise ConfigError(f'--family: {error}') from error
-  config = launch.resolve(values, options.profile, {'num_seeds': 1})
+  config = configuration.resolve(values, options.profile, {'num_seeds': 1})
   folder = workdir / comparison.DATA
   print(f'data of {options.family}', flush=True)
   launch.execute(
@@ -183,8 +183,8 @@ def _resolve(
     own = {k: v for k, v in changes.items() if k != 'description'}
     config_file = f'{file}:{options.family}'
     experiments.append(Experiment(
-        name, launch.from_root(config_file), launch.resolve(
-            launch.load_config(config_file), options.profile,
+        name, configuration.from_root(config_file), configuration.resolve(
+            configuration.load_config(config_file), options.profile,
             recipes.merge({'collect': common, **seeds}, own))))
 
   for algorithm in chosen:
@@ -301,8 +301,8 @@ def _main():
       print('\n' + 'error: ' * (status == 1) + message, file=sys.stderr)
     return status or outcome[0]
 
-  launch.prepare_environment()
-  app.run(main, flags_parser=launch.parse_flags)
+  environment.prepare()
+  app.run(main, flags_parser=configuration.parse_flags)
 
 
 if __name__ == '__main__':

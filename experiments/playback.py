@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import launch
+from experiments import configuration, environment
 from offmeta import envs, rollout
 from offmeta.envs import render
 from offmeta.results import animation, raycast
@@ -71,7 +71,7 @@ def run(show: Show, perform: Callable[[], Performance]) -> int:
   path = pathlib.Path(show.out).expanduser()
   try:
     animation.check(path)
-    launch.configure_jax()
+    environment.configure_jax()
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures, fps = _pictures(show, perform())
     animation.save(path, pictures, fps)
@@ -129,7 +129,7 @@ def restored(show: Show, workdir: str, stage: str) -> Performance:
   config = restore.read_config(folder)
   file = json.loads((folder / 'run.json').read_text()).get('config_file')
   if config.family.name not in envs.FAMILIES and file:
-    launch.load_config(str(launch.ROOT / file))
+    configuration.load_config(str(configuration.ROOT / file))
   setup = setups.make_setup(
       config, folder, runtime=setups.Runtime(quiet=True))
   adaptation = restore.meta_test(

@@ -28,7 +28,7 @@ from absl import app, flags, logging  # pylint: disable=g-import-not-at-top
 import jax
 import numpy as np
 
-from experiments import launch
+from experiments import environment
 from experiments.benchmarking import machine as machines
 from offmeta import envs, parallel
 from offmeta.algorithms import sac
@@ -360,8 +360,8 @@ def _main():
 
   def main(argv):
     logging.set_verbosity(logging.WARNING)
-    launch.prepare_environment(num_tasks.value)
-    launch.configure_jax()
+    environment.prepare(num_tasks.value)
+    environment.configure_jax()
     stop = loop.StopRequest()
     stop.install()
     try:

@@ -14,7 +14,7 @@ import sys
 
 from absl import app, flags
 
-from experiments import launch
+from experiments import configuration, environment
 
 _FAMILY = flags.DEFINE_string(
     'family', None, 'A family without a run, e.g. ant_dir.')
@@ -56,7 +56,7 @@ def main(argv):
     print('error: give one of --family, --config and --workdir',
           file=sys.stderr)
     return 1
-  launch.prepare_environment()
+  environment.prepare()
   from experiments import playback  # imports jax
 
   show = playback.Show(
@@ -67,7 +67,7 @@ def main(argv):
   def perform():
     family = _FAMILY.value
     if _CONFIG.value:
-      family = family or launch.load_config(_CONFIG.value).family.name
+      family = family or configuration.load_config(_CONFIG.value).family.name
     if _WORKDIR.value:
       return playback.restored(show, _WORKDIR.value, _STAGE.value)
     return playback.fresh(show, family, _OPTION.value, _POLICY.value)
@@ -76,4 +76,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=launch.parse_flags)
+  app.run(main, flags_parser=configuration.parse_flags)

@@ -18,9 +18,9 @@ import traceback
 
 from absl import app, flags
 
-from experiments import launch
+from experiments import configuration, launch
 
-_CONFIG = launch.define_config_flag()
+_CONFIG = configuration.define_config_flag()
 _PROFILE = flags.DEFINE_enum(
     'profile', 'cpu', ['smoke', 'cpu', 'paper'],
     'Size: smoke (seconds), cpu (minutes on 2 cores), paper (published).')
@@ -102,4 +102,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=launch.parse_flags)
+  app.run(main, flags_parser=configuration.parse_flags)

@@ -1,8 +1,11 @@
 """Four CPU devices in every test; must run before jax is imported."""
 
+import fcntl
 from importlib import metadata
 import os
 import re
+import shutil
+import tempfile
 
 # Tests compile much and compute little: without LLVM's optimisations and
 # jaxlib 0.10's new way to emit fusions they take a quarter of the time.
@@ -19,50 +22,44 @@ os.environ['XLA_FLAGS'] = ' '.join(
     _others.split() + [f'{flag}={value}' for flag, value in _FLAGS.items()])
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
+# Programs are compiled once in a run of the tests: for both of its processes
+# and for the commands that tests start, which inherit this.
+_CACHE = tempfile.mkdtemp(prefix='offmeta-tests-xla-')
+if os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _CACHE) != _CACHE:
+  os.rmdir(_CACHE)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.05')
+
 import pytest  # noqa: E402
 
 
-@pytest.fixture(scope='session')
-def compilation_cache_dir(tmp_path_factory):
-  """Where tests of whole runs keep compiled programs."""
-  return str(tmp_path_factory.mktemp('xla'))
-
-
-@pytest.fixture(scope='module')
-def compile_once(compilation_cache_dir):
-  """A compilation cache for the tests of one module; they share its folder."""
-  import jax
-  from jax.experimental.compilation_cache import compilation_cache
-
-  settings = {
-      'jax_compilation_cache_dir': compilation_cache_dir,
-      'jax_persistent_cache_min_compile_time_secs': 0.0,
-      'jax_persistent_cache_min_entry_size_bytes': -1,
-  }
-  before = {name: getattr(jax.config, name) for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
+def pytest_unconfigure():
+  shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope='session')
 def finished_run(tmp_path_factory):
   """The workdir of a tiny run that nothing interrupted; do not write to it.
 
-  Its test must use `compile_once` first.
+  The process of pytest-xdist that needs it first makes it for both.
   """
   import tiny_run
-  from experiments import launch
+
+  from experiments import run_record
   from offmeta.training import phases
 
-  workdir = tmp_path_factory.mktemp('finished') / 'run'
-  setup = tiny_run.make_setup(workdir)
-  workdir.mkdir()
-  launch.describe_run(setup.config, workdir, 'smoke', 'the command')
-  with tiny_run.shared_programs():
-    phases.run(setup, tiny_run.PHASES)
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent
+  workdir = folder / 'finished_run'
+  with (folder / 'finished_run.lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not workdir.exists():
+      made = folder / 'unfinished_run'
+      shutil.rmtree(made, ignore_errors=True)  # the other one failed
+      setup = tiny_run.make_setup(made)
+      made.mkdir()
+      run_record.write(setup.config, made, 'smoke', 'the command')
+      with tiny_run.shared_programs():
+        phases.run(setup, tiny_run.PHASES)
+      made.rename(workdir)
   return workdir

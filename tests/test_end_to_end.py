@@ -19,8 +19,6 @@ import tiny_run
 from offmeta.results import report
 from offmeta.training import collect, evaluator, phases
 
-pytestmark = pytest.mark.usefixtures('compile_once')
-
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _NUMBER = {'mean', 'low', 'high', 'seeds'}
 _ROWS = {
@@ -37,7 +35,7 @@ _PAIRED = {
 
 
 @pytest.fixture(name='reported', scope='module')
-def _reported(compile_once, finished_run, tmp_path_factory):
+def _reported(finished_run, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('report') / 'run'
   shutil.copytree(finished_run, workdir)
   return workdir, report.build(workdir)
@@ -185,11 +183,10 @@ def _command(workdir, *flags):
 
 
 @pytest.fixture(name='environment')
-def _environment(compilation_cache_dir):
+def _environment():
   path = os.pathsep.join(
       x for x in (str(_ROOT), os.environ.get('PYTHONPATH')) if x)
-  return {**os.environ, 'PYTHONPATH': path,
-          'JAX_COMPILATION_CACHE_DIR': compilation_cache_dir}
+  return {**os.environ, 'PYTHONPATH': path}
 
 
 def test_sigterm_then_the_same_command(finished_run, tmp_path, environment):

@@ -29,8 +29,8 @@ _ALLOWED = {
     'results': set(),
     'testing': {'types'},
     'training': {
-        'types', 'parallel', 'processes', 'losses', 'algorithms', 'data', 'envs',
-        'evaluation', 'results', 'rollout',
+        'types', 'parallel', 'processes', 'losses', 'algorithms', 'data',
+        'envs', 'evaluation', 'results', 'rollout',
     },
     '__init__': {'types'},
 }

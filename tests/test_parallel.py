@@ -4,8 +4,8 @@ import functools
 
 import helpers
 import jax
-from jax.sharding import Mesh, PartitionSpec
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 import parallel_worker as worker
 import processes

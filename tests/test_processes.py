@@ -68,16 +68,8 @@ def _run(workdir, *flags, program='experiments.run', args=(), check=True):
       timeout=200, check=check)
 
 
-@pytest.fixture(name='cache', scope='module')
-def _cache(compilation_cache_dir):
-  """For the compiled programs of what a test starts."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv('JAX_COMPILATION_CACHE_DIR', compilation_cache_dir)
-    yield
-
-
 @pytest.fixture(name='shared', scope='module')
-def _shared(cache, tmp_path_factory):
+def _shared(tmp_path_factory):
   """(workdir, both processes) after phases in which they share tasks."""
   workdir = tmp_path_factory.mktemp('two') / 'run'
   return workdir, _run(
@@ -94,7 +86,7 @@ def _stopped(shared):
 
 
 @pytest.fixture(name='continued', scope='module')
-def _continued(compile_once, stopped):
+def _continued(stopped):
   """The checkpoints that both left; then one process alone ends the phase."""
   workdir, _ = stopped
   steps = tiny_run.checkpoint_steps(workdir, _LAST)
@@ -204,7 +196,7 @@ def _errors(result):
   return [x for x in result.stderr.splitlines() if x.startswith('error: ')]
 
 
-def test_a_failure_in_one_process_ends_both(cache, tmp_path):
+def test_a_failure_in_one_process_ends_both(tmp_path):
   (tmp_path / 'run.json').write_text(
       json.dumps({'config': {'seed': 7}, 'config_hash': 'abc'}))
   main, other = results = _run(tmp_path, check=False)
@@ -217,7 +209,7 @@ def test_a_failure_in_one_process_ends_both(cache, tmp_path):
   assert os.listdir(tmp_path) == ['run.json']
 
 
-def test_where_processes_do_not_agree_none_is_left_waiting(cache, tmp_path):
+def test_where_processes_do_not_agree_none_is_left_waiting(tmp_path):
   """The main process fails at something that only it does."""
   (tmp_path / 'collect' / 'metrics.jsonl').mkdir(parents=True)
   main, other = results = _run(tmp_path, '--phases=collect', check=False)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments import launch
+from experiments import configuration
 from experiments.benchmarking import flops
 from experiments.configs import recipes
 from experiments.configs import smac as smac_experiment
@@ -121,7 +121,7 @@ def _settings(algorithm: str, profile: str, num_tasks: int) -> Any:
     settings = ALGORITHMS[algorithm].config()
   else:
     file = importlib.import_module(f'experiments.configs.{algorithm}')
-    settings = launch.resolve(
+    settings = configuration.resolve(
         file.get_config('point_robot'), profile, {}).settings
   if hasattr(settings, 'num_train_tasks'):
     settings = dataclasses.replace(settings, num_train_tasks=num_tasks)
@@ -160,7 +160,7 @@ def make_cases(
     base, data = ExperimentConfig(), (100, 1200)
     spec = _spec('cheetah_vel', 20, 6, 200)
   elif profile == 'cpu':
-    base = launch.resolve(
+    base = configuration.resolve(
         smac_experiment.get_config('point_robot'), profile, {})
     data = (base.family.num_train, base.collect.rl_size)
     spec = _spec('point_robot', 2, 2, 20)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarking.options import Options
-from experiments.benchmarking.timing import rounded, Timed
+from experiments.benchmarking.timing import Timed, rounded
 from offmeta.networks import base
 
 _LONGEST_S = 0.4  # of a timing: there is one beside every run

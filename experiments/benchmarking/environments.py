@@ -19,7 +19,7 @@ from experiments.benchmarking.agreement import measure_agreement
 from experiments.benchmarking.episodes import Programs
 from experiments.benchmarking.options import Options
 from experiments.benchmarking.report import say
-from experiments.benchmarking.timing import compile_seconds, rounded, Timed
+from experiments.benchmarking.timing import Timed, compile_seconds, rounded
 from offmeta import envs
 
 Rows = list[dict[str, Any]]

@@ -5,8 +5,7 @@ import pathlib
 import textwrap
 from typing import Any
 
-from experiments.benchmarking import BenchmarkError
-from experiments.benchmarking import report
+from experiments.benchmarking import BenchmarkError, report
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -5,8 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-from experiments.benchmarking import BenchmarkError
-from experiments.benchmarking import environments
+from experiments.benchmarking import BenchmarkError, environments
 from experiments.benchmarking import machine as machines
 from experiments.benchmarking.report import table
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from experiments.benchmarking import cases, processes, updates
-from experiments.benchmarking.options import Options, SHARED_SEEDS
+from experiments.benchmarking.options import SHARED_SEEDS, Options
 from experiments.benchmarking.report import say
 from experiments.benchmarking.timing import rounded
 from offmeta import parallel

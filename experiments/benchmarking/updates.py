@@ -13,10 +13,10 @@ from experiments.benchmarking.cases import Case
 from experiments.benchmarking.options import Options
 from experiments.benchmarking.report import say
 from experiments.benchmarking.timing import (
-    compile_seconds,
-    CompileLog,
-    rounded,
-    Timed,
+  CompileLog,
+  Timed,
+  compile_seconds,
+  rounded,
 )
 from offmeta import parallel
 from offmeta.parallel import Layout

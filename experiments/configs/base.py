@@ -171,7 +171,7 @@ def make_config(
 def _unset_options(family: str) -> dict[str, config_dict.FieldReference]:
   """What the command line may set further: None in the type of the default.
 
-  `launch.resolve` drops what stays None, so that defaults stand in the
+  `configuration.resolve` drops what stays None, so that defaults stand in the
   factory only. All defaults of None are those of whole numbers. Empty for
   unknown families and for factories that take any option.
   """

@@ -22,24 +22,26 @@ import optax
 from offmeta import optim, parallel
 from offmeta.algorithms import macaw_losses, maml
 from offmeta.algorithms.macaw_config import (
-    Config,
-    FinetuneConfig as FinetuneConfig,
-    validate,
+  Config,
+  validate,
+)
+from offmeta.algorithms.macaw_config import (
+  FinetuneConfig as FinetuneConfig,
 )
 from offmeta.algorithms.macaw_losses import Networks, make_networks
 from offmeta.losses import returns
 from offmeta.types import (
-    Algorithm,
-    Array,
-    BatchSpec,
-    DataSpec,
-    EnvSpec,
-    Key,
-    LearnerState,
-    MetaBatch,
-    Params,
-    Stage,
-    Transition,
+  Algorithm,
+  Array,
+  BatchSpec,
+  DataSpec,
+  EnvSpec,
+  Key,
+  LearnerState,
+  MetaBatch,
+  Params,
+  Stage,
+  Transition,
 )
 
 

@@ -282,7 +282,8 @@ def make(
     params, opt_state = optim.step_groups(
         optimizers, parallel.pmean(gradients, axis_name), opt_state, params,
         frozen=('context', 'critic'))
-    logs.update({'critic/loss': terms['critic'], 'encoder/kl_loss': terms['kl']})
+    logs.update({
+        'critic/loss': terms['critic'], 'encoder/kl_loss': terms['kl']})
     if config.train_decoder:
       logs['decoder/loss'] = terms['reward']
     targets = optim.polyak(

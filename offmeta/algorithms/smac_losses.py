@@ -3,7 +3,6 @@
 `smac.losses` feeds them and decides what gradients reach.
 """
 
-import jax
 import jax.numpy as jnp
 
 from offmeta import parallel

@@ -1,4 +1,4 @@
-"""Offline datasets: what they hold, and their form on disk.
+"""Offline datasets on disk.
 
 On disk a dataset is a directory: `manifest.json` and one `.npy` file per array.
 The manifest says what the data are (family, options, tasks, behaviour returns),
@@ -6,25 +6,27 @@ how they were made, and what every file must be (shape, dtype, size, SHA-256).
 Everything is validated when saved and again when loaded; nothing is unpickled.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-import hashlib
+from collections.abc import Iterator, Mapping
 import json
 import os
 import pathlib
-import re
 import shutil
-from typing import Any, NamedTuple
+from typing import Any
 import warnings
 
 import numpy as np
 
+from offmeta.data import files
+from offmeta.data.meta_dataset import (
+  DatasetError,
+  MetaDataset,
+  is_name,
+  validate,
+)
 from offmeta.types import Array, EnvSpec, Transition
 
 _SCHEMA_VERSION = 1
 _MANIFEST = 'manifest.json'
-_ACTION_TOLERANCE = 1e-6
-_NAME = re.compile(r'[A-Za-z0-9_]+')
-_DTYPES = ('float32', 'int32', 'bool')  # of extras and task parameters
 # Differences in these can be forced; see `load`.
 _SOFT_FACTS = ('episode_length', 'terminates')
 _HARD_FACTS = ('name', 'observation_size', 'action_size', 'feature_size')
@@ -38,33 +40,6 @@ _MANIFEST_FIELDS: dict[str, type] = {
   'source': dict,
   'leaves': dict,
 }
-
-
-class DatasetError(ValueError):
-  """A dataset is missing, damaged, of something else, or not valid."""
-
-
-class MetaDataset(NamedTuple):
-  """A fixed set of logged data for M training tasks.
-
-  Attributes:
-    transitions: leaves [M, C, ...], in insertion order; extras hold 'features'
-      [M, C, F].
-    size: [M] int32, how many leading entries of C are valid.
-    context: what the encoder is fed, leaves [M, Cc, ...]; None means the same
-      as `transitions`.
-    context_size: [M] int32, None together with `context`.
-    tasks: parameters of the training tasks, leaves [M, ...].
-    episode_return: [M], mean return of the logged whole episodes, that is the
-      behaviour return of each task, in raw reward units.
-  """
-
-  transitions: Transition
-  size: Array
-  context: Transition | None
-  context_size: Array | None
-  tasks: Mapping[str, Array]
-  episode_return: Array
 
 
 def save(
@@ -106,15 +81,16 @@ def save(
   try:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    files = {}
+    facts = {}
     for name, leaf in leaves.items():
-      files[name] = _write_leaf(temporary / _file_name(name), leaf)
-    manifest = _manifest(dataset, spec, source, files, str(path))
-    _write_text(temporary / _MANIFEST, json.dumps(manifest, indent=1) + '\n')
+      facts[name] = _write_leaf(temporary / _file_name(name), leaf)
+    manifest = _manifest(dataset, spec, source, facts, str(path))
+    text = json.dumps(manifest, indent=1) + '\n'
+    files.write_text(temporary / _MANIFEST, text)
     if path.exists():
       path.rename(replaced)
     temporary.rename(path)
-    sync(path.parent)
+    files.sync(path.parent)
   except OSError as error:
     if replaced.exists() and not path.exists():
       replaced.rename(path)
@@ -206,226 +182,13 @@ def load_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
       f"{file}: field 'spec' must hold {', '.join(EnvSpec._fields)}; {again}"
     )
   for name, facts in manifest['leaves'].items():
-    named = all(_NAME.fullmatch(part) for part in name.split('.'))
+    named = all(is_name(part) for part in name.split('.'))
     fields = {'shape', 'dtype', 'bytes', 'sha256'}
     if not named or not isinstance(facts, dict) or not fields <= facts.keys():
       raise DatasetError(
         f'{file}: the entry of leaf {name!r} is broken; {again}'
       )
   return manifest
-
-
-def validate(
-  dataset: MetaDataset, spec: EnvSpec, *, where: str = 'dataset'
-) -> None:
-  """Checks shapes, dtypes, sizes and values of a dataset.
-
-  Entries beyond `size` (unwritten capacity) are not looked at.
-
-  Args:
-    dataset: what to check.
-    spec: of the family that the data come from.
-    where: named at the start of an error message, e.g. a path.
-
-  Raises:
-    DatasetError: names the leaf, the first bad index and what is wrong there.
-  """
-  size = _check_array(f'{where}: size', dataset.size, (None,), ('int32',))
-  num_tasks = size.shape[0]
-  if num_tasks == 0:
-    raise DatasetError(f'{where}: size: the dataset has no tasks')
-  _check_part(f'{where}: transitions', dataset.transitions, size, spec)
-  if (dataset.context is None) != (dataset.context_size is None):
-    raise DatasetError(
-      f'{where}: context and context_size go together; give both or neither'
-    )
-  if dataset.context is not None:
-    context_size = _check_array(
-      f'{where}: context_size', dataset.context_size, (num_tasks,), ('int32',)
-    )
-    _check_part(f'{where}: context', dataset.context, context_size, spec)
-  for name, leaf in dataset.tasks.items():
-    _check_name(f'{where}: tasks', name)
-    array = _check_array(
-      f'{where}: tasks.{name}', leaf, (num_tasks, ...), _DTYPES
-    )
-    _check_values(
-      f'{where}: tasks.{name}', array, ~np.isfinite(array), 'finite'
-    )
-  returns = _check_array(
-    f'{where}: episode_return',
-    dataset.episode_return,
-    (num_tasks,),
-    ('float32',),
-  )
-  _check_values(
-    f'{where}: episode_return', returns, ~np.isfinite(returns), 'finite'
-  )
-
-
-def slice_transitions(
-  dataset: MetaDataset, start: int | None, stop: int | None
-) -> MetaDataset:
-  """Part of every task's transitions, by insertion order.
-
-  Works like `x[start:stop]` on the valid entries of each task, except that
-  asking for more than there is raises: (0, 1200) is the first 1200, (-1200,
-  None) the last 1200. Separate encoder data and `episode_return` stay those of
-  the whole log.
-
-  Args:
-    dataset: what to slice.
-    start: first entry; negative counts from the task's end; None is 0.
-    stop: one past the last entry; negative as above; None is the task's end.
-
-  Returns:
-    A dataset whose capacity is the longest slice; numpy arrays.
-
-  Raises:
-    DatasetError: if a task has fewer transitions than asked for, or the slice
-      is empty.
-  """
-  size = np.asarray(dataset.size)
-  low = _boundary(start, size, 0)
-  high = _boundary(stop, size, size)
-  for task in range(size.shape[0]):
-    if low[task] < 0 or high[task] > size[task] or high[task] <= low[task]:
-      raise DatasetError(
-        f'slice [{start}:{stop}] of task {task} is empty or reaches beyond'
-        f' its {size[task]} transitions; ask for less, or collect more data'
-      )
-  length = high - low
-  entry = np.arange(length.max())
-  index = np.where(entry < length[:, None], low[:, None] + entry, 0)
-
-  def take(leaf: Array) -> np.ndarray:
-    array = np.asarray(leaf)
-    part = array[np.arange(array.shape[0])[:, None], index]
-    part[entry >= length[:, None]] = 0
-    return part
-
-  return dataset._replace(
-    transitions=_map_transition(take, dataset.transitions),
-    size=length.astype(np.int32),
-  )
-
-
-def _boundary(
-  position: int | None, size: np.ndarray, default: int | np.ndarray
-) -> np.ndarray:
-  """A slice boundary for each task, [M], not clipped."""
-  if position is None:
-    return np.broadcast_to(default, size.shape)
-  return size + position if position < 0 else np.full_like(size, position)
-
-
-def _map_transition(
-  function: Callable[[Array], Any], transition: Transition
-) -> Transition:
-  extras = {name: function(x) for name, x in transition.extras.items()}
-  return Transition(*(function(x) for x in transition[:-1]), extras=extras)
-
-
-def _check_part(
-  where: str, part: Transition, size: np.ndarray, spec: EnvSpec
-) -> None:
-  """Checks the transitions of one buffer, leaves [M, C, ...]."""
-  rewards = _check_array(
-    f'{where}.reward', part.reward, (size.shape[0], None), ('float32',)
-  )
-  num_tasks, capacity = rewards.shape
-  for task in range(num_tasks):
-    if not 1 <= size[task] <= capacity:
-      raise DatasetError(
-        f'{where}: task {task} has size {size[task]}, it must be at least 1'
-        f' and at most the capacity {capacity}'
-      )
-  valid = np.arange(capacity) < size[:, None]
-  lead = (num_tasks, capacity)
-  shapes: dict[str, tuple[Any, ...]] = {
-    'observation': (*lead, spec.observation_size),
-    'action': (*lead, spec.action_size),
-    'reward': lead,
-    'discount': lead,
-    'next_observation': (*lead, spec.observation_size),
-  }
-  arrays = {}
-  for name, shape in shapes.items():
-    leaf = getattr(part, name)
-    arrays[name] = _check_array(f'{where}.{name}', leaf, shape, ('float32',))
-  if 'features' not in part.extras:
-    raise DatasetError(
-      f"{where}.extras: no 'features'; without the reward features the data"
-      ' cannot be relabelled, so collect them too'
-    )
-  for name, leaf in part.extras.items():
-    _check_name(f'{where}.extras', name)
-    shape, dtypes = (*lead, ...), _DTYPES
-    if name == 'features':
-      shape, dtypes = (*lead, spec.feature_size), ('float32',)
-    arrays[f'extras.{name}'] = _check_array(
-      f'{where}.extras.{name}', leaf, shape, dtypes
-    )
-  for name, array in arrays.items():
-    bad = ~np.isfinite(array) & _expand(valid, array)
-    _check_values(f'{where}.{name}', array, bad, 'finite')
-  action, discount = arrays['action'], arrays['discount']
-  bad = (np.abs(action) > 1 + _ACTION_TOLERANCE) & _expand(valid, action)
-  _check_values(f'{where}.action', action, bad, 'within [-1, 1]')
-  allowed, text = (discount == 0) | (discount == 1), '0 or 1'
-  if not spec.terminates:
-    allowed, text = discount == 1, '1, this family never terminates'
-  _check_values(f'{where}.discount', discount, ~allowed & valid, text)
-
-
-def _expand(valid: np.ndarray, array: np.ndarray) -> np.ndarray:
-  """[M, C] -> [M, C, 1, ...] to go with the array."""
-  return valid.reshape(valid.shape + (1,) * (array.ndim - valid.ndim))
-
-
-def _check_name(where: str, name: str) -> None:
-  if not isinstance(name, str) or not _NAME.fullmatch(name):
-    raise DatasetError(
-      f'{where}: {name!r} is not a name of letters, digits and underscores;'
-      ' rename it'
-    )
-
-
-def _check_array(
-  where: str, leaf: Any, shape: tuple[Any, ...], dtypes: tuple[str, ...]
-) -> np.ndarray:
-  """The leaf as numpy, if shape (None: any, ...: the rest) and dtype fit."""
-  array = np.asarray(leaf)
-  exact = shape[:-1] if shape[-1] is ... else shape
-  head = array.shape[: len(exact)] if shape[-1] is ... else array.shape
-  fits = len(head) == len(exact) and all(
-    want in (None, have) for want, have in zip(exact, head)
-  )
-  if not fits:
-    letters = ', '.join(
-      '...' if x is ... else '*' if x is None else str(x) for x in shape
-    )
-    raise DatasetError(
-      f'{where}: has shape {list(array.shape)}, expected [{letters}]'
-    )
-  if str(array.dtype) not in dtypes:
-    raise DatasetError(
-      f'{where}: has dtype {array.dtype}, expected {" or ".join(dtypes)};'
-      ' convert it before saving'
-    )
-  return array
-
-
-def _check_values(
-  where: str, array: np.ndarray, bad: np.ndarray, rule: str
-) -> None:
-  if bad.any():
-    index = tuple(int(i) for i in np.argwhere(bad)[0])
-    raise DatasetError(
-      f'{where}: {int(bad.sum())} of {array.size} values are not {rule}; the'
-      f' first is {array[index]} at index {list(index)} (task first). Remove'
-      ' the transitions or collect the data again'
-    )
 
 
 def _leaves(dataset: MetaDataset) -> Iterator[tuple[str, Array]]:
@@ -485,7 +248,7 @@ def _manifest(
   dataset: MetaDataset,
   spec: EnvSpec,
   source: Mapping[str, Any],
-  files: Mapping[str, Any],
+  facts: Mapping[str, Any],
   where: str,
 ) -> dict[str, Any]:
   try:
@@ -499,7 +262,7 @@ def _manifest(
       'context_size': _plain(dataset.context_size),
       'episode_return': _plain(dataset.episode_return),
       'source': _plain(source),
-      'leaves': dict(files),
+      'leaves': dict(facts),
     }
   except TypeError as error:
     raise DatasetError(
@@ -586,7 +349,7 @@ def _write_leaf(path: pathlib.Path, leaf: np.ndarray) -> dict[str, Any]:
     'shape': list(leaf.shape),
     'dtype': str(leaf.dtype),
     'bytes': path.stat().st_size,
-    'sha256': _sha256(path),
+    'sha256': files.sha256(path),
   }
 
 
@@ -599,7 +362,7 @@ def _read_leaf(path: pathlib.Path, facts: Mapping[str, Any]) -> np.ndarray:
         f'{path}: holds {size} bytes, {facts["bytes"]} were written; the file'
         f' is truncated or was replaced; {again}'
       )
-    if _sha256(path) != facts['sha256']:
+    if files.sha256(path) != facts['sha256']:
       raise DatasetError(
         f'{path}: was altered after it was written (its SHA-256 is not the'
         f" manifest's); {again}"
@@ -624,24 +387,3 @@ def _read_leaf(path: pathlib.Path, facts: Mapping[str, Any]) -> np.ndarray:
       f' {facts["dtype"]}{facts["shape"]}; {again}'
     )
   return array
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _write_text(path: pathlib.Path, text: str) -> None:
-  with path.open('w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync(path: pathlib.Path) -> None:
-  """Flushes a file or a directory to the disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)

@@ -28,9 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta.envs import base
-from offmeta.envs import brax_family
-from offmeta.envs import render
+from offmeta.envs import base, brax_family, render
 from offmeta.envs import simulator as simulators
 from offmeta.types import Array, Key, Task
 

@@ -42,10 +42,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta.envs import base
-from offmeta.envs import brax_family
+from offmeta.envs import base, brax_family, render
 from offmeta.envs import manipulation_tasks as tasks
-from offmeta.envs import render
 from offmeta.envs import simulator as simulators
 from offmeta.types import Array, EnvState, Key, Policy, Task
 

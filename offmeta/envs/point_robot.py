@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta.envs import base
-from offmeta.envs import render
+from offmeta.envs import base, render
 from offmeta.types import Array, EnvSpec, EnvState, Key, Task
 
 _STEP_SIZE = 0.1  # length units per unit of action

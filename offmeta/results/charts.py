@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from offmeta.results import drawing
-from offmeta.results import records
-from offmeta.results import statistics
-from offmeta.results import tables
+from offmeta.results import drawing, records, statistics, tables
 
 
 def wall_time(timing: Mapping[str, float]) -> Any | None:

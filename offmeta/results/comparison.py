@@ -14,13 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from offmeta.results import charts
-from offmeta.results import drawing
-from offmeta.results import records
-from offmeta.results import report
-from offmeta.results import statistics
+from offmeta.results import charts, drawing, records, report, statistics, tables
 from offmeta.results import summary as summary_lib
-from offmeta.results import tables
 
 DATA = 'data'  # subfolder with the run that made the datasets
 # Key of a row's scores -> column.
@@ -36,10 +31,11 @@ ADAPTED = ('self_context', 'given_context', 'random_context')
 _REFERENCES = ('random', 'behaviour', 'specialists', 'behaviour_data')
 _LEGEND = (
     'Return of the last episode in held-out tasks, mean [95% interval] over'
-    ' seeds. Un-adapted: an\nepisode without any context instead. Contexts are collected'
-    ' by the learner itself, handed over from the\nlogged data of the task, or'
-    ' collected by uniform random actions. Fine-tuned: mean of episodes at the'
-    '\nend of online fine-tuning. Training: offline and online phase.')
+    ' seeds. Un-adapted: an\nepisode without any context instead. Contexts are'
+    ' collected by the learner itself, handed over from the\nlogged data of the'
+    ' task, or collected by uniform random actions. Fine-tuned: mean of'
+    ' episodes at the\nend of online fine-tuning. Training: offline and online'
+    ' phase.')
 
 _GAINS = 'Gain by adapting: minus un-adapted, within a seed'
 

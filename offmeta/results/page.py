@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import html
 from typing import Any
 
-from offmeta.results import records
-from offmeta.results import tables
+from offmeta.results import records, tables
 
 # Picture -> (title, what to look for), in the order of the page.
 CAPTIONS = {
@@ -100,9 +99,10 @@ mean over tasks and repetitions. Each repetition starts with an empty context,
 and rows ending in <code>_self_context</code> let the policy collect what it
 adapts to: the first episodes act on the prior. The row <code>_unadapted</code>
 is an episode without any context, in which the policy learns nothing: the very
-first of these where the policy has a prior to act on. Rows ending in <code>_given_context</code> are
-handed a context from the logged data of the held-out task instead, those in
-<code>_random_context</code> one of uniform random actions. On training tasks
+first of these where the policy has a prior to act on. Rows ending in
+<code>_given_context</code> are handed a context from the logged data of the
+held-out task instead, those in <code>_random_context</code> one of uniform
+random actions. On training tasks
 <code>_offline_context</code> is the handed-over context and rows starting with
 <code>train_</code> are its twins with self-collected context. Rows ending in
 <code>_adaptation</code> and <code>_adaptation_given</code> are adapted minus

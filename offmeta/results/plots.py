@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from offmeta.results import charts
-from offmeta.results import drawing
-from offmeta.results import records
-from offmeta.results import statistics
+from offmeta.results import charts, drawing, records, statistics
 
 
 def draw_all(

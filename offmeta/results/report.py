@@ -7,12 +7,8 @@ import pathlib
 import tempfile
 from typing import Any
 
-from offmeta.results import drawing
-from offmeta.results import page
-from offmeta.results import plots
-from offmeta.results import records
+from offmeta.results import drawing, page, plots, records, tables
 from offmeta.results import summary as summary_lib
-from offmeta.results import tables
 
 text_table = tables.text_table
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from offmeta.results import records
-from offmeta.results import statistics
+from offmeta.results import records, statistics
 
 SeedScores = Mapping[str, np.ndarray]  # row name -> [S]
 

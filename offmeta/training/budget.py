@@ -13,10 +13,16 @@ import jax.numpy as jnp
 from offmeta import processes
 from offmeta.losses import returns
 from offmeta.training import collect as collecting
-from offmeta.training import collect_pearl, collect_sac
+from offmeta.training import (
+  collect_pearl,
+  collect_sac,
+  memory,
+  schedule,
+  specialists,
+  streaming,
+)
 from offmeta.training import config as configs
 from offmeta.training import gather as gathering
-from offmeta.training import memory, schedule, specialists, streaming
 from offmeta.training.config import ConfigError
 from offmeta.training.setup import Setup
 from offmeta.types import Algorithm, DataSpec, LearnerState, Transition

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta.parallel import Layout
 from offmeta import processes
+from offmeta.parallel import Layout
 from offmeta.training.checkpoint_files import CheckpointError
 
 _MISSING = '(no such leaf)'

@@ -12,9 +12,15 @@ import numpy as np
 
 from offmeta import evaluation, processes, rollout
 from offmeta.data import dataset as datasets
-from offmeta.training import collect_pearl, collect_sac, collect_script, logs
+from offmeta.data.meta_dataset import MetaDataset
+from offmeta.training import (
+  collect_pearl,
+  collect_sac,
+  collect_script,
+  logs,
+  specialists,
+)
 from offmeta.training import config as configs
-from offmeta.training import specialists
 from offmeta.training.setup import Setup, write_arrays
 from offmeta.training.stage import PhaseError
 from offmeta.types import Task
@@ -40,7 +46,7 @@ def test_dataset_path(setup: Setup) -> str:
   return str(setup.workdir / 'dataset_test')
 
 
-def load_dataset(setup: Setup) -> datasets.MetaDataset:
+def load_dataset(setup: Setup) -> MetaDataset:
   """The run's dataset, validated against the family and the task list.
 
   Raises:
@@ -51,7 +57,7 @@ def load_dataset(setup: Setup) -> datasets.MetaDataset:
       setup, dataset_path(setup), 'training', 'num_train', setup.train_tasks)
 
 
-def load_test_dataset(setup: Setup) -> datasets.MetaDataset | None:
+def load_test_dataset(setup: Setup) -> MetaDataset | None:
   """Logged data of the held-out tasks, validated like `load_dataset`.
 
   None if the user brought a dataset without one of these.
@@ -124,7 +130,7 @@ def test_dataset_sizes(setup: Setup) -> tuple[int, int] | None:
   return collect_pearl.most_visit_rows(setup)
 
 
-def _sizes(data: datasets.MetaDataset) -> tuple[int, int]:
+def _sizes(data: MetaDataset) -> tuple[int, int]:
   context = 0 if data.context is None else data.context.reward.shape[1]
   return data.transitions.reward.shape[1], context
 
@@ -139,7 +145,7 @@ def _log_size(setup: Setup) -> int:
   return specialists.life(spec, config.specialists)[1]
 
 
-def _save(setup: Setup, path: str, data: datasets.MetaDataset, origin: str):
+def _save(setup: Setup, path: str, data: MetaDataset, origin: str):
   made_by = {
       'algorithm': setup.config.collect.source,
       'log': origin,

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from offmeta.data import buffer as buffers
-from offmeta.data import dataset as datasets
 from offmeta.data.buffer import Replay
+from offmeta.data.meta_dataset import MetaDataset
 from offmeta.training import evaluator as evaluators
 from offmeta.training import gather as gathering
 from offmeta.training import logs, loop, schedule
@@ -179,7 +179,7 @@ def visit_held_out(
   return replay
 
 
-def cut(setup: Setup, replay: Replay) -> datasets.MetaDataset:
+def cut(setup: Setup, replay: Replay) -> MetaDataset:
   """The training tasks' data: slices of the two buffers, leaves [M, ...]."""
   config = setup.config.collect
   context = (None, None)
@@ -193,7 +193,7 @@ def cut(setup: Setup, replay: Replay) -> datasets.MetaDataset:
       setup.family.spec.episode_length, *context)
 
 
-def cut_visit(setup: Setup, replay: Replay) -> datasets.MetaDataset:
+def cut_visit(setup: Setup, replay: Replay) -> MetaDataset:
   """The held-out tasks' data: all of a visit, leaves [M, ...].
 
   Where the training data have encoder data of their own, so have these: the

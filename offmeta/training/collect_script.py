@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offmeta import envs, rollout
-from offmeta.data import dataset as datasets
+from offmeta.data.meta_dataset import MetaDataset
 from offmeta.training import logs, schedule
 from offmeta.training.config import ConfigError
 from offmeta.training.logs import Logs
@@ -41,7 +41,7 @@ def make(setup: Setup) -> Logs:
       origin, origin)
 
 
-def _episodes(setup: Setup, tasks: Task, key: Key) -> datasets.MetaDataset:
+def _episodes(setup: Setup, tasks: Task, key: Key) -> MetaDataset:
   """`script_episodes` in each of `tasks`, leaves [M, ...]."""
   family = setup.family
   policy = scripted_policy(family)

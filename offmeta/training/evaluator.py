@@ -86,8 +86,8 @@ class Evaluator:
 
     compile_ = seeds.layout.compile
     self._own = compile_(own, (0, None, None, 0))
-    self._given_contexts = (
-        algorithm.evaluate_given_context and compile_(given, (0, None, None, 0, 0)))
+    self._given_contexts = algorithm.evaluate_given_context and compile_(
+        given, (0, None, None, 0, 0))
     self._shift = algorithm.posterior and compile_(shift, (0, 0, 0, 0))
     self._draw = jax.jit(jax.vmap(draw, (None, None, 0)))
 

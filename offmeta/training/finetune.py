@@ -18,7 +18,7 @@ from offmeta.data.buffer import Replay
 from offmeta.losses import returns
 from offmeta.results import records
 from offmeta.training import gather as gathering
-from offmeta.training import loop, schedule
+from offmeta.training import loop
 from offmeta.training import stage as stages
 from offmeta.training.config import ConfigError, GatherConfig
 from offmeta.training.setup import Setup, write_arrays
@@ -40,8 +40,8 @@ def check(setup: Setup):
         ' fine-tuning of its own; set it to 0')
   if processes.count() > 1:
     raise ConfigError(
-        'config.finetune.iterations: fine-tuning runs in one process only; leave'
-        ' it out here (--phases) and run the phase by itself afterwards')
+        'config.finetune.iterations: fine-tuning runs in one process only;'
+        ' leave it out here (--phases) and run the phase by itself afterwards')
 
 
 def finetune(setup: Setup):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from offmeta.data import dataset as datasets
+from offmeta.data.meta_dataset import MetaDataset, slice_transitions
 from offmeta.training import schedule
 from offmeta.training.config import CollectConfig, ConfigError
 from offmeta.types import Array, Key, Task, Transition
@@ -25,8 +25,8 @@ class Logs(NamedTuple):
     scores: arrays for evaluations/collect.npz.
   """
 
-  train: datasets.MetaDataset
-  test: datasets.MetaDataset
+  train: MetaDataset
+  test: MetaDataset
   train_origin: str
   test_origin: str
   scores: Mapping[str, Array] = {}
@@ -44,7 +44,7 @@ def make(
     horizon: int,
     context: Transition | None = None,
     context_size: np.ndarray | None = None,
-) -> datasets.MetaDataset:
+) -> MetaDataset:
   """A dataset with the mean return of its whole episodes.
 
   Args:
@@ -54,7 +54,7 @@ def make(
     horizon: see `episode_returns`.
     context, context_size: what the encoder is fed, if not the same.
   """
-  return datasets.MetaDataset(
+  return MetaDataset(
       transitions=transitions, size=size, context=context,
       context_size=context_size, tasks=jax.tree.map(np.asarray, tasks),
       episode_return=episode_returns(transitions, size, horizon))
@@ -62,7 +62,7 @@ def make(
 
 def pack(
     transitions: Transition, valid: np.ndarray, tasks: Task, horizon: int
-) -> datasets.MetaDataset:
+) -> MetaDataset:
   """Steps that took place, in order: leaves [M, T, ...], valid [M, T]."""
   size = valid.sum(axis=1).astype(np.int32)
   order = np.argsort(~valid, axis=1, kind='stable')[:, :size.max()]
@@ -104,9 +104,9 @@ def part(
     transitions: Transition, size: np.ndarray, start: int | None,
     stop: int | None = None,
 ) -> tuple[Transition, np.ndarray]:
-  """`datasets.slice_transitions` of bare transitions."""
-  data = datasets.slice_transitions(
-      datasets.MetaDataset(transitions, size, None, None, {}, size), start,
+  """`slice_transitions` of bare transitions."""
+  data = slice_transitions(
+      MetaDataset(transitions, size, None, None, {}, size), start,
       stop)
   return data.transitions, data.size
 
@@ -170,7 +170,7 @@ def episode_returns(
   return np.asarray(means, np.float32)
 
 
-def num_diverged(data: datasets.MetaDataset) -> int:
+def num_diverged(data: MetaDataset) -> int:
   """How many rows hold a step that blew up, those for the encoder included.
 
   A step that is in both parts counts twice.

@@ -129,7 +129,8 @@ def _online_start(setup, config, algorithm, data: Replay):
   return loop.start(begin(states), replays)
 
 
-def online(setup: Setup, name: str, evaluator: evaluators.Evaluator | None = None):
+def online(
+    setup: Setup, name: str, evaluator: evaluators.Evaluator | None = None):
   """Runs one variant of the self-supervised phase.
 
   Rewards are dropped inside the rollout unless the variant asks for true

@@ -10,7 +10,7 @@ import numpy as np
 from offmeta.data import buffer as buffers
 from offmeta.data import sampler
 from offmeta.data.buffer import Buffer, Replay
-from offmeta.data.dataset import DatasetError, MetaDataset
+from offmeta.data.meta_dataset import DatasetError, MetaDataset
 from offmeta.losses import returns
 from offmeta.training import logs, streaming
 from offmeta.training.schedule import Seeds

@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 
 from offmeta.data import dataset as dataset_lib
-from offmeta.data.dataset import DatasetError
+from offmeta.data.meta_dataset import (
+    DatasetError,
+    MetaDataset,
+    slice_transitions,
+    validate,
+)
 from offmeta.types import EnvSpec, Transition
 
 _SPEC = EnvSpec(
@@ -46,7 +51,7 @@ def _transition(rng, capacity=_C):
 @pytest.fixture(name='data')
 def _data():
   rng = np.random.default_rng(0)
-  return dataset_lib.MetaDataset(
+  return MetaDataset(
     transitions=_transition(rng),
     size=np.array([10, 7, 8], np.int32),
     context=_transition(rng, 6),
@@ -166,8 +171,8 @@ def test_bad_value_is_named(tmp_path, data, field, index, value, message):
 
 
 def test_action_of_exactly_one_is_fine(data):
-  dataset_lib.validate(_set(data, 'action', (0, 0, 0), 1.0), _SPEC)
-  dataset_lib.validate(_set(data, 'action', (0, 0, 0), -1.0000005), _SPEC)
+  validate(_set(data, 'action', (0, 0, 0), 1.0), _SPEC)
+  validate(_set(data, 'action', (0, 0, 0), -1.0000005), _SPEC)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +236,7 @@ def test_action_of_exactly_one_is_fine(data):
 )
 def test_bad_structure_is_named(data, change, message):
   with pytest.raises(DatasetError, match=message):
-    dataset_lib.validate(change(data), _SPEC)
+    validate(change(data), _SPEC)
 
 
 def test_missing_manifest(tmp_path):
@@ -421,9 +426,9 @@ def test_source_that_json_cannot_hold(tmp_path, data):
 
 def test_slices_count_from_what_each_task_holds(data):
   reward = data.transitions.reward
-  first = dataset_lib.slice_transitions(data, 0, 4)
-  last = dataset_lib.slice_transitions(data, -4, None)
-  middle = dataset_lib.slice_transitions(data, -5, -2)
+  first = slice_transitions(data, 0, 4)
+  last = slice_transitions(data, -4, None)
+  middle = slice_transitions(data, -5, -2)
   assert first.size.tolist() == last.size.tolist() == [4, 4, 4]
   assert first.size.dtype == np.int32
   for task, size in enumerate(data.size):
@@ -441,7 +446,7 @@ def test_slices_count_from_what_each_task_holds(data):
 
 
 def test_slices_of_different_lengths_are_padded(data):
-  rest = dataset_lib.slice_transitions(data, 5, None)
+  rest = slice_transitions(data, 5, None)
   assert rest.size.tolist() == [5, 2, 3]
   assert rest.transitions.observation.shape == (3, 5, 3)
   np.testing.assert_array_equal(rest.transitions.observation[1, 2:], 0)
@@ -449,7 +454,7 @@ def test_slices_of_different_lengths_are_padded(data):
     rest.transitions.observation[1, :2],
     data.transitions.observation[1, 5:7],
   )
-  dataset_lib.validate(rest, _SPEC)
+  validate(rest, _SPEC)
 
 
 @pytest.mark.parametrize(
@@ -457,7 +462,7 @@ def test_slices_of_different_lengths_are_padded(data):
 )
 def test_slice_of_more_than_there_is(data, start, stop, task):
   with pytest.raises(DatasetError, match=f'task {task} .*transitions'):
-    dataset_lib.slice_transitions(data, start, stop)
+    slice_transitions(data, start, stop)
 
 
 def test_a_family_without_terminations_has_discount_1(tmp_path, data):

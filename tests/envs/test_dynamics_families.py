@@ -1,7 +1,6 @@
 """Walker and hopper with random parameters."""
 
-from brax.envs import hopper
-from brax.envs import walker2d
+from brax.envs import hopper, walker2d
 import jax
 import jax.numpy as jnp
 import mujoco

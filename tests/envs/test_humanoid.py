@@ -11,7 +11,6 @@ from offmeta import envs
 from offmeta.envs import simulator
 from offmeta.testing import contracts
 
-
 LYING = (np.sqrt(0.5), 0.0, -np.sqrt(0.5), 0.0)  # the feet are off the floor
 
 

@@ -17,13 +17,13 @@ import pytest
 
 from experiments import benchmark
 from experiments.benchmarking import (
-    agreement,
-    BenchmarkError,
-    environments,
-    episodes,
-    options,
-    results,
-    workdir,
+  BenchmarkError,
+  agreement,
+  environments,
+  episodes,
+  options,
+  results,
+  workdir,
 )
 from offmeta import envs
 from offmeta.testing import probes

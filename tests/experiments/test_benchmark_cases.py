@@ -173,7 +173,6 @@ def test_sequences_in_the_synthetic_data():
       buffer.data.extras['time'], np.tile(np.arange(64) % 8, (16, 1)))
 
 
-@pytest.mark.usefixtures('compile_once')
 def test_stages_with_what_they_need_of_the_data():
   # The second stage takes the beliefs of the first one's encoder.
   result = benchmark.run(QUICK)

@@ -167,7 +167,6 @@ def test_resized_cases():
     sac.resized(num_tasks=2)
 
 
-@pytest.mark.usefixtures('compile_once')
 def test_growth_rows(capsys):
   result = benchmark.run(dataclasses.replace(QUICK, only=('growth',)))
   rows = {(r['factor'], r['value']): r for r in result['growth']}
@@ -210,7 +209,6 @@ def test_overhead_of_a_call_from_two_lengths():
   assert row['overhead_us_per_call'] == pytest.approx(300, rel=1e-3)
 
 
-@pytest.mark.usefixtures('compile_once')
 def test_overhead_and_traces_of_updates(tmp_path, capsys):
   folder = tmp_path / 'deep' / 'traces'
   result = benchmark.run(dataclasses.replace(

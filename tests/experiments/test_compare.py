@@ -11,14 +11,14 @@ import tiny_run
 from experiments import compare, launch
 from experiments.configs import base
 from offmeta.algorithms import ALGORITHMS
-from offmeta.data.dataset import MetaDataset
+from offmeta.data.meta_dataset import MetaDataset
 from offmeta.results import plots
 from offmeta.training import collect, logs, loop, phases
 from offmeta.training import evaluator as evaluators
 from offmeta.training.config import ConfigError
 from offmeta.types import Transition
 
-pytestmark = pytest.mark.usefixtures('compile_once', 'tiny')
+pytestmark = pytest.mark.usefixtures('tiny')
 
 _CLONING = """
 from examples import cloning

@@ -5,19 +5,20 @@ import dataclasses
 import helpers
 import pytest
 
-from experiments import launch
+from experiments import configuration
 from experiments.configs import base
 from offmeta.algorithms import ALGORITHMS
 
 _ALGORITHMS = sorted(
-    path.stem for path in (launch.ROOT / 'experiments/configs').glob('*.py')
+    path.stem
+    for path in (configuration.ROOT / 'experiments/configs').glob('*.py')
     if path.stem in ALGORITHMS)
 _PROFILES = ('smoke', 'cpu', 'paper')
 _DEFAULT = ALGORITHMS['sac'].config()
 
 
 def _resolve(get_config, family, profile, overrides={}):
-  return launch.resolve(get_config(family), profile, overrides)
+  return configuration.resolve(get_config(family), profile, overrides)
 
 
 def test_there_are_some():
@@ -26,15 +27,15 @@ def test_there_are_some():
 
 @pytest.mark.parametrize('algorithm', _ALGORITHMS)
 def test_every_family_and_profile_is_valid(algorithm):
-  file = launch.ROOT / f'experiments/configs/{algorithm}.py'
+  file = configuration.ROOT / f'experiments/configs/{algorithm}.py'
   for family in base.FAMILIES:
-    values = launch.load_config(f'{file}:{family}')
+    values = configuration.load_config(f'{file}:{family}')
     for profile in _PROFILES:
-      config = launch.resolve(values, profile, {})
+      config = configuration.resolve(values, profile, {})
       assert config.algorithm == algorithm
       assert config.family.name == family
       smac = base.smac_parts(family)
-      same = launch.resolve(base.make_config(*smac), profile, {})
+      same = configuration.resolve(base.make_config(*smac), profile, {})
       assert config.family == same.family, (family, profile)
       assert config.num_seeds == same.num_seeds
       assert bool(config.online.variants) == (algorithm == 'smac')
@@ -55,13 +56,13 @@ def _check_meta_batches(config):
 
 @pytest.mark.parametrize('algorithm', _ALGORITHMS)
 def test_every_ablation_is_valid(algorithm):
-  file = str(launch.ROOT / f'experiments/configs/{algorithm}.py')
-  values = launch.load_config(f'{file}:point_robot')
-  plain = launch.resolve(values, 'cpu', {})
-  ablations = getattr(launch.load_file(file), 'ABLATIONS', {})
+  file = str(configuration.ROOT / f'experiments/configs/{algorithm}.py')
+  values = configuration.load_config(f'{file}:point_robot')
+  plain = configuration.resolve(values, 'cpu', {})
+  ablations = getattr(configuration.load_file(file), 'ABLATIONS', {})
   for name, changes in ablations.items():
     own = {k: v for k, v in changes.items() if k != 'description'}
-    assert launch.resolve(values, 'cpu', own) != plain, name
+    assert configuration.resolve(values, 'cpu', own) != plain, name
 
 
 def test_layers():
@@ -97,8 +98,9 @@ def test_command_line_wins():
   get_config = base.config_of('sac', {'cpu': {'sac': {'discount': 0.5}}})
   assert 'terminate' in get_config('ant_dir').family.options  # has a flag
   config = _resolve(
-      get_config, 'ant_dir', 'cpu', {'sac.discount': 0.7, 'family.options.terminate': False,
-              'collect': {'seed': 3}, 'collect.iterations': 2})
+      get_config, 'ant_dir', 'cpu', {
+          'sac.discount': 0.7, 'family.options.terminate': False,
+          'collect': {'seed': 3}, 'collect.iterations': 2})
   assert config.settings.discount == 0.7
   assert config.family.options == {'backend': 'spring', 'terminate': False}
   assert (config.collect.seed, config.collect.iterations) == (3, 2)
@@ -112,7 +114,7 @@ def test_data_of_a_source(profile):
     assert config.collect == data.collect
     assert data.collect.source == 'sac' and not data.collect.encoder_size
     own = _resolve(base.data_config, family, profile)
-    same = launch.resolve(
+    same = configuration.resolve(
         base.make_config(*base.smac_parts(family)), profile, {})
     assert own.collect == same.collect
     assert data.collect.specialists == same.collect.specialists

@@ -32,7 +32,7 @@ def _run(options):
 
 
 @pytest.fixture(name='finished', scope='module')
-def _finished(tmp_path_factory, compile_once):
+def _finished(tmp_path_factory):
   """(folder, results) of a smoke run."""
   folder = tmp_path_factory.mktemp('references')
   return folder, _run(_options(folder))
@@ -153,14 +153,13 @@ def test_budgets():
   assert config.sac == references.sac.Config()
 
 
-def test_the_command_honours_sigterm(tmp_path, compilation_cache_dir):
+def test_the_command_honours_sigterm(tmp_path):
   command = [
       sys.executable, '-m', 'experiments.references',
       '--families=point_robot', '--profile=smoke', '--env_steps=100000',
       '--num_tasks=1', f'--out={tmp_path / "r.json"}',
       f'--workdir={tmp_path / "runs"}']
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu',
-                 'JAX_COMPILATION_CACHE_DIR': compilation_cache_dir}
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
   metrics = tmp_path / 'runs/point_robot/specialists/metrics.jsonl'
   process = subprocess.Popen(
       command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE,

@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 import tiny_run
 
-from experiments import launch, playback
+from experiments import environment, playback, run_record
 from offmeta import envs, types
 from offmeta.results import animation, records
 from offmeta.testing import probes
@@ -23,7 +23,7 @@ _ROOT = pathlib.Path(playback.__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def _leave_jax_alone(monkeypatch):
-  monkeypatch.setattr(launch, 'configure_jax', lambda: None)
+  monkeypatch.setattr(environment, 'configure_jax', lambda: None)
 
 
 def _show(path, **changes):
@@ -195,7 +195,7 @@ def test_a_family_that_its_config_file_brings_along(
   monkeypatch.setattr(restore, 'meta_test', lambda setup, *a, **k: 'adapted')
   config = tiny_run.make_config({'family': {'name': 'mine'}})
   file = tmp_path / 'own.py'
-  launch.describe_run(config, tmp_path, 'smoke', 'command', f'{file}:mine')
+  run_record.write(config, tmp_path, 'smoke', 'command', f'{file}:mine')
   show = _show(tmp_path / 'x.gif')
   restored = lambda: playback.restored(show, str(tmp_path), 'offline')
   assert playback.run(show, restored) == 1
@@ -208,7 +208,7 @@ def test_a_family_that_its_config_file_brings_along(
 
 
 @pytest.fixture(name='run', scope='module')
-def _run(compile_once, finished_run):
+def _run(finished_run):
   return finished_run
 
 

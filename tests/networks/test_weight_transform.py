@@ -117,12 +117,13 @@ def _weights(params, inputs, outputs):
 
 def _layer_by_layer(params, sizes, x):
   """Output of a stack, and its last hidden layer before the ReLU."""
-  for i, layer in enumerate(params):
-    kernel, bias = _weights(layer, sizes[i], sizes[i + 1])
-    if i == len(params) - 1:
-      return x @ kernel + bias, hidden
+  *hidden_layers, last = range(len(params))
+  for i in hidden_layers:
+    kernel, bias = _weights(params[i], sizes[i], sizes[i + 1])
     hidden = x @ kernel + bias
     x = np.maximum(hidden, 0.0)
+  kernel, bias = _weights(params[last], sizes[last], sizes[last + 1])
+  return x @ kernel + bias, hidden
 
 
 def _policy(layer='wlinear', head=3, **options):

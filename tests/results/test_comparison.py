@@ -85,7 +85,7 @@ def test_gains_are_paired_over_seeds(built):
   assert row['gains']['self_context']['mean'] == pytest.approx(9.472)
   text = (folder / 'comparison/table.txt').read_text()
   lines = text[text.index('Gain by adapting'):].splitlines()
-  (line,) = [l for l in lines if l.startswith('smac (online ours)  ')]
+  (line,) = [x for x in lines if x.startswith('smac (online ours)  ')]
   assert ' 9.47 [' in line
   assert '9.47 [' in (folder / 'comparison/table.md').read_text()
   assert 'self_context_gain,9.47' in (

@@ -12,11 +12,7 @@ import numpy as np
 import pytest
 
 from offmeta import results
-from offmeta.results import drawing
-from offmeta.results import page
-from offmeta.results import plots
-from offmeta.results import records
-from offmeta.results import report
+from offmeta.results import drawing, page, plots, records, report
 
 PICTURES = {'training', 'rows', 'episodes', 'z_space', 'trajectories',
             'wall_time'}

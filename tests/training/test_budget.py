@@ -13,11 +13,17 @@ import pytest
 import tiny_run
 
 from offmeta.data import dataset as datasets
-from offmeta.training import budget, collect_pearl, memory, phases
+from offmeta.data.meta_dataset import slice_transitions
+from offmeta.training import (
+  budget,
+  collect_pearl,
+  memory,
+  phases,
+  preparation,
+  streaming,
+)
 from offmeta.training import config as configs
-from offmeta.training import preparation
 from offmeta.training import stage as stages
-from offmeta.training import streaming
 from offmeta.training.setup import write_json
 from offmeta.types import DataSpec
 
@@ -90,7 +96,7 @@ def test_collect(asked, tmp_path, runtime):
 @pytest.mark.parametrize('runtime', _PLACES, ids=str)
 @pytest.mark.parametrize('one_buffer', [True, False])
 def test_offline_and_online(
-    compile_once, finished_run, asked, tmp_path, monkeypatch, runtime,
+    finished_run, asked, tmp_path, monkeypatch, runtime,
     one_buffer):
   setup = tiny_run.make_setup(tmp_path, {
       'collect': {
@@ -127,11 +133,11 @@ _PREPARED = [
 @pytest.mark.parametrize('spec', _PREPARED, ids=str)
 @pytest.mark.parametrize('encoder', [0, 20])
 def test_prepared_data(
-    compile_once, finished_run, tmp_path, spec, encoder):
+    finished_run, tmp_path, spec, encoder):
   """What an algorithm asks for is counted as it is made."""
   data = datasets.load(finished_run / 'dataset_test')
   if encoder:
-    part = datasets.slice_transitions(data, 0, encoder)
+    part = slice_transitions(data, 0, encoder)
     data = data._replace(
         context=part.transitions, context_size=part.size)
   setup = tiny_run.make_setup(tmp_path, {'num_seeds': 1})
@@ -143,7 +149,7 @@ def test_prepared_data(
       made.encoder is not None) * 3 * _held(made.rl.size)
 
 
-def test_annotations(compile_once, finished_run, tmp_path):
+def test_annotations(finished_run, tmp_path):
   setup = tiny_run.make_setup(tmp_path)
   spec = DataSpec(sequence_episodes=1)
   algorithm = setup.learner()._replace(data=spec)
@@ -164,7 +170,7 @@ def test_annotations(compile_once, finished_run, tmp_path):
 
 
 def test_before_there_is_a_dataset_its_size_is_known(
-    compile_once, finished_run, tmp_path):
+    finished_run, tmp_path):
   """From the configuration as from the files."""
   before = budget.check(tiny_run.make_setup(tmp_path), phases.PHASES)
   for stage in ('collect', 'dataset', 'dataset_test'):
@@ -175,7 +181,7 @@ def test_before_there_is_a_dataset_its_size_is_known(
   assert after[:-1] == before[1:-1]
 
 
-def test_finished_phases_are_left_out(compile_once, finished_run):
+def test_finished_phases_are_left_out(finished_run):
   setup = tiny_run.make_setup(finished_run)
   assert not budget.check(setup, phases.PHASES)
 

@@ -10,6 +10,7 @@ import tiny_run
 
 from offmeta import envs, rollout
 from offmeta.data import dataset as datasets
+from offmeta.data.meta_dataset import MetaDataset
 from offmeta.envs import point_robot
 from offmeta.results import records
 from offmeta.testing import probes
@@ -92,7 +93,7 @@ def test_steps_that_blew_up_are_counted(tmp_path):
 def test_rows_that_blew_up_count_where_they_are_held():
   flags = np.array([[1, 0, 1, 1], [0, 1, 1, 1]], np.float32)
   part = Transition(*[None] * 5, {'diverged': flags})
-  data = datasets.MetaDataset(
+  data = MetaDataset(
       part, np.array([4, 2]), None, None, {}, np.zeros(2))
   assert logs.num_diverged(data) == 3 + 1
   both = data._replace(context=part, context_size=np.array([0, 3]))
@@ -171,7 +172,6 @@ def test_parts_that_no_log_will_hold(which, count, fits):
 # PEARL's visit to the held-out tasks.
 
 
-@pytest.mark.usefixtures('compile_once')
 def test_the_behaviour_policy_visits_held_out_tasks(finished_run):
   """Two episodes under the prior, as many more: a visit of its training."""
   setup = tiny_run.make_setup(finished_run)
@@ -193,7 +193,6 @@ def test_the_behaviour_policy_visits_held_out_tasks(finished_run):
   assert made['log'].endswith('training, per task the last 40 transitions')
 
 
-@pytest.mark.usefixtures('compile_once')
 def test_held_out_tasks_change_nothing_for_the_others(finished_run, tmp_path):
   with tiny_run.shared_programs():
     phases.run(tiny_run.make_setup(
@@ -212,7 +211,6 @@ def test_held_out_tasks_change_nothing_for_the_others(finished_run, tmp_path):
       data.context.action[0], data.transitions.action[0, 10:40])
 
 
-@pytest.mark.usefixtures('compile_once')
 def test_rows_before_there_is_a_log(finished_run, tmp_path):
   setup = tiny_run.make_setup(tmp_path, {
       'collect': {'rl_slice': 'all', 'encoder_size': 50}})
@@ -231,7 +229,6 @@ def _brought(finished_run, tmp_path, name='dataset_test'):
       'test_dataset': name and str(finished_run / name)}})
 
 
-@pytest.mark.usefixtures('compile_once')
 def test_brought_data(finished_run, tmp_path):
   setup = _brought(finished_run, tmp_path)
   ours = collect.load_test_dataset(setup).transitions.reward
@@ -243,7 +240,6 @@ def test_brought_data(finished_run, tmp_path):
   assert collect.test_dataset_sizes(setup) == (80, 0)
 
 
-@pytest.mark.usefixtures('compile_once')
 def test_data_of_other_tasks(finished_run, tmp_path, monkeypatch):
   """Refused before anything is trained or scored."""
   monkeypatch.setattr(
@@ -261,7 +257,6 @@ def test_no_data_yet(tmp_path):
       load(setup)
 
 
-@pytest.mark.usefixtures('compile_once')
 def test_a_missing_half_is_noticed(finished_run, tmp_path):
   shutil.copytree(finished_run / 'dataset', tmp_path / 'dataset')
   setup = tiny_run.make_setup(tmp_path)

@@ -11,12 +11,16 @@ import tiny_run
 
 from offmeta.data import dataset as datasets
 from offmeta.testing import probes
-from offmeta.training import budget, collect, collect_sac, loop, restore
-from offmeta.training import specialists
+from offmeta.training import (
+  budget,
+  collect,
+  collect_sac,
+  loop,
+  restore,
+  specialists,
+)
 from offmeta.training import stage as stages
 from offmeta.training.config import ConfigError
-
-pytestmark = pytest.mark.usefixtures('compile_once')
 
 _FAMILY = probes.CountingFamily(terminates=True)
 _TRAIN = {
@@ -43,7 +47,7 @@ def _setup(folder, changes={}, test=_TEST, stop=None, runtime={}):
 
 
 @pytest.fixture(name='finished', scope='module')
-def _finished(tmp_path_factory, compile_once):
+def _finished(tmp_path_factory):
   """The setup of a phase that nothing interrupted."""
   setup = _setup(tmp_path_factory.mktemp('sac') / 'run')
   collect.collect(setup)

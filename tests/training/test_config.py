@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 import pytest
 
-from experiments import launch
+from experiments import configuration
 from experiments.configs import base, recipes
 from experiments.configs import smac as smac_configs
 from offmeta import algorithms, envs
@@ -271,7 +271,7 @@ _SIZES = [(family, profile) for family, (_, profiles)
 
 @pytest.mark.parametrize('family, profile', _SIZES)
 def test_every_profile_is_valid(family, profile):
-  config = launch.resolve(smac_configs.get_config(family), profile, {})
+  config = configuration.resolve(smac_configs.get_config(family), profile, {})
   assert config.family.name == family
   for name in config.online.variants:
     assert config.online.variants[name]['description']
@@ -294,12 +294,12 @@ def test_all_profiles_exist():
 
 @pytest.mark.parametrize('family, profile', _SIZES)
 def test_command_line_wins_over_the_profile(family, profile):
-  plain = launch.resolve(smac_configs.get_config(family), profile, {})
+  plain = configuration.resolve(smac_configs.get_config(family), profile, {})
   overrides = {
       'num_seeds': plain.num_seeds + 1,
       'smac.offline.num_updates': plain.settings.offline.num_updates + 1,
       'collect.gather.tasks_per_iteration': 1}
-  config = launch.resolve(
+  config = configuration.resolve(
       smac_configs.get_config(family), profile, overrides)
   for key, value in overrides.items():
     assert _get(config, key) == value, key
@@ -315,7 +315,7 @@ _UNLISTED = [  # options that the config files do not list
 
 
 def _load(name):
-  return launch.load_config(str(launch.ROOT / name))
+  return configuration.load_config(str(configuration.ROOT / name))
 
 
 @pytest.mark.parametrize('name, option, value', _UNLISTED)
@@ -323,8 +323,8 @@ def test_options_of_the_family_add_up(name, option, value):
   values = _load(name)
   assert option in values.family.options
   for profile in values.profiles:
-    plain = launch.resolve(values, profile, {}).family.options
-    config = launch.resolve(
+    plain = configuration.resolve(values, profile, {}).family.options
+    config = configuration.resolve(
         values, profile, {f'family.options.{option}': value})
     assert config.family.options == {**plain, option: value}
     assert plain.get(option) != value
@@ -338,9 +338,10 @@ def test_options_of_a_profile_add_to_those_of_the_config():
   values = base.make_config(
       {'family': {'name': 'ant_dir', 'options': {'reward': 'forward'}}},
       {'small': {'family': {'options': {'backend': 'mjx'}}}})
-  plain = launch.resolve(values, 'small', {})
+  plain = configuration.resolve(values, 'small', {})
   assert plain.family.options == {'reward': 'forward', 'backend': 'mjx'}
-  given = launch.resolve(values, 'small', {'family.options.backend': 'spring'})
+  given = configuration.resolve(
+      values, 'small', {'family.options.backend': 'spring'})
   assert given.family.options == {'reward': 'forward', 'backend': 'spring'}
 
 
@@ -349,7 +350,7 @@ def test_families_that_take_any_option_and_unknown_ones(monkeypatch):
       {'family': {'name': name, 'options': {'size': 2}}}, {'cpu': {}})
   monkeypatch.setitem(envs.FAMILIES, 'any', lambda height=1, **options: None)
   for name in ('any', 'moon'):
-    config = launch.resolve(make(name), 'cpu', {})
+    config = configuration.resolve(make(name), 'cpu', {})
     assert config.family.options == {'size': 2}
 
 
@@ -364,17 +365,17 @@ def _parse(monkeypatch):
     monkeypatch.setattr(
         config_flags, 'DEFINE_config_file', functools.partial(
             config_flags.DEFINE_config_file, flag_values=known))
-    flag = launch.define_config_flag()
-    launch.parse_flags(sys.argv)
-    values, overrides = launch._load(flag)
-    return launch.resolve(values, 'smoke', overrides)
+    flag = configuration.define_config_flag()
+    configuration.parse_flags(sys.argv)
+    values, overrides = configuration.from_flag(flag)
+    return configuration.resolve(values, 'smoke', overrides)
 
   return parse
 
 
 def test_options_from_the_command_line(parse):
   config = parse(
-      f'--config={launch.ROOT}/experiments/configs/smac.py:ant_dir',
+      f'--config={configuration.ROOT}/experiments/configs/smac.py:ant_dir',
       '--config.family.options.terminate=False',
       '--config.family.options.n_frames=3')
   assert config.family.options == {
@@ -387,7 +388,7 @@ def test_options_from_the_command_line(parse):
     ('smac.kl_wieght', ('offmeta/training/config.py', '"kl_weight"'))])
 def test_a_misspelled_key_on_the_command_line(parse, capsys, key, messages):
   with pytest.raises(SystemExit):
-    parse(f'--config={launch.ROOT}/experiments/configs/smac.py:ant_dir',
+    parse(f'--config={configuration.ROOT}/experiments/configs/smac.py:ant_dir',
           f'--config.{key}=1')
   error, = capsys.readouterr().err.splitlines()
   assert error.startswith(f"error: unknown key '{key.split('.')[-1]}' in --con")
@@ -402,14 +403,14 @@ def test_config_files_that_cannot_be_loaded(tmp_path):
     if text:
       file.write_text(text)
     with pytest.raises(ConfigError, match=f'{file}: .*{message}'):
-      launch.load_config(str(file))
+      configuration.load_config(str(file))
   with pytest.raises(ConfigError, match="'moon'; known: point_robot"):
     _load('experiments/configs/smac.py:moon')
 
 
 def test_resolving_leaves_the_profiles_alone():
   before = copy.deepcopy(smac_configs.FAMILIES)
-  launch.resolve(
+  configuration.resolve(
       smac_configs.get_config('point_robot'), 'smoke',
       {'online.gather.rewards': 'true', 'chunk': 1})
   assert smac_configs.FAMILIES == before
@@ -417,6 +418,6 @@ def test_resolving_leaves_the_profiles_alone():
 
 def test_unknown_profile_and_family():
   with pytest.raises(ConfigError, match="no profile 'huge'; it has: .*smoke"):
-    launch.resolve(smac_configs.get_config('ant_dir'), 'huge', {})
+    configuration.resolve(smac_configs.get_config('ant_dir'), 'huge', {})
   with pytest.raises(ValueError, match="'moon'; known: point_robot"):
     smac_configs.get_config('moon')

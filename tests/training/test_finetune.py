@@ -8,14 +8,13 @@ import pytest
 import tiny_run
 
 from offmeta.data import dataset as datasets
+from offmeta.data.meta_dataset import MetaDataset
 from offmeta.envs import point_robot
 from offmeta.training import config as configs
 from offmeta.training import loop, phases
 from offmeta.training import setup as setups
 from offmeta.training.config import ConfigError
 from offmeta.types import Transition
-
-pytestmark = pytest.mark.usefixtures('compile_once')
 
 _CONFIG = {
     'num_seeds': 2,
@@ -49,7 +48,7 @@ def _dataset(tmp_path_factory):
   draw = lambda *size: rng.normal(size=shape + size).astype(np.float32)
   time = np.broadcast_to(np.arange(80) % 20, shape).astype(np.float32)
   path = tmp_path_factory.mktemp('data') / 'dataset'
-  datasets.save(path, datasets.MetaDataset(
+  datasets.save(path, MetaDataset(
       Transition(
           draw(2), np.tanh(draw(2)), draw(), np.ones(shape, np.float32),
           draw(2), {'time': time, 'features': draw(family.spec.feature_size)}),
@@ -69,7 +68,7 @@ def _setup(workdir, dataset, changes={}, stop=None):
 
 
 @pytest.fixture(name='finished', scope='module')
-def _finished(compile_once, dataset, tmp_path_factory):
+def _finished(dataset, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('finetuned')
   phases.run(_setup(workdir, dataset), ('offline', 'finetune'))
   return workdir

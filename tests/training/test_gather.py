@@ -15,8 +15,7 @@ from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.testing import probes
 from offmeta.training import gather as gathering
-from offmeta.training import loop
-from offmeta.training import schedule
+from offmeta.training import loop, schedule
 from offmeta.training.config import GatherConfig
 from offmeta.types import Policy
 

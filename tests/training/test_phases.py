@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from experiments import launch
+from experiments import configuration, environment, launch
 from offmeta.data import dataset as datasets
 from offmeta.results import records
 from offmeta.testing import probes
@@ -28,7 +28,7 @@ from offmeta.training import stage as stages
 from offmeta.training.loop import Interrupted
 from offmeta.types import Transition
 
-pytestmark = pytest.mark.usefixtures('compile_once', 'programs')
+pytestmark = pytest.mark.usefixtures('programs')
 
 
 class _NoEvaluator:
@@ -193,15 +193,15 @@ def _command(monkeypatch, capsys):
   """(workdir, phases, overrides, profile) -> (exit status, message)."""
   handler = signal.getsignal(signal.SIGTERM)
   verbosity = logging.get_verbosity()
-  monkeypatch.setattr(launch, 'configure_jax', lambda: None)
+  monkeypatch.setattr(environment, 'configure_jax', lambda: None)
 
   def run(workdir, names, overrides={}, profile='smoke'):
     values = ml_collections.ConfigDict(configs.to_dict(configs.from_dict(
         tiny_run.CONFIG)))
     values.profiles = ml_collections.ConfigDict({'smoke': {}})
     monkeypatch.setattr(
-        launch, '_load', lambda flag: (values, dict(overrides)))
-    monkeypatch.setattr(launch, '_config_file', lambda flag: '')
+        configuration, 'from_flag', lambda flag: (values, dict(overrides)))
+    monkeypatch.setattr(configuration, 'config_file', lambda flag: '')
     capsys.readouterr()
     status = launch.run(
         None, profile, str(workdir), tuple(names), {},
@@ -409,7 +409,8 @@ def test_disk_full_while_scoring(copied, command, monkeypatch):
 
 @pytest.mark.parametrize('key, value', [
     ('collect.rl_size', 999), ('collect.encoder_size', 41)])
-def test_slice_that_no_log_will_hold(tmp_path, command, monkeypatch, key, value):
+def test_slice_that_no_log_will_hold(
+    tmp_path, command, monkeypatch, key, value):
   monkeypatch.setattr(
       stages, 'run_stage', lambda *a, **k: pytest.fail('began to train'))
   status, error = command(tmp_path / 'run', ('collect',), {key: value})

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import tiny_run
 
-from experiments import launch
+from experiments import run_record
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.training import config as configs
 from offmeta.training import phases, schedule
 from offmeta.training import stage as stages
-
-pytestmark = pytest.mark.usefixtures('compile_once')
 
 
 @pytest.fixture(name='make_setup')
@@ -99,7 +97,7 @@ def test_run_json_tells(make_setup, tmp_path):
     setup = make_setup(precision)
     folder = tmp_path / precision
     folder.mkdir()
-    launch.describe_run(setup.config, folder, 'smoke', 'the command')
+    run_record.write(setup.config, folder, 'smoke', 'the command')
     record = json.loads((folder / 'run.json').read_text())
     assert record['config']['matmul_precision'] == precision
     hashes.add(record['config_hash'])

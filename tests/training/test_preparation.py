@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from offmeta.data.dataset import DatasetError, MetaDataset
+from offmeta.data.meta_dataset import DatasetError, MetaDataset
 from offmeta.testing import probes
 from offmeta.training import preparation
 from offmeta.types import BatchSpec, DataSpec, Stage, Transition

@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 import tiny_run
 
-from offmeta import parallel, rollout
+from offmeta import parallel
 from offmeta.algorithms import sac
-from offmeta.data import dataset as datasets
+from offmeta.data.meta_dataset import MetaDataset, validate
 from offmeta.envs.point_robot import PointRobot
 from offmeta.testing import probes
 from offmeta.training import loop, schedule, specialists
 from offmeta.training import stage as stages
 from offmeta.training.config import ConfigError, SpecialistsConfig
 from offmeta.training.setup import Runtime, Setup
-
-pytestmark = pytest.mark.usefixtures('compile_once')
 
 _FAMILY = probes.CountingFamily(terminates=True)
 _TASKS = {
@@ -52,7 +50,7 @@ def _train(setup, config=_CONFIG):
 
 
 @pytest.fixture(name='finished', scope='module')
-def _finished(tmp_path_factory, compile_once):
+def _finished(tmp_path_factory):
   """(setup, progress) of three learners that nothing interrupted."""
   setup = _setup(tmp_path_factory.mktemp('specialists'))
   return setup, _train(setup)
@@ -101,7 +99,7 @@ def test_the_replay_is_the_whole_life_in_order(finished, learner):
 def test_the_replay_can_become_a_dataset(finished):
   _, progress = finished
   buffer = jax.tree.map(lambda x: np.asarray(x[:, 0]), progress.replay.rl)
-  datasets.validate(datasets.MetaDataset(
+  validate(MetaDataset(
       transitions=buffer.data, size=buffer.size, context=None,
       context_size=None, tasks=jax.tree.map(np.asarray, _TASKS),
       episode_return=np.zeros(3, np.float32)), _FAMILY.spec)

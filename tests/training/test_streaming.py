@@ -141,7 +141,7 @@ def test_batches_come_to_the_learner(monkeypatch):
       assert leaf.devices() == {host}
 
 
-def test_whole_run(compile_once, finished_run, tmp_path):
+def test_whole_run(finished_run, tmp_path):
   setup = tiny_run.make_setup(
       tmp_path / 'run', runtime={'replay': 'host'})
   phases.run(setup, tiny_run.PHASES)
