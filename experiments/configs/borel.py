@@ -60,6 +60,13 @@ FAMILIES = {
     'walker_params': _DYNAMICS,
 }
 
-ABLATIONS = {'no_relabelling': {'borel': {'relabel_rewards': False}}}
+ABLATIONS = {
+    'no_relabelling': {'borel': {'relabel_rewards': False}},
+    # The `cpu` logs of robots are the end of each life. Nothing keeps this SAC
+    # near its data, so it needs to have seen what is worse, too.
+    'whole_logs': {
+        'description': 'all that was logged, as published; data of its own',
+        'collect': {'rl_slice': 'all', 'encoder_size': 0}},
+}
 
 get_config = base.config_of('borel', SIZES, FAMILIES)
