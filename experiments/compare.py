@@ -29,7 +29,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 from absl import app, flags  # pylint: disable=g-import-not-at-top
 
-from experiments import configuration, environment, launch
+from experiments import configuration, jax_settings, launch
 from experiments.configs import base, recipes
 from offmeta.results import comparison
 from offmeta.training import config as configs
@@ -301,7 +301,7 @@ def _main():
       print('\n' + 'error: ' * (status == 1) + message, file=sys.stderr)
     return status or outcome[0]
 
-  environment.prepare()
+  jax_settings.prepare_environment()
   app.run(main, flags_parser=configuration.parse_flags)
 
 

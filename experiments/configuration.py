@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import environment
+from experiments import jax_settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _DEFAULT = str(ROOT / 'experiments/configs/smac.py:point_robot')
@@ -26,7 +26,7 @@ def define_config_flag() -> Any:
   An unknown key shows while the flag is defined; it gives one message and
   exit status 1.
   """
-  environment.prepare()  # config files import jax
+  jax_settings.prepare_environment()  # config files import jax
   try:
     return config_flags.DEFINE_config_file(
         'config', default=_DEFAULT,

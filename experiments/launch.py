@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import logging
 
-from experiments import configuration, environment
+from experiments import configuration, jax_settings
 
 
 def run(
@@ -62,7 +62,7 @@ def prepare() -> Any:
 
   if not any(a.startswith('--verbosity') for a in sys.argv):
     logging.set_verbosity(logging.WARNING)
-  environment.configure_jax()
+  jax_settings.configure()
   stop = loop.StopRequest()
   stop.install()
   return stop

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import configuration, environment
+from experiments import configuration, jax_settings
 from offmeta import envs, rollout
 from offmeta.envs import render
 from offmeta.results import animation, raycast
@@ -71,7 +71,7 @@ def run(show: Show, perform: Callable[[], Performance]) -> int:
   path = pathlib.Path(show.out).expanduser()
   try:
     animation.check(path)
-    environment.configure_jax()
+    jax_settings.configure()
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures, fps = _pictures(show, perform())
     animation.save(path, pictures, fps)

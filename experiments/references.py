@@ -28,7 +28,7 @@ from absl import app, flags, logging  # pylint: disable=g-import-not-at-top
 import jax
 import numpy as np
 
-from experiments import environment
+from experiments import jax_settings
 from experiments.benchmarking import machine as machines
 from offmeta import envs, parallel
 from offmeta.algorithms import sac
@@ -360,8 +360,8 @@ def _main():
 
   def main(argv):
     logging.set_verbosity(logging.WARNING)
-    environment.prepare(num_tasks.value)
-    environment.configure_jax()
+    jax_settings.prepare_environment(num_tasks.value)
+    jax_settings.configure()
     stop = loop.StopRequest()
     stop.install()
     try:

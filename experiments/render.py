@@ -14,7 +14,7 @@ import sys
 
 from absl import app, flags
 
-from experiments import configuration, environment
+from experiments import configuration, jax_settings
 
 _FAMILY = flags.DEFINE_string(
     'family', None, 'A family without a run, e.g. ant_dir.')
@@ -56,7 +56,7 @@ def main(argv):
     print('error: give one of --family, --config and --workdir',
           file=sys.stderr)
     return 1
-  environment.prepare()
+  jax_settings.prepare_environment()
   from experiments import playback  # imports jax
 
   show = playback.Show(

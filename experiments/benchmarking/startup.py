@@ -44,13 +44,13 @@ def _main():
   given = processes.argument()
   since_start = lambda: time.time() - given['begin']
   # What a run imports is part of its start.
-  from experiments import environment
+  from experiments import jax_settings
   from experiments.benchmarking import cases, updates
   from offmeta import parallel
 
   seconds = {'imported_s': since_start()}
   hits = EventCount('/jax/compilation_cache/cache_hits')
-  environment.configure_jax()
+  jax_settings.configure()
   [case] = cases.first_cases(given['profile'], ('smac',))
   runner = updates.UpdateRunner(
       case, chunk=1, layout=parallel.make_layout(1, max_devices=1))

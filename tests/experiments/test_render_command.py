@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 import tiny_run
 
-from experiments import environment, playback, run_record
+from experiments import jax_settings, playback, run_record
 from offmeta import envs, types
 from offmeta.results import animation, records
 from offmeta.testing import probes
@@ -23,7 +23,7 @@ _ROOT = pathlib.Path(playback.__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def _leave_jax_alone(monkeypatch):
-  monkeypatch.setattr(environment, 'configure_jax', lambda: None)
+  monkeypatch.setattr(jax_settings, 'configure', lambda: None)
 
 
 def _show(path, **changes):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from experiments import configuration, environment, launch
+from experiments import configuration, jax_settings, launch
 from offmeta.data import dataset as datasets
 from offmeta.results import records
 from offmeta.testing import probes
@@ -193,7 +193,7 @@ def _command(monkeypatch, capsys):
   """(workdir, phases, overrides, profile) -> (exit status, message)."""
   handler = signal.getsignal(signal.SIGTERM)
   verbosity = logging.get_verbosity()
-  monkeypatch.setattr(environment, 'configure_jax', lambda: None)
+  monkeypatch.setattr(jax_settings, 'configure', lambda: None)
 
   def run(workdir, names, overrides={}, profile='smoke'):
     values = ml_collections.ConfigDict(configs.to_dict(configs.from_dict(

@@ -3,7 +3,7 @@
 import os
 
 
-def prepare(devices: int | None = None):
+def prepare_environment(devices: int | None = None):
   """Settings that must be there before jax starts.
 
   On a CPU every core becomes a device of its own, over which seeds are
@@ -20,7 +20,7 @@ def prepare(devices: int | None = None):
         f'{os.environ.get("XLA_FLAGS", "")} {flag}={devices}'.strip())
 
 
-def configure_jax():
+def configure():
   """Settings of jax for whole runs.
 
   Compiled programs are kept on disk, so that a second start is fast. Matrix
