@@ -20,7 +20,7 @@ from offmeta.algorithms import latent
 from offmeta.losses import latent as latent_losses
 from offmeta.networks import actors, context
 from offmeta.networks.distributions import task_noise
-from offmeta.types import Algorithm, BatchSpec, EnvSpec, LearnerState, Stage
+from offmeta.types import Algorithm, BatchSpec, EnvSpec, Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +59,7 @@ def make(
         'context': {'encoder': encoder.init(k_encoder)},
         'actor': actor.init(k_actor),
     }
-    return LearnerState(
-        step=jnp.zeros((), jnp.int32), key=k_updates, params=params,
-        target_params={}, opt_state=optim.init_groups(optimizers, params),
-        extras={})
+    return optim.first_state(k_updates, params, optimizers)
 
   def loss(params, batch, noise):
     posterior = encoder.apply(

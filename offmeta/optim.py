@@ -1,12 +1,13 @@
-"""Gradient steps and target averaging."""
+"""First states, gradient steps and target averaging."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta.types import Params
+from offmeta.types import Key, LearnerState, Params
 
 
 def init_groups(
@@ -15,6 +16,32 @@ def init_groups(
 ) -> dict:
   """Optimiser states of named parameter groups."""
   return {name: opt.init(params[name]) for name, opt in optimizers.items()}
+
+
+def first_state(
+    key: Key,
+    params: Mapping[str, Params],
+    optimizers: Mapping[str, optax.GradientTransformation],
+    target_params: Params = {},
+    extras: Any = {},
+) -> LearnerState:
+  """A learner before its first update.
+
+  Args:
+    key: of the updates.
+    params: named groups.
+    optimizers: of some or all groups.
+    target_params, extras: copied, as they may be parts of `params` and buffers
+      are donated.
+  """
+  return LearnerState(
+      step=jnp.zeros((), jnp.int32),
+      key=key,
+      params=params,
+      target_params=jax.tree.map(jnp.copy, target_params),
+      opt_state=init_groups(optimizers, params),
+      extras=jax.tree.map(jnp.copy, extras),
+  )
 
 
 def step_groups(

@@ -236,14 +236,8 @@ def init_state(key: Key, networks: Networks, config: Config) -> LearnerState:
       **sac.init_params(keys[2], networks, config.rl),
   }
   optimizers = _vae_optimizer(config) | sac.make_optimizers(config.rl)
-  return LearnerState(
-      step=jnp.zeros((), jnp.int32),
-      key=keys[3],
-      params=params,
-      target_params=jax.tree.map(jnp.copy, params['critic']),
-      opt_state=optim.init_groups(optimizers, params),
-      extras={},
-  )
+  return optim.first_state(
+      keys[3], params, optimizers, params['critic'])
 
 
 def vae_update(

@@ -157,14 +157,9 @@ def init_state(
       network.init(jax.random.fold_in(key, i))
       for i, network in enumerate(networks)])
   target = params['value' if config.value_network else 'critic']
-  return LearnerState(
-      step=jnp.zeros((), jnp.int32),
-      key=jax.random.fold_in(key, len(networks)),
-      params=params,
-      target_params=jax.tree.map(jnp.copy, target),
-      opt_state=optim.init_groups(optimizers, params),
-      extras={'divergence_weight': jnp.float32(config.divergence_weight)},
-  )
+  return optim.first_state(
+      jax.random.fold_in(key, len(networks)), params, optimizers, target,
+      extras={'divergence_weight': jnp.float32(config.divergence_weight)})
 
 
 def draw_noise(

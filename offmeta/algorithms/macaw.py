@@ -37,7 +37,6 @@ from offmeta.types import (
   DataSpec,
   EnvSpec,
   Key,
-  LearnerState,
   MetaBatch,
   Params,
   Stage,
@@ -261,14 +260,8 @@ def make(
 
   def init(key):
     params = init_params(key, networks, config)
-    return LearnerState(
-        step=jnp.zeros((), jnp.int32),
-        key=jax.random.fold_in(key, len(networks)),
-        params=params,
-        target_params={},
-        opt_state=optim.init_groups(optimizers, params),
-        extras={},
-    )
+    return optim.first_state(
+        jax.random.fold_in(key, len(networks)), params, optimizers)
 
   def update(state, batch):
     def total(params):

@@ -29,7 +29,6 @@ from offmeta.types import (
     BatchSpec,
     DataSpec,
     EnvSpec,
-    LearnerState,
     MetaBatch,
     Params,
     Stage,
@@ -169,14 +168,8 @@ def make(
     params = {
         'policy': policy,
         'policy_steps': optim.init_step_sizes(policy, config.inner_policy_lr)}
-    return LearnerState(
-        step=jnp.zeros((), jnp.int32),
-        key=jax.random.fold_in(key, 1),
-        params=params,
-        target_params={},
-        opt_state=optim.init_groups(optimizers, params),
-        extras={},
-    )
+    return optim.first_state(
+        jax.random.fold_in(key, 1), params, optimizers)
 
   def update(state, batch):
     gradients, logs = parallel.pmean(

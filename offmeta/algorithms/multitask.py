@@ -29,7 +29,6 @@ from offmeta.types import (
     BatchSpec,
     DataSpec,
     EnvSpec,
-    LearnerState,
     Params,
     Stage,
     Transition,
@@ -191,14 +190,8 @@ def make(
     params = {
         name: network.init(jax.random.fold_in(key, i))
         for i, (name, network) in enumerate(networks._asdict().items())}
-    return LearnerState(
-        step=jnp.zeros((), jnp.int32),
-        key=jax.random.fold_in(key, len(networks)),
-        params=params,
-        target_params={},
-        opt_state=optim.init_groups(optimizers, params),
-        extras={},
-    )
+    return optim.first_state(
+        jax.random.fold_in(key, len(networks)), params, optimizers)
 
   def update(state, batch):
     rows = with_task(batch.query, jax.nn.one_hot(

@@ -192,14 +192,13 @@ def actor_losses(
   q = jnp.min(
       networks.critic.apply(critic, observation, action, z), axis=0)
   value = networks.value.apply(params['value'], observation, z)
-  regulariser = (
-      config.mean_weight * jnp.mean(jnp.square(distribution.mean))
-      + config.log_std_weight * jnp.mean(jnp.square(distribution.log_std)))
   terms = {
       'value': jnp.mean(td.squared_error(
           value, policy_losses.soft_value_target(log_prob, q))),
       'actor': jnp.mean(policy_losses.soft_policy(log_prob, q)),
-      'regulariser': regulariser,
+      'regulariser': policy_losses.output_penalty(
+          distribution.mean, distribution.log_std, config.mean_weight,
+          config.log_std_weight),
   }
   logs = {
       'value/loss': terms['value'],
@@ -224,14 +223,9 @@ def init_state(
       'value': p['value'],
       'actor': p['actor'],
   }
-  return LearnerState(
-      step=jnp.zeros((), jnp.int32),
-      key=jax.random.fold_in(key, len(networks)),
-      params=params,
-      target_params=jax.tree.map(jnp.copy, params['value']),
-      opt_state=optim.init_groups(optimizers, params),
-      extras={},
-  )
+  return optim.first_state(
+      jax.random.fold_in(key, len(networks)), params, optimizers,
+      params['value'])
 
 
 def make(

@@ -231,14 +231,9 @@ def make(
 
   def init(key):
     params = init_params(key, networks, config)
-    return LearnerState(
-        step=jnp.zeros((), jnp.int32),
-        key=jax.random.fold_in(key, len(networks)),
-        params=params,
-        target_params=jax.tree.map(jnp.copy, params['critic']),
-        opt_state=optim.init_groups(make_optimizers(config), params),
-        extras={},
-    )
+    return optim.first_state(
+        jax.random.fold_in(key, len(networks)), params, make_optimizers(config),
+        params['critic'])
 
   def explore(params, observation, key):
     distribution = networks.actor.apply(params, observation)

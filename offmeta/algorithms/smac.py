@@ -200,14 +200,9 @@ def init_state(
       'critic': p['critic'],
       'actor': p['actor'],
   }
-  return LearnerState(
-      step=jnp.zeros((), jnp.int32),
-      key=jax.random.fold_in(key, len(names)),
-      params=params,
-      target_params=jax.tree.map(jnp.copy, params['critic']),
-      opt_state=optim.init_groups(optimizers, params),
-      extras=jax.tree.map(jnp.copy, params['context']),
-  )
+  return optim.first_state(
+      jax.random.fold_in(key, len(names)), params, optimizers, params['critic'],
+      extras=params['context'])
 
 
 def make_stages(config: Config, update: Callable) -> tuple[Stage, Stage]:

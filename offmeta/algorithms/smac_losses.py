@@ -86,7 +86,7 @@ def sac_term(
   sac = config.sac
   loss = jnp.mean(
       policy_losses.soft_policy(log_prob, own_q, sac.entropy_weight))
-  loss += (
-      sac.mean_weight * jnp.mean(jnp.square(distribution.mean))
-      + sac.log_std_weight * jnp.mean(jnp.square(distribution.log_std)))
+  loss += policy_losses.output_penalty(
+      distribution.mean, distribution.log_std, sac.mean_weight,
+      sac.log_std_weight)
   return loss, {'actor/sac_loss': loss, 'actor/entropy': -jnp.mean(log_prob)}

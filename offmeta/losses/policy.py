@@ -98,6 +98,19 @@ def soft_policy(
   return temperature * log_prob - q_value
 
 
+def output_penalty(
+    mean: Array, log_std: Array, mean_weight: float, log_std_weight: float
+) -> Array:
+  """Mean squares of an actor's outputs, weighted (PEARL A1.3 step 7).
+
+  Args:
+    mean, log_std: [...], before the tanh.
+    mean_weight, log_std_weight: of each.
+  """
+  return (mean_weight * jnp.mean(jnp.square(mean))
+          + log_std_weight * jnp.mean(jnp.square(log_std)))
+
+
 def soft_value_target(
     log_prob: Array, q_value: Array, temperature: Array | float = 1.0
 ) -> Array:

@@ -60,6 +60,14 @@ def test_weighted_log_likelihood_by_hand():
   assert not np.any(into_weight)
 
 
+def test_output_penalty_by_hand():
+  mean = jnp.array([[1.0, -2.0], [0.0, 3.0]])
+  log_std = jnp.array([[-1.0, 0.0], [2.0, 1.0]])
+  # Mean squares 14 / 4 and 6 / 4.
+  np.testing.assert_allclose(
+      policy.output_penalty(mean, log_std, 0.1, 0.01), 0.35 + 0.015, rtol=1e-6)
+
+
 def test_soft_policy_by_hand():
   # -1 - 2, 0.5 + 4
   arrays = jnp.array([-1.0, 0.5]), jnp.array([2.0, -4.0])
