@@ -85,8 +85,9 @@ def config_of(
     sizes: 'all', 'cpu', 'smoke', 'paper' -> changes to the experiment, which
       win over the family's.
     families: family -> the same; wins over `sizes` of the same name.
-    data: source of the offline data, of `offmeta.training.config.SOURCES`;
-      '' for the family's own.
+    data: source of the offline data of robots, of
+      `offmeta.training.config.SOURCES`; '' for the family's own, which the
+      others (point robots, `manipulation`) keep.
 
   Returns:
     family -> configuration with its size profiles under 'profiles'; for every
@@ -103,7 +104,7 @@ def config_of(
     changes, profiles = family_parts(family)
     return make_config(*_with_parts(
         {**changes, 'algorithm': algorithm}, profiles,
-        _from_source(data, family),
+        _from_source(data if family in robots.FAMILIES else '', family),
         sizes, families.get(family, {})))
 
   return get_config

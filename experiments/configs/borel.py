@@ -6,11 +6,17 @@ episodes under the prior alone: the belief is carried on through all of them.
 
 from experiments.configs import base
 
+# Whole lives, as published: nothing keeps this SAC near its data, so it needs
+# to have seen what is worse, too (with their last quarters it stands still).
+_WHOLE = {'rl_slice': 'all', 'encoder_size': 0}
 # 601 beliefs of 600 steps; fewer updates, each of them longer.
-_ROBOT = {'cpu': {'borel': {
-    'vae': {'num_updates': 1000, 'num_decoded': 10, 'num_sequences': 4},
-    'rl': {'num_updates': 8000, 'discount': 0.95},
-}}}
+_ROBOT = {'cpu': {
+    'collect': _WHOLE,
+    'borel': {
+        'vae': {'num_updates': 1000, 'num_decoded': 10, 'num_sequences': 4},
+        'rl': {'num_updates': 8000, 'discount': 0.95},
+    },
+}}
 _DYNAMICS = {'all': {'borel': {'relabel_rewards': False}}}
 # Published for the sparse point robot (spec baselines A2.4).
 _POINT = {
@@ -50,23 +56,23 @@ SIZES = {
     }},
 }
 FAMILIES = {
-    'cheetah_vel': _ROBOT,
-    'cheetah_dir': _ROBOT,
     'point_robot': _POINT,
     'sparse_point_robot': _POINT,
-    'ant_dir': _ANT,
-    'ant_goal': _ANT,
-    'hopper_params': _DYNAMICS,
-    'walker_params': _DYNAMICS,
+    'cheetah_vel': _ROBOT,
+    'cheetah_dir': _ROBOT,
+    'humanoid_dir': _ROBOT,
+    'ant_dir': {**_ROBOT, **_ANT},
+    'ant_goal': {**_ROBOT, **_ANT},
+    'hopper_params': {**_ROBOT, **_DYNAMICS},
+    'walker_params': {**_ROBOT, **_DYNAMICS},
 }
 
 ABLATIONS = {
     'no_relabelling': {'borel': {'relabel_rewards': False}},
-    # The `cpu` logs of robots are the end of each life. Nothing keeps this SAC
-    # near its data, so it needs to have seen what is worse, too.
+    # In a comparison, whose `cpu` logs of robots are the end of each life.
     'whole_logs': {
         'description': 'all that was logged, as published; data of its own',
-        'collect': {'rl_slice': 'all', 'encoder_size': 0}},
+        'collect': _WHOLE},
 }
 
-get_config = base.config_of('borel', SIZES, FAMILIES)
+get_config = base.config_of('borel', SIZES, FAMILIES, data='sac')

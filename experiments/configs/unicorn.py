@@ -29,4 +29,5 @@ ABLATIONS = {
 # Its latents stay together for a while before they part: more updates, a
 # higher rate and larger contexts than FOCAL.
 get_config = base.config_of('unicorn', focal.sizes(
-    'unicorn', context_lr=3e-3, num_updates=5000, context_size=100), FAMILIES)
+    'unicorn', context_lr=3e-3, num_updates=5000, context_size=100), FAMILIES,
+    data='sac')
