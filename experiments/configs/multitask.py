@@ -8,6 +8,8 @@ SIZES = {
         'discount': 0.9,
         'policy_lr': 1e-3,
         'value_lr': 1e-3,
+        # Fewer updates than the published million leave more to be learnt.
+        'finetune_steps': 100,
         'finetune_policy_lr': 3e-3,
         'finetune_value_lr': 3e-3,
         'stride': 1,
@@ -16,8 +18,8 @@ SIZES = {
         'query_size': 64,
     }},
     'smoke': {'multitask': {
-        'hidden': (16, 16, 16), 'num_updates': 20, 'num_tasks': 2,
-        'query_size': 16}},
+        'hidden': (16, 16, 16), 'finetune_steps': 20, 'num_updates': 20,
+        'num_tasks': 2, 'query_size': 16}},
 }
 FAMILIES = {
     'cheetah_dir': {
