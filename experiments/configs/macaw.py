@@ -22,6 +22,9 @@ SIZES = {
         'context_size': 64,
         'query_size': 64,
         'context_rows': 100,  # of `context_part`
+        # With `--config.finetune.iterations`: fewer and larger steps.
+        'finetune': {'lr': 3e-4, 'value_updates': 10, 'policy_updates': 20,
+                     'batch_size': 64},
     }},
     'smoke': {'macaw': {
         'hidden': (16, 16, 16), 'latent_size': 8, 'num_updates': 20,
