@@ -14,8 +14,7 @@ from xml.etree import ElementTree
 import jax
 import jax.numpy as jnp
 
-from experiments.configs import base as base_configs
-from experiments.configs import recipes
+from experiments.configs import base as base_configs, recipes
 from offmeta import envs
 from offmeta.envs import base, brax_family, simulator
 from offmeta.types import Array, Key, Task

@@ -57,6 +57,8 @@ from experiments.benchmarking import (
   BenchmarkError,
   environments,
   growth,
+  machine as machines,
+  options as option_flags,
   plots,
   report,
   results,
@@ -66,8 +68,6 @@ from experiments.benchmarking import (
   updates,
   workdir,
 )
-from experiments.benchmarking import machine as machines
-from experiments.benchmarking import options as option_flags
 from experiments.benchmarking.options import Options
 from experiments.benchmarking.results import Result
 from experiments.benchmarking.timing import rounded

@@ -32,8 +32,7 @@ from absl import app, flags  # pylint: disable=g-import-not-at-top
 from experiments import configuration, jax_settings, launch
 from experiments.configs import base, recipes
 from offmeta.results import comparison
-from offmeta.training import config as configs
-from offmeta.training import loop, phases
+from offmeta.training import config as configs, loop, phases
 from offmeta.training.config import ConfigError, ExperimentConfig
 
 ALGORITHMS = ('smac', 'macaw', 'borel', 'focal', 'csro', 'unicorn', 'meta_bc',

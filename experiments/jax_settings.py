@@ -30,9 +30,9 @@ def configure():
   import jax
 
   jax.config.update('jax_default_matmul_precision', 'float32')
-
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(
       os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
       'offmeta', 'xla')
   jax.config.update('jax_compilation_cache_dir', cache)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

@@ -94,9 +94,7 @@ def execute(
   """
   from experiments import run_record
   from offmeta import processes
-  from offmeta.training import budget
-  from offmeta.training import phases as phases_lib
-  from offmeta.training import setup as setups
+  from offmeta.training import budget, phases as phases_lib, setup as setups
 
   setup = setups.make_setup(config, folder, stop, setups.Runtime(**runtime))
 
@@ -122,8 +120,7 @@ def _execute_flags(
     config_flag, profile, workdir, phases, overrides, runtime, command
 ):
   """The same for the flags of `experiments.run`."""
-  from offmeta.training import config as configs
-  from offmeta.training import phases as phases_lib
+  from offmeta.training import config as configs, phases as phases_lib
 
   unknown = [name for name in phases if name not in phases_lib.PHASES]
   if unknown or not phases:

@@ -19,8 +19,7 @@ from experiments import configuration, jax_settings
 from offmeta import envs, rollout
 from offmeta.envs import render
 from offmeta.results import animation, raycast
-from offmeta.training import restore
-from offmeta.training import setup as setups
+from offmeta.training import restore, setup as setups
 from offmeta.training.checkpointing import CheckpointError
 from offmeta.training.config import ConfigError
 from offmeta.training.stage import PhaseError

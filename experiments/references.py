@@ -36,10 +36,10 @@ from offmeta.results import statistics
 from offmeta.training import loop, schedule, specialists
 from offmeta.training.checkpointing import CheckpointError
 from offmeta.training.config import (
-    ConfigError,
-    SpecialistsConfig,
-    config_hash,
-    to_dict,
+  ConfigError,
+  SpecialistsConfig,
+  config_hash,
+  to_dict,
 )
 from offmeta.training.metrics import DivergenceError
 from offmeta.training.setup import Setup, write_json

@@ -25,7 +25,7 @@ def write(
     command: str,
     config_file: str = '',
     execution: Mapping[str, Any] = {},
-) -> dict:
+) -> None:
   """Writes or checks WORKDIR/run.json.
 
   Args:
@@ -82,7 +82,6 @@ def write(
           f' ({known}, this is {record["config_hash"]}); use another'
           ' --workdir, or the old settings:\n  ' + '\n  '.join(lines[:20]))
   write_json(path, record)
-  return record
 
 
 def _differences(old: Any, new: Any, prefix: str = '') -> list[str]:

@@ -14,14 +14,14 @@ from offmeta.data import sampler
 from offmeta.data.buffer import Buffer
 from offmeta.losses import latent
 from offmeta.types import (
-    Algorithm,
-    Array,
-    EnvFamily,
-    Key,
-    Params,
-    Policy,
-    Task,
-    Transition,
+  Algorithm,
+  Array,
+  EnvFamily,
+  Key,
+  Params,
+  Policy,
+  Task,
+  Transition,
 )
 
 

@@ -16,10 +16,10 @@ import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import (
-    Mesh,
-    NamedSharding,
-    PartitionSpec,
-    SingleDeviceSharding,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+  SingleDeviceSharding,
 )
 import numpy as np
 

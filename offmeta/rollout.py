@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from offmeta.types import (
-    Array,
-    EnvFamily,
-    EnvState,
-    Key,
-    Params,
-    Policy,
-    PolicyState,
-    Task,
-    Transition,
+  Array,
+  EnvFamily,
+  EnvState,
+  Key,
+  Params,
+  Policy,
+  PolicyState,
+  Task,
+  Transition,
 )
 
 RecordFn = Callable[[EnvState], Mapping[str, Any]]

@@ -1,11 +1,16 @@
-"""Four CPU devices in every test; must run before jax is imported."""
+"""What tests share: four CPU devices, compiled programs, one finished run.
+
+Must run before jax is imported.
+"""
 
 import fcntl
 from importlib import metadata
 import os
+import pathlib
 import re
 import shutil
 import tempfile
+import time
 
 # Tests compile much and compute little: without LLVM's optimisations and
 # jaxlib 0.10's new way to emit fusions they take a quarter of the time.
@@ -24,7 +29,11 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 
 # Programs are compiled once in a run of the tests: for both of its processes
 # and for the commands that tests start, which inherit this.
-_CACHE = tempfile.mkdtemp(prefix='offmeta-tests-xla-')
+_NAME = 'offmeta-tests-xla-'
+for _old in pathlib.Path(tempfile.gettempdir()).glob(f'{_NAME}*'):
+  if time.time() - _old.stat().st_mtime > 86400:  # its tests were killed
+    shutil.rmtree(_old, ignore_errors=True)
+_CACHE = tempfile.mkdtemp(prefix=_NAME)
 if os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _CACHE) != _CACHE:
   os.rmdir(_CACHE)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.05')

@@ -11,16 +11,16 @@ import numpy as np
 
 from offmeta import parallel, processes
 from offmeta.algorithms import (
-    borel,
-    csro,
-    focal,
-    macaw,
-    meta_bc,
-    multitask,
-    pearl,
-    sac,
-    smac,
-    unicorn,
+  borel,
+  csro,
+  focal,
+  macaw,
+  meta_bc,
+  multitask,
+  pearl,
+  sac,
+  smac,
+  unicorn,
 )
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay

@@ -8,8 +8,7 @@ import pytest
 
 from offmeta import evaluation, rollout
 from offmeta.algorithms import smac
-from offmeta.data import buffer as buffers
-from offmeta.data import sampler
+from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
 from offmeta.testing import probes
 from offmeta.training import loop

@@ -11,11 +11,13 @@ from unittest import mock
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from offmeta.training import config as configs
-from offmeta.training import evaluator as evaluators
-from offmeta.training import loop
-from offmeta.training import setup as setups
-from offmeta.training import stage as stages
+from offmeta.training import (
+  config as configs,
+  evaluator as evaluators,
+  loop,
+  setup as setups,
+  stage as stages,
+)
 
 PHASES = ('collect', 'offline', 'online', 'test')
 STAGES = ('collect', 'offline', 'online/matched', 'online/oracle')

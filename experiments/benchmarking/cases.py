@@ -10,22 +10,20 @@ import jax.numpy as jnp
 
 from experiments import configuration
 from experiments.benchmarking import flops
-from experiments.configs import recipes
-from experiments.configs import smac as smac_experiment
+from experiments.configs import recipes, smac as smac_experiment
 from offmeta.algorithms import ALGORITHMS, sac
-from offmeta.data import buffer as buffers
-from offmeta.data import sampler
+from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
 from offmeta.losses import returns
 from offmeta.training import config as configs
 from offmeta.training.config import ExperimentConfig
 from offmeta.types import (
-    Algorithm,
-    EnvSpec,
-    LearnerState,
-    MetaBatch,
-    Stage,
-    Transition,
+  Algorithm,
+  EnvSpec,
+  LearnerState,
+  MetaBatch,
+  Stage,
+  Transition,
 )
 
 # Without an online phase; their settings are those of their config files.

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from experiments.benchmarking import cases, updates
-from experiments.benchmarking import ceiling as ceilings
+from experiments.benchmarking import cases, ceiling as ceilings, updates
 from experiments.benchmarking.cases import Case
 from experiments.benchmarking.options import Options
 from experiments.benchmarking.report import say

@@ -7,8 +7,7 @@ import pathlib
 from absl import flags
 import jax
 
-from experiments.benchmarking import BenchmarkError
-from experiments.benchmarking import workdir as workdirs
+from experiments.benchmarking import BenchmarkError, workdir as workdirs
 from offmeta import envs
 from offmeta.algorithms import ALGORITHMS
 from offmeta.envs import simulator

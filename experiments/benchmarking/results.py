@@ -5,8 +5,11 @@ import json
 import pathlib
 from typing import Any
 
-from experiments.benchmarking import BenchmarkError, environments
-from experiments.benchmarking import machine as machines
+from experiments.benchmarking import (
+  BenchmarkError,
+  environments,
+  machine as machines,
+)
 from experiments.benchmarking.report import table
 
 Result = dict[str, Any]

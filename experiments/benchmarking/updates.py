@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarking import cases, tracing
-from experiments.benchmarking import ceiling as ceilings
+from experiments.benchmarking import cases, ceiling as ceilings, tracing
 from experiments.benchmarking.cases import Case
 from experiments.benchmarking.options import Options
 from experiments.benchmarking.report import say

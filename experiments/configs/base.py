@@ -77,6 +77,7 @@ def config_of(
     sizes: Profiles = {},
     families: Mapping[str, Profiles] = {},
     data: str = '',
+    robot_data: str = '',
 ) -> Callable[..., ml_collections.ConfigDict]:
   """The `get_config` of an algorithm's file; see the module's example.
 
@@ -85,9 +86,9 @@ def config_of(
     sizes: 'all', 'cpu', 'smoke', 'paper' -> changes to the experiment, which
       win over the family's.
     families: family -> the same; wins over `sizes` of the same name.
-    data: source of the offline data of robots, of
-      `offmeta.training.config.SOURCES`; '' for the family's own, which the
-      others (point robots, `manipulation`) keep.
+    data: source of the offline data, of `offmeta.training.config.SOURCES`;
+      '' for the family's own.
+    robot_data: the same, for robots.
 
   Returns:
     family -> configuration with its size profiles under 'profiles'; for every
@@ -104,7 +105,8 @@ def config_of(
     changes, profiles = family_parts(family)
     return make_config(*_with_parts(
         {**changes, 'algorithm': algorithm}, profiles,
-        _from_source(data if family in robots.FAMILIES else '', family),
+        _from_source(
+            family in robots.FAMILIES and robot_data or data, family),
         sizes, families.get(family, {})))
 
   return get_config

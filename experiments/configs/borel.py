@@ -75,4 +75,4 @@ ABLATIONS = {
         'collect': _WHOLE},
 }
 
-get_config = base.config_of('borel', SIZES, FAMILIES, data='sac')
+get_config = base.config_of('borel', SIZES, FAMILIES, robot_data='sac')

@@ -35,4 +35,5 @@ FAMILIES = {
 ABLATIONS = {'no_bound': {'csro': {'mi_weight': 0.0}}}
 
 get_config = base.config_of(
-    'csro', focal.sizes('csro', model_hidden=(64, 64)), FAMILIES, data='sac')
+    'csro', focal.sizes('csro', model_hidden=(64, 64)), FAMILIES,
+    robot_data='sac')

@@ -82,4 +82,4 @@ FAMILIES = {
 }
 ABLATIONS = {'first_release': {'focal': FIRST_RELEASE}}
 
-get_config = base.config_of('focal', sizes('focal'), FAMILIES, data='sac')
+get_config = base.config_of('focal', sizes('focal'), FAMILIES, robot_data='sac')

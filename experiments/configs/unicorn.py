@@ -30,4 +30,4 @@ ABLATIONS = {
 # higher rate and larger contexts than FOCAL.
 get_config = base.config_of('unicorn', focal.sizes(
     'unicorn', context_lr=3e-3, num_updates=5000, context_size=100), FAMILIES,
-    data='sac')
+    robot_data='sac')

@@ -4,16 +4,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from offmeta.algorithms import (
-    borel,
-    csro,
-    focal,
-    macaw,
-    meta_bc,
-    multitask,
-    pearl,
-    sac,
-    smac,
-    unicorn,
+  borel,
+  csro,
+  focal,
+  macaw,
+  meta_bc,
+  multitask,
+  pearl,
+  sac,
+  smac,
+  unicorn,
 )
 from offmeta.types import Algorithm
 

@@ -33,23 +33,22 @@ import optax
 
 from offmeta import optim, parallel
 from offmeta.algorithms import belief, latent, sac
-from offmeta.losses import latent as latent_losses
-from offmeta.losses import td
+from offmeta.losses import latent as latent_losses, td
 from offmeta.networks import recurrent
 from offmeta.networks.distributions import task_noise
 from offmeta.types import (
-    Algorithm,
-    Array,
-    BatchSpec,
-    DataSpec,
-    EnvSpec,
-    Key,
-    LearnerState,
-    MetaBatch,
-    Network,
-    Params,
-    Stage,
-    Transition,
+  Algorithm,
+  Array,
+  BatchSpec,
+  DataSpec,
+  EnvSpec,
+  Key,
+  LearnerState,
+  MetaBatch,
+  Network,
+  Params,
+  Stage,
+  Transition,
 )
 
 

@@ -15,17 +15,19 @@ import jax.numpy as jnp
 import optax
 
 from offmeta import optim
-from offmeta.losses import divergence as divergence_losses
-from offmeta.losses import policy as policy_losses
-from offmeta.losses import td
+from offmeta.losses import (
+  divergence as divergence_losses,
+  policy as policy_losses,
+  td,
+)
 from offmeta.networks import actors, critics
 from offmeta.types import (
-    Array,
-    EnvSpec,
-    LearnerState,
-    Network,
-    Params,
-    Transition,
+  Array,
+  EnvSpec,
+  LearnerState,
+  Network,
+  Params,
+  Transition,
 )
 
 Terms = dict[str, Array]  # scalars whose sum is minimised

@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from offmeta.algorithms import focal
-from offmeta.losses import metric
-from offmeta.losses import policy as policy_losses
+from offmeta.losses import metric, policy as policy_losses
 from offmeta.networks import context
 from offmeta.types import Algorithm, EnvSpec
 

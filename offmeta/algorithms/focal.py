@@ -46,16 +46,16 @@ from offmeta.losses import metric
 from offmeta.networks import context
 from offmeta.networks.distributions import task_noise
 from offmeta.types import (
-    Algorithm,
-    Array,
-    BatchSpec,
-    DataSpec,
-    EnvSpec,
-    Key,
-    LearnerState,
-    MetaBatch,
-    Network,
-    Stage,
+  Algorithm,
+  Array,
+  BatchSpec,
+  DataSpec,
+  EnvSpec,
+  Key,
+  LearnerState,
+  MetaBatch,
+  Network,
+  Stage,
 )
 
 

@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from offmeta.networks.distributions import (
-    Gaussian,
-    TanhNormal,
-    standard_normal,
+  Gaussian,
+  TanhNormal,
+  standard_normal,
 )
 from offmeta.types import (
-    Array,
-    Key,
-    LearnerState,
-    Network,
-    Policy,
-    Transition,
+  Array,
+  Key,
+  LearnerState,
+  Network,
+  Policy,
+  Transition,
 )
 
 

@@ -23,10 +23,8 @@ from offmeta import optim, parallel
 from offmeta.algorithms import macaw_losses, maml
 from offmeta.algorithms.macaw_config import (
   Config,
-  validate,
-)
-from offmeta.algorithms.macaw_config import (
   FinetuneConfig as FinetuneConfig,
+  validate,
 )
 from offmeta.algorithms.macaw_losses import Networks, make_networks
 from offmeta.losses import returns

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from offmeta import optim
 from offmeta.algorithms import maml
 from offmeta.algorithms.macaw_config import Config
-from offmeta.losses import policy as policy_losses
-from offmeta.losses import returns, td
+from offmeta.losses import policy as policy_losses, returns, td
 from offmeta.networks import weight_transform
 from offmeta.networks.distributions import Normal
 from offmeta.networks.weight_transform import AdaptableNetwork, Weights

@@ -24,15 +24,15 @@ from offmeta.networks import weight_transform
 from offmeta.networks.distributions import Normal
 from offmeta.networks.weight_transform import AdaptableNetwork, Weights
 from offmeta.types import (
-    Algorithm,
-    Array,
-    BatchSpec,
-    DataSpec,
-    EnvSpec,
-    MetaBatch,
-    Params,
-    Stage,
-    Transition,
+  Algorithm,
+  Array,
+  BatchSpec,
+  DataSpec,
+  EnvSpec,
+  MetaBatch,
+  Params,
+  Stage,
+  Transition,
 )
 
 

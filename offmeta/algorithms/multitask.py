@@ -24,14 +24,14 @@ from offmeta.algorithms.macaw_config import Config as MacawConfig
 from offmeta.algorithms.macaw_losses import Networks, PolicyLoss
 from offmeta.losses import returns
 from offmeta.types import (
-    Algorithm,
-    Array,
-    BatchSpec,
-    DataSpec,
-    EnvSpec,
-    Params,
-    Stage,
-    Transition,
+  Algorithm,
+  Array,
+  BatchSpec,
+  DataSpec,
+  EnvSpec,
+  Params,
+  Stage,
+  Transition,
 )
 
 

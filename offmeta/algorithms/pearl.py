@@ -24,22 +24,20 @@ import optax
 
 from offmeta import optim, parallel
 from offmeta.algorithms import latent
-from offmeta.losses import latent as latent_losses
-from offmeta.losses import policy as policy_losses
-from offmeta.losses import td
+from offmeta.losses import latent as latent_losses, policy as policy_losses, td
 from offmeta.networks import actors, context, critics
 from offmeta.networks.distributions import task_noise
 from offmeta.types import (
-    Algorithm,
-    Array,
-    BatchSpec,
-    EnvSpec,
-    Key,
-    LearnerState,
-    MetaBatch,
-    Network,
-    Params,
-    Stage,
+  Algorithm,
+  Array,
+  BatchSpec,
+  EnvSpec,
+  Key,
+  LearnerState,
+  MetaBatch,
+  Network,
+  Params,
+  Stage,
 )
 
 

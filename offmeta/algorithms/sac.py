@@ -20,22 +20,21 @@ import optax
 
 from offmeta import optim, parallel
 from offmeta.algorithms import latent
-from offmeta.losses import policy as policy_losses
-from offmeta.losses import td
+from offmeta.losses import policy as policy_losses, td
 from offmeta.networks import actors, critics
 from offmeta.networks.distributions import task_noise
 from offmeta.types import (
-    Algorithm,
-    Array,
-    BatchSpec,
-    EnvSpec,
-    Key,
-    LearnerState,
-    Network,
-    Params,
-    Policy,
-    Stage,
-    Transition,
+  Algorithm,
+  Array,
+  BatchSpec,
+  EnvSpec,
+  Key,
+  LearnerState,
+  Network,
+  Params,
+  Policy,
+  Stage,
+  Transition,
 )
 
 

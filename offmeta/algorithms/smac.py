@@ -39,19 +39,11 @@ from offmeta import optim, parallel
 from offmeta.algorithms import latent, smac_losses
 from offmeta.algorithms.smac_config import (
   VARIANT_FIXED as VARIANT_FIXED,
-)
-from offmeta.algorithms.smac_config import (
   Config,
-  validate,
-)
-from offmeta.algorithms.smac_config import (
   OfflineConfig as OfflineConfig,
-)
-from offmeta.algorithms.smac_config import (
   OnlineConfig as OnlineConfig,
-)
-from offmeta.algorithms.smac_config import (
   SacActorConfig as SacActorConfig,
+  validate,
 )
 from offmeta.networks import actors, context, critics
 from offmeta.networks.distributions import Gaussian, task_noise

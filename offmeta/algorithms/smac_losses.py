@@ -7,9 +7,7 @@ import jax.numpy as jnp
 
 from offmeta import parallel
 from offmeta.algorithms.smac_config import Config
-from offmeta.losses import latent as latent_losses
-from offmeta.losses import policy as policy_losses
-from offmeta.losses import td
+from offmeta.losses import latent as latent_losses, policy as policy_losses, td
 from offmeta.networks.distributions import Gaussian, TanhNormal
 from offmeta.types import Array, Transition
 

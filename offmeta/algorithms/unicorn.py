@@ -21,8 +21,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from offmeta.algorithms import focal
-from offmeta.losses import metric
-from offmeta.losses import policy as policy_losses
+from offmeta.losses import metric, policy as policy_losses
 from offmeta.networks import base, context
 from offmeta.types import Algorithm, EnvSpec, Network
 

@@ -16,7 +16,7 @@ import warnings
 
 import numpy as np
 
-from offmeta.data import files
+from offmeta import disk
 from offmeta.data.meta_dataset import (
   DatasetError,
   MetaDataset,
@@ -86,11 +86,11 @@ def save(
       facts[name] = _write_leaf(temporary / _file_name(name), leaf)
     manifest = _manifest(dataset, spec, source, facts, str(path))
     text = json.dumps(manifest, indent=1) + '\n'
-    files.write_text(temporary / _MANIFEST, text)
+    disk.write_text(temporary / _MANIFEST, text)
     if path.exists():
       path.rename(replaced)
     temporary.rename(path)
-    files.sync(path.parent)
+    disk.sync(path.parent)
   except OSError as error:
     if replaced.exists() and not path.exists():
       replaced.rename(path)
@@ -349,7 +349,7 @@ def _write_leaf(path: pathlib.Path, leaf: np.ndarray) -> dict[str, Any]:
     'shape': list(leaf.shape),
     'dtype': str(leaf.dtype),
     'bytes': path.stat().st_size,
-    'sha256': files.sha256(path),
+    'sha256': disk.sha256(path),
   }
 
 
@@ -362,7 +362,7 @@ def _read_leaf(path: pathlib.Path, facts: Mapping[str, Any]) -> np.ndarray:
         f'{path}: holds {size} bytes, {facts["bytes"]} were written; the file'
         f' is truncated or was replaced; {again}'
       )
-    if files.sha256(path) != facts['sha256']:
+    if disk.sha256(path) != facts['sha256']:
       raise DatasetError(
         f'{path}: was altered after it was written (its SHA-256 is not the'
         f" manifest's); {again}"

@@ -10,9 +10,9 @@ from typing import Any
 
 from offmeta.envs.ant import AntDir, AntGoal
 from offmeta.envs.base import (
-    concatenate_tasks,
-    num_tasks,
-    take_tasks,
+  concatenate_tasks,
+  num_tasks,
+  take_tasks,
 )
 from offmeta.envs.cheetah import CheetahDir, CheetahVel
 from offmeta.envs.hopper_params import HopperParams

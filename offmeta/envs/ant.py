@@ -28,8 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta.envs import base, brax_family, render
-from offmeta.envs import simulator as simulators
+from offmeta.envs import base, brax_family, render, simulator as simulators
 from offmeta.types import Array, Key, Task
 
 _DT = 0.05  # seconds per control step, in every backend

@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from offmeta.envs import base
-from offmeta.envs import simulator as simulators
+from offmeta.envs import base, simulator as simulators
 from offmeta.types import Array, EnvSpec, EnvState, Key, Task
 
 

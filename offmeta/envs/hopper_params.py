@@ -12,8 +12,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from offmeta.envs import random_params
-from offmeta.envs import simulator as simulators
+from offmeta.envs import random_params, simulator as simulators
 from offmeta.types import Array
 
 

@@ -42,9 +42,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta.envs import base, brax_family, render
-from offmeta.envs import manipulation_tasks as tasks
-from offmeta.envs import simulator as simulators
+from offmeta.envs import (
+  base,
+  brax_family,
+  manipulation_tasks as tasks,
+  render,
+  simulator as simulators,
+)
 from offmeta.types import Array, EnvState, Key, Policy, Task
 
 MAX_MOVE = 0.05  # metres per control step and unit of action

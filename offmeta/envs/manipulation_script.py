@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta.envs import manipulation
-from offmeta.envs import manipulation_tasks as tasks
+from offmeta.envs import manipulation, manipulation_tasks as tasks
 from offmeta.envs.manipulation_tasks import AIMS
 from offmeta.types import Array, Key, Policy, Task, Transition
 

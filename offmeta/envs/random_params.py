@@ -29,8 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta.envs import base, brax_family
-from offmeta.envs import simulator as simulators
+from offmeta.envs import base, brax_family, simulator as simulators
 from offmeta.types import Array, Key, Task
 
 _BASES = {'mass': 1.5, 'inertia': 1.5, 'damping': 1.3, 'friction': 1.5}

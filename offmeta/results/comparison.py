@@ -14,8 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from offmeta.results import charts, drawing, records, report, statistics, tables
-from offmeta.results import summary as summary_lib
+from offmeta.results import (
+  charts,
+  drawing,
+  records,
+  report,
+  statistics,
+  summary as summary_lib,
+  tables,
+)
 
 DATA = 'data'  # subfolder with the run that made the datasets
 # Key of a row's scores -> column.

@@ -7,8 +7,14 @@ import pathlib
 import tempfile
 from typing import Any
 
-from offmeta.results import drawing, page, plots, records, tables
-from offmeta.results import summary as summary_lib
+from offmeta.results import (
+  drawing,
+  page,
+  plots,
+  records,
+  summary as summary_lib,
+  tables,
+)
 
 text_table = tables.text_table
 

@@ -14,17 +14,17 @@ import numpy as np
 
 from offmeta.testing import probes
 from offmeta.types import (
-    Algorithm,
-    Array,
-    DataSpec,
-    EnvFamily,
-    EnvSpec,
-    EnvState,
-    LearnerState,
-    MetaBatch,
-    Policy,
-    Stage,
-    Task,
+  Algorithm,
+  Array,
+  DataSpec,
+  EnvFamily,
+  EnvSpec,
+  EnvState,
+  LearnerState,
+  MetaBatch,
+  Policy,
+  Stage,
+  Task,
 )
 
 

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from offmeta.types import (
-    Array,
-    BatchSpec,
-    DataSpec,
-    EnvFamily,
-    EnvSpec,
-    EnvState,
-    Key,
-    MetaBatch,
-    Task,
-    Transition,
+  Array,
+  BatchSpec,
+  DataSpec,
+  EnvFamily,
+  EnvSpec,
+  EnvState,
+  Key,
+  MetaBatch,
+  Task,
+  Transition,
 )
 
 

@@ -12,17 +12,17 @@ import jax.numpy as jnp
 
 from offmeta import processes
 from offmeta.losses import returns
-from offmeta.training import collect as collecting
 from offmeta.training import (
+  collect as collecting,
   collect_pearl,
   collect_sac,
+  config as configs,
+  gather as gathering,
   memory,
   schedule,
   specialists,
   streaming,
 )
-from offmeta.training import config as configs
-from offmeta.training import gather as gathering
 from offmeta.training.config import ConfigError
 from offmeta.training.setup import Setup
 from offmeta.types import Algorithm, DataSpec, LearnerState, Transition

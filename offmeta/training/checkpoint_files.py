@@ -12,7 +12,7 @@ import shutil
 from typing import Any
 import zlib
 
-from offmeta.data.files import sync
+from offmeta.disk import sync
 
 RECORD = 'record.json'
 _SCHEMA_VERSION = 1

@@ -27,9 +27,11 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from offmeta import parallel, processes
-from offmeta.data.files import sync
-from offmeta.training import checkpoint_files as files
-from offmeta.training import checkpoint_leaves as leaves_lib
+from offmeta.disk import sync
+from offmeta.training import (
+  checkpoint_files as files,
+  checkpoint_leaves as leaves_lib,
+)
 from offmeta.training.checkpoint_files import CheckpointError
 
 _STATE = 'state'

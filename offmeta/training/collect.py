@@ -17,10 +17,10 @@ from offmeta.training import (
   collect_pearl,
   collect_sac,
   collect_script,
+  config as configs,
   logs,
   specialists,
 )
-from offmeta.training import config as configs
 from offmeta.training.setup import Setup, write_arrays
 from offmeta.training.stage import PhaseError
 from offmeta.types import Task

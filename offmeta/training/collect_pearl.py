@@ -13,10 +13,14 @@ import numpy as np
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.data.meta_dataset import MetaDataset
-from offmeta.training import evaluator as evaluators
-from offmeta.training import gather as gathering
-from offmeta.training import logs, loop, schedule
-from offmeta.training import stage as stages
+from offmeta.training import (
+  evaluator as evaluators,
+  gather as gathering,
+  logs,
+  loop,
+  schedule,
+  stage as stages,
+)
 from offmeta.training.logs import Logs
 from offmeta.training.setup import Setup
 

@@ -13,10 +13,12 @@ import hashlib
 import json
 from typing import Any
 
-from offmeta.algorithms import ALGORITHMS
-from offmeta.algorithms import pearl as pearl_lib
-from offmeta.algorithms import sac as sac_lib
-from offmeta.algorithms import smac as smac_lib
+from offmeta.algorithms import (
+  ALGORITHMS,
+  pearl as pearl_lib,
+  sac as sac_lib,
+  smac as smac_lib,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,9 +17,7 @@ from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.losses import returns
 from offmeta.results import records
-from offmeta.training import gather as gathering
-from offmeta.training import loop
-from offmeta.training import stage as stages
+from offmeta.training import gather as gathering, loop, stage as stages
 from offmeta.training.config import ConfigError, GatherConfig
 from offmeta.training.setup import Setup, write_arrays
 from offmeta.types import Algorithm, LearnerState, Task, Transition

@@ -11,20 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from offmeta import parallel, rollout
-from offmeta.data import buffer as buffers
-from offmeta.data import sampler
+from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
 from offmeta.losses import returns
 from offmeta.training.config import GatherConfig
 from offmeta.types import (
-    Algorithm,
-    Array,
-    EnvFamily,
-    Key,
-    LearnerState,
-    Metrics,
-    Task,
-    Transition,
+  Algorithm,
+  Array,
+  EnvFamily,
+  Key,
+  LearnerState,
+  Metrics,
+  Task,
+  Transition,
 )
 
 

@@ -16,8 +16,7 @@ import numpy as np
 from offmeta import parallel, processes
 from offmeta.data import sampler
 from offmeta.data.buffer import Replay
-from offmeta.training import metrics as metrics_lib
-from offmeta.training import schedule
+from offmeta.training import metrics as metrics_lib, schedule
 from offmeta.training.checkpointing import Checkpointer
 from offmeta.types import Array, LearnerState, Stage
 

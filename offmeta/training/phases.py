@@ -17,12 +17,17 @@ import numpy as np
 from offmeta import processes
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
-from offmeta.training import collect as collecting
-from offmeta.training import config as configs
-from offmeta.training import evaluator as evaluators
-from offmeta.training import finetune as finetuning
-from offmeta.training import loop, preparation, schedule, streaming
-from offmeta.training import stage as stages
+from offmeta.training import (
+  collect as collecting,
+  config as configs,
+  evaluator as evaluators,
+  finetune as finetuning,
+  loop,
+  preparation,
+  schedule,
+  stage as stages,
+  streaming,
+)
 from offmeta.training.setup import Setup, write_arrays
 from offmeta.types import Task
 

@@ -7,22 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta.data import buffer as buffers
-from offmeta.data import sampler
+from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Buffer, Replay
 from offmeta.data.meta_dataset import DatasetError, MetaDataset
 from offmeta.losses import returns
 from offmeta.training import logs, streaming
 from offmeta.training.schedule import Seeds
 from offmeta.types import (
-    Array,
-    DataSpec,
-    EnvFamily,
-    Key,
-    LearnerState,
-    Stage,
-    Task,
-    Transition,
+  Array,
+  DataSpec,
+  EnvFamily,
+  Key,
+  LearnerState,
+  Stage,
+  Task,
+  Transition,
 )
 
 # Sequences that one call of `Stage.annotate` is batched over, per task.

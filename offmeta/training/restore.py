@@ -6,9 +6,12 @@ import pathlib
 import jax
 
 from offmeta import rollout
-from offmeta.training import collect_pearl, collect_script
-from offmeta.training import config as configs
-from offmeta.training import stage as stages
+from offmeta.training import (
+  collect_pearl,
+  collect_script,
+  config as configs,
+  stage as stages,
+)
 from offmeta.training.setup import Setup
 from offmeta.types import Key, Params, Policy, Task
 

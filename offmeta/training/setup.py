@@ -16,14 +16,13 @@ import numpy as np
 
 from offmeta import envs, parallel, processes
 from offmeta.algorithms import ALGORITHMS
-from offmeta.training import metrics as metrics_lib
-from offmeta.training import schedule
+from offmeta.training import metrics as metrics_lib, schedule
 from offmeta.training.checkpointing import Checkpointer
 from offmeta.training.config import (
-    ConfigError,
-    ExperimentConfig,
-    config_hash,
-    variant,
+  ConfigError,
+  ExperimentConfig,
+  config_hash,
+  variant,
 )
 from offmeta.training.loop import StopRequest
 from offmeta.types import Algorithm, EnvFamily, Key, Task

@@ -14,13 +14,16 @@ from offmeta import rollout
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.results import records
-from offmeta.training import gather as gathering
-from offmeta.training import loop, schedule
-from offmeta.training import stage as stages
+from offmeta.training import (
+  gather as gathering,
+  loop,
+  schedule,
+  stage as stages,
+)
 from offmeta.training.config import (
-    ConfigError,
-    GatherConfig,
-    SpecialistsConfig,
+  ConfigError,
+  GatherConfig,
+  SpecialistsConfig,
 )
 from offmeta.training.setup import Setup
 from offmeta.types import Algorithm, EnvSpec, LearnerState

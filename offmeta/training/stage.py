@@ -5,8 +5,13 @@ import jax.numpy as jnp
 
 from offmeta import parallel
 from offmeta.data.buffer import Replay
-from offmeta.training import gather as gathering
-from offmeta.training import loop, preparation, schedule, streaming
+from offmeta.training import (
+  gather as gathering,
+  loop,
+  preparation,
+  schedule,
+  streaming,
+)
 from offmeta.types import LearnerState
 
 

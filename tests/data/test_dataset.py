@@ -12,10 +12,10 @@ import pytest
 
 from offmeta.data import dataset as dataset_lib
 from offmeta.data.meta_dataset import (
-    DatasetError,
-    MetaDataset,
-    slice_transitions,
-    validate,
+  DatasetError,
+  MetaDataset,
+  slice_transitions,
+  validate,
 )
 from offmeta.types import EnvSpec, Transition
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from offmeta.data import buffer as buffers
-from offmeta.data import sampler
+from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
 from offmeta.types import BatchSpec, Transition
 

@@ -15,17 +15,17 @@ import pytest
 
 from experiments import benchmark
 from experiments.benchmarking import (
-    BenchmarkError,
-    cases,
-    ceiling,
-    growth,
-    machine,
-    options,
-    processes,
-    results,
-    scaling,
-    startup,
-    updates,
+  BenchmarkError,
+  cases,
+  ceiling,
+  growth,
+  machine,
+  options,
+  processes,
+  results,
+  scaling,
+  startup,
+  updates,
 )
 from experiments.benchmarking.timing import Timed
 from offmeta import parallel

@@ -13,8 +13,13 @@ from experiments.configs import base
 from offmeta.algorithms import ALGORITHMS
 from offmeta.data.meta_dataset import MetaDataset
 from offmeta.results import plots
-from offmeta.training import collect, logs, loop, phases
-from offmeta.training import evaluator as evaluators
+from offmeta.training import (
+  collect,
+  evaluator as evaluators,
+  logs,
+  loop,
+  phases,
+)
 from offmeta.training.config import ConfigError
 from offmeta.types import Transition
 

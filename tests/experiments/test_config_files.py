@@ -106,6 +106,20 @@ def test_command_line_wins():
   assert (config.collect.seed, config.collect.iterations) == (3, 2)
 
 
+@pytest.mark.parametrize('algorithm, robots_have', [
+    ('smac', ('pearl', None)), ('macaw', ('sac', 'last')),
+    ('focal', ('sac', 'last')), ('csro', ('sac', 'last')),
+    ('unicorn', ('sac', 'last')), ('borel', ('sac', 'all'))])
+def test_what_robots_learn_from_at_the_small_size(algorithm, robots_have):
+  file = configuration.ROOT / f'experiments/configs/{algorithm}.py'
+  for family in robots.FAMILIES:
+    values = configuration.load_config(f'{file}:{family}')
+    collect = configuration.resolve(values, 'cpu', {}).collect
+    source, part = robots_have
+    assert collect.source == source, family
+    assert part in (None, collect.rl_slice), family
+
+
 @pytest.mark.parametrize('profile', _PROFILES)
 def test_data_of_a_source(profile):
   for family in base.FAMILIES:
@@ -116,7 +130,9 @@ def test_data_of_a_source(profile):
     same = configuration.resolve(
         base.make_config(*base.smac_parts(family)), profile, {})
     assert own.collect == same.collect
-    # Robots have it without being asked.
+    assert config.collect == data.collect
+    config = _resolve(
+        base.config_of('focal', robot_data='sac'), family, profile)
     assert config.collect == (
         data if family in robots.FAMILIES else own).collect
     assert data.collect.specialists == same.collect.specialists

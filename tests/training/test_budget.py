@@ -17,13 +17,13 @@ from offmeta.data.meta_dataset import slice_transitions
 from offmeta.training import (
   budget,
   collect_pearl,
+  config as configs,
   memory,
   phases,
   preparation,
+  stage as stages,
   streaming,
 )
-from offmeta.training import config as configs
-from offmeta.training import stage as stages
 from offmeta.training.setup import write_json
 from offmeta.types import DataSpec
 

@@ -18,8 +18,8 @@ from offmeta.training import (
   loop,
   restore,
   specialists,
+  stage as stages,
 )
-from offmeta.training import stage as stages
 from offmeta.training.config import ConfigError
 
 _FAMILY = probes.CountingFamily(terminates=True)

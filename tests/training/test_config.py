@@ -11,8 +11,7 @@ from ml_collections import config_flags
 import pytest
 
 from experiments import configuration
-from experiments.configs import base, recipes
-from experiments.configs import smac as smac_configs
+from experiments.configs import base, recipes, smac as smac_configs
 from offmeta import algorithms, envs
 from offmeta.algorithms import ALGORITHMS
 from offmeta.training import config as configs

@@ -9,8 +9,7 @@ import tiny_run
 
 from offmeta.algorithms import smac
 from offmeta.testing import probes
-from offmeta.training import evaluator as evaluators
-from offmeta.training import stage as stages
+from offmeta.training import evaluator as evaluators, stage as stages
 
 
 def test_steps_that_blew_up_are_counted(tmp_path):

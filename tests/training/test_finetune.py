@@ -10,9 +10,7 @@ import tiny_run
 from offmeta.data import dataset as datasets
 from offmeta.data.meta_dataset import MetaDataset
 from offmeta.envs import point_robot
-from offmeta.training import config as configs
-from offmeta.training import loop, phases
-from offmeta.training import setup as setups
+from offmeta.training import config as configs, loop, phases, setup as setups
 from offmeta.training.config import ConfigError
 from offmeta.types import Transition
 

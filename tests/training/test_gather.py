@@ -14,8 +14,7 @@ from offmeta.algorithms import smac
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.testing import probes
-from offmeta.training import gather as gathering
-from offmeta.training import loop, schedule
+from offmeta.training import gather as gathering, loop, schedule
 from offmeta.training.config import GatherConfig
 from offmeta.types import Policy
 

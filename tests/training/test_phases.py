@@ -22,9 +22,15 @@ from experiments import configuration, jax_settings, launch
 from offmeta.data import dataset as datasets
 from offmeta.results import records
 from offmeta.testing import probes
-from offmeta.training import checkpointing, collect, collect_pearl, loop, phases
-from offmeta.training import config as configs
-from offmeta.training import stage as stages
+from offmeta.training import (
+  checkpointing,
+  collect,
+  collect_pearl,
+  config as configs,
+  loop,
+  phases,
+  stage as stages,
+)
 from offmeta.training.loop import Interrupted
 from offmeta.types import Transition
 

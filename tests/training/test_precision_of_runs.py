@@ -11,9 +11,12 @@ import tiny_run
 from experiments import run_record
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
-from offmeta.training import config as configs
-from offmeta.training import phases, schedule
-from offmeta.training import stage as stages
+from offmeta.training import (
+  config as configs,
+  phases,
+  schedule,
+  stage as stages,
+)
 
 
 @pytest.fixture(name='make_setup')

@@ -14,8 +14,7 @@ from offmeta.algorithms import sac
 from offmeta.data.meta_dataset import MetaDataset, validate
 from offmeta.envs.point_robot import PointRobot
 from offmeta.testing import probes
-from offmeta.training import loop, schedule, specialists
-from offmeta.training import stage as stages
+from offmeta.training import loop, schedule, specialists, stage as stages
 from offmeta.training.config import ConfigError, SpecialistsConfig
 from offmeta.training.setup import Runtime, Setup
 

@@ -13,9 +13,13 @@ from offmeta.algorithms import smac
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.testing import probes
-from offmeta.training import loop, phases, streaming
-from offmeta.training import setup as setups
-from offmeta.training import stage as stages
+from offmeta.training import (
+  loop,
+  phases,
+  setup as setups,
+  stage as stages,
+  streaming,
+)
 from offmeta.training.config import ConfigError, GatherConfig
 
 _M, _ROWS = 4, 6

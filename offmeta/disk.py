@@ -1,4 +1,4 @@
-"""Files that are on the disk when a function returns."""
+"""Writing files so that they are on the disk, and what is in them."""
 
 import hashlib
 import os
