@@ -1,6 +1,6 @@
 """Multi-task training with fine-tuning at meta-test: MACAW's data."""
 
-from experiments.configs import base
+from experiments.configs import base, robots
 
 SIZES = {
     'cpu': {'multitask': {
@@ -8,8 +8,6 @@ SIZES = {
         'discount': 0.9,
         'policy_lr': 1e-3,
         'value_lr': 1e-3,
-        # Fewer updates than the published million leave more to be learnt.
-        'finetune_steps': 100,
         'finetune_policy_lr': 3e-3,
         'finetune_value_lr': 3e-3,
         'stride': 1,
@@ -18,13 +16,16 @@ SIZES = {
         'query_size': 64,
     }},
     'smoke': {'multitask': {
-        'hidden': (16, 16, 16), 'finetune_steps': 20, 'num_updates': 20,
-        'num_tasks': 2, 'query_size': 16}},
+        'hidden': (16, 16, 16), 'num_updates': 20, 'num_tasks': 2,
+        'query_size': 16}},
 }
+# Fewer updates than the published million leave more to be learnt.
+_ROBOT = {'cpu': {'multitask': {'finetune_steps': 100}}}
 FAMILIES = {
+    **dict.fromkeys(robots.FAMILIES, _ROBOT),
     'cheetah_dir': {
         'all': {'multitask': {'num_tasks': 2}},
-        'cpu': {'multitask': {'num_tasks': 2}},
+        'cpu': {'multitask': {'num_tasks': 2, 'finetune_steps': 100}},
     },
 }
 
