@@ -38,8 +38,16 @@ SIZES = {
         # As many as a meta-test has (SMAC's comparison: 3 x 200 steps).
         'borel': {'num_episodes': 3},
     },
-    # All 601 beliefs against all 600 rewards take gigabytes.
-    'paper': {'borel': {'vae': {'num_decoded': 50}}},
+    'paper': {
+        # All 601 beliefs against all 600 rewards take gigabytes.
+        'borel': {'vae': {'num_decoded': 50}},
+        # Its learners': 50 and 1000 x 2 episodes (spec baselines A2.4).
+        'collect': {'specialists': {
+            'env_steps': 410_000, 'initial_steps': 10_000,
+            'steps_per_iteration': 400, 'sac': {
+                'critic_hidden': (128, 128), 'actor_hidden': (128, 128),
+                'num_updates': 2000}}},
+    },
     'cpu': {'borel': {
         'gru_size': 64,
         'vae': {
