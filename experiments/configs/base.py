@@ -125,18 +125,18 @@ def data_config(family: str, source: str = '') -> ml_collections.ConfigDict:
 
 def _from_source(source: str, family: str) -> Profiles:
   """What a source needs besides the sizes in the families' files."""
-  if source != 'sac':
-    return {'all': {'collect': {'source': source} if source else {}}}
-  whole = {'rl_slice': 'all', 'encoder_size': 0}
-  parts = {
-      'all': {'collect': {'source': source, **whole}},
-      'smoke': {'collect': whole},
-  }
-  if family in robots.FAMILIES:
-    # The last quarter of each life: most of the rest is a body that has not
-    # learnt to move, and few updates learn little from it.
-    parts['cpu'] = {'collect': {'rl_slice': 'last', 'rl_size': 10_000}}
-  return parts
+  if not source:
+    return {}
+  robot = family in robots.FAMILIES
+  collect = {'all': {'source': source}}
+  if source == 'sac':
+    whole = {'rl_slice': 'all', 'encoder_size': 0}
+    collect = {
+        'all': {**collect['all'], **whole},
+        'cpu': robots.SAC_LOGS if robot else {}, 'smoke': whole}
+  elif source == 'pearl' and robot:
+    collect |= {'cpu': robots.PEARL_LOGS, 'smoke': robots.PEARL_SMOKE_LOGS}
+  return {name: {'collect': part} for name, part in collect.items()}
 
 
 def _with_parts(

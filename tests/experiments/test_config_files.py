@@ -107,7 +107,7 @@ def test_command_line_wins():
 
 
 @pytest.mark.parametrize('algorithm, robots_have', [
-    ('smac', ('pearl', None)), ('macaw', ('sac', 'last')),
+    ('smac', ('sac', 'last')), ('macaw', ('sac', 'last')),
     ('focal', ('sac', 'last')), ('csro', ('sac', 'last')),
     ('unicorn', ('sac', 'last')), ('borel', ('sac', 'all'))])
 def test_what_robots_learn_from_at_the_small_size(algorithm, robots_have):
@@ -117,7 +117,18 @@ def test_what_robots_learn_from_at_the_small_size(algorithm, robots_have):
     collect = configuration.resolve(values, 'cpu', {}).collect
     source, part = robots_have
     assert collect.source == source, family
-    assert part in (None, collect.rl_slice), family
+    assert part == collect.rl_slice, family
+
+
+def test_robots_can_learn_from_pearl_too():
+  """As published, at sizes that its replay has."""
+  data = lambda family: base.data_config(family, 'pearl')
+  for family in robots.FAMILIES:
+    cpu, smoke = (
+        _resolve(data, family, name).collect for name in ('cpu', 'smoke'))
+    assert (cpu.source, cpu.rl_slice, cpu.rl_size) == ('pearl', 'last', 1200)
+    own = _resolve(base.data_config, family, 'smoke').collect
+    assert smoke == own and own.source == 'pearl' and own.rl_size == 200
 
 
 @pytest.mark.parametrize('profile', _PROFILES)
