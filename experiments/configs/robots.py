@@ -53,7 +53,7 @@ ANT_DIR = {
 # life. Most of the rest is a body that has not learnt to move, and few updates
 # learn little from it.
 SAC_LOGS = {'rl_slice': 'last', 'rl_size': 10_000, 'encoder_size': 0}
-# The same of PEARL, as published.
+# The same of PEARL: as many as published, from the end for every robot.
 PEARL_LOGS = {'rl_slice': 'last', 'rl_size': 1200, 'encoder_size': 0}
 PEARL_SMOKE_LOGS = {'rl_slice': 'last', 'rl_size': 200, 'encoder_size': 0}
 

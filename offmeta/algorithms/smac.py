@@ -222,6 +222,26 @@ def make_stages(config: Config, update: Callable) -> tuple[Stage, Stage]:
       lambda state, batch: update(state, batch, online=True))
 
 
+def predicted_reward(
+    labeller: Params, networks: Networks, context_: Transition, valid: Array,
+    data: Transition, noise: Array,
+) -> Array:
+  """Rewards [...] by the decoder, given one latent for all of `data`.
+
+  Args:
+    labeller: parameters of 'encoder' and 'decoder'.
+    networks: see `make_networks`.
+    context_, valid: what the latent is inferred from, leaves [C, ...] and [C].
+    data: leaves [..., ...].
+    noise: [Z], standard normal, of the latent.
+  """
+  posterior = networks.encoder.apply(labeller['encoder'], context_, valid)
+  z = posterior.sample(noise)
+  z = jnp.broadcast_to(z, data.action.shape[:-1] + z.shape)
+  return networks.decoder.apply(
+      labeller['decoder'], data.observation, data.action, z)
+
+
 def make(
     spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
@@ -287,13 +307,9 @@ def make(
 
   def relabel(state, context_, valid, data, key):
     current = config.label_with == 'current'
-    labeller = state.params['context'] if current else state.extras
-    posterior = networks.encoder.apply(
-        labeller['encoder'], context_, valid)
-    z = posterior.sample(jax.random.normal(key, (config.latent_size,)))
-    z = jnp.broadcast_to(z, data.action.shape[:-1] + z.shape)
-    return networks.decoder.apply(
-        labeller['decoder'], data.observation, data.action, z)
+    return predicted_reward(
+        state.params['context'] if current else state.extras, networks,
+        context_, valid, data, jax.random.normal(key, (config.latent_size,)))
 
   offline, online = make_stages(config, update)
   return Algorithm(

@@ -109,13 +109,16 @@ class BraxFamily(abc.ABC):
     """Published lists by name."""
 
   def _observe(self, physics: simulators.Physics, action: Array) -> Array:
-    """The observation [O] after `action` (zeros at a reset)."""
+    """The observation [O] after `action` (zeros at a reset).
+
+    Not abstract: a body with `reset` and `step` of its own never asks for it.
+    """
     raise NotImplementedError(
         f'{type(self).__name__} must define _observe, or reset and step')
 
   def _features(
       self, before: simulators.Physics, after: simulators.Physics) -> Array:
-    """What the reward needs beyond the action, [F]."""
+    """What the reward needs beyond the action, [F]; like `_observe`."""
     raise NotImplementedError(
         f'{type(self).__name__} must define _features, or reset and step')
 

@@ -121,7 +121,7 @@ def test_what_robots_learn_from_at_the_small_size(algorithm, robots_have):
 
 
 def test_robots_can_learn_from_pearl_too():
-  """As published, at sizes that its replay has."""
+  """SMAC's published source, at sizes that its replay has."""
   data = lambda family: base.data_config(family, 'pearl')
   for family in robots.FAMILIES:
     cpu, smoke = (
