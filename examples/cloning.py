@@ -38,7 +38,7 @@ class Config:
 
 
 def make(
-    spec: EnvSpec, config: Config, axis_name: str | None = None
+  spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """Cloning for one family.
 
@@ -51,49 +51,59 @@ def make(
   encoder = context.set_encoder(o, a, z, config.hidden)
   actor = actors.tanh_gaussian_actor((o, z), a, config.hidden)
   optimizers = {
-      'context': optax.adam(config.lr), 'actor': optax.adam(config.lr)}
+    'context': optax.adam(config.lr),
+    'actor': optax.adam(config.lr),
+  }
 
   def init(key):
     k_encoder, k_actor, k_updates = jax.random.split(key, 3)
     params = {
-        'context': {'encoder': encoder.init(k_encoder)},
-        'actor': actor.init(k_actor),
+      'context': {'encoder': encoder.init(k_encoder)},
+      'actor': actor.init(k_actor),
     }
     return optim.first_state(k_updates, params, optimizers)
 
   def loss(params, batch, noise):
     posterior = encoder.apply(
-        params['context']['encoder'], batch.context, batch.context_mask)
+      params['context']['encoder'], batch.context, batch.context_mask
+    )
     task_latent = posterior.sample(noise)[:, None]  # [M, 1, Z]
     query = batch.query
     task_latent = jnp.broadcast_to(task_latent, query.reward.shape + (z,))
     imitated = actor.apply(params['actor'], query.observation, task_latent)
     log_prob = jnp.mean(imitated.log_prob(query.action))
-    kl = jnp.mean(latent_losses.kl_to_standard_normal(
-        posterior.mean, posterior.variance))
+    kl = jnp.mean(
+      latent_losses.kl_to_standard_normal(posterior.mean, posterior.variance)
+    )
     return config.kl_weight * kl - log_prob, {
-        'actor/log_prob': log_prob, 'encoder/kl': kl}
+      'actor/log_prob': log_prob,
+      'encoder/kl': kl,
+    }
 
   def update(state, batch):
     # Random numbers by task slot and gradients averaged over devices: the
     # update is the same on one device and on many.
     noise = task_noise(
-        latent.slot_keys(state.key, state.step, batch.slot, 0), (z,))
+      latent.slot_keys(state.key, state.step, batch.slot, 0), (z,)
+    )
     gradients, logs = parallel.pmean(
-        jax.grad(loss, has_aux=True)(state.params, batch, noise), axis_name)
+      jax.grad(loss, has_aux=True)(state.params, batch, noise), axis_name
+    )
     params, opt_state = optim.step_groups(
-        optimizers, gradients, state.opt_state, state.params)
+      optimizers, gradients, state.opt_state, state.params
+    )
     return state.replace(
-        step=state.step + 1, params=params, opt_state=opt_state), logs
+      step=state.step + 1, params=params, opt_state=opt_state
+    ), logs
 
   batch = BatchSpec(config.num_tasks, config.context_size, config.query_size)
   return Algorithm(
-      init=init,
-      offline=(Stage('clone', config.num_updates, batch, update),),
-      online=(),  # nothing after the fixed data
-      begin_online=lambda state: state,
-      relabel=None,
-      **latent.context_acting(encoder, actor, z, resample_period=0),
+    init=init,
+    offline=(Stage('clone', config.num_updates, batch, update),),
+    online=(),  # nothing after the fixed data
+    begin_online=lambda state: state,
+    relabel=None,
+    **latent.context_acting(encoder, actor, z, resample_period=0),
   )
 
 

@@ -59,24 +59,32 @@ class Reacher(brax_family.BraxFamily):
 
   def __init__(self, *, backend: str = 'mjx', episode_length: int = 50):
     super().__init__(
-        simulator.make_simulator(
-            ElementTree.fromstring(_XML), backend, _N_FRAMES, _DT),
-        observation_size=8,
-        feature_size=2,
-        episode_length=episode_length,
-        terminates=False,
-        reset_noise=0.1,
-        options={},  # what else changes the data; recorded with every dataset
+      simulator.make_simulator(
+        ElementTree.fromstring(_XML), backend, _N_FRAMES, _DT
+      ),
+      observation_size=8,
+      feature_size=2,
+      episode_length=episode_length,
+      terminates=False,
+      reset_noise=0.1,
+      options={},  # what else changes the data; recorded with every dataset
     )
 
   def sample_tasks(self, key: Key, num_tasks: int) -> Task:
     """Goals {'goal': [num_tasks, 2]}, uniform on a ring."""
     k_angle, k_radius = jax.random.split(key)
     angle = jax.random.uniform(k_angle, (num_tasks,), maxval=2 * jnp.pi)
-    radius = jnp.sqrt(jax.random.uniform(
-        k_radius, (num_tasks,), minval=0.25, maxval=1.0)) * 2 * _LINK
-    return {'goal': radius[:, None] * jnp.stack(
-        [jnp.cos(angle), jnp.sin(angle)], axis=-1)}
+    radius = (
+      jnp.sqrt(
+        jax.random.uniform(k_radius, (num_tasks,), minval=0.25, maxval=1.0)
+      )
+      * 2
+      * _LINK
+    )
+    return {
+      'goal': radius[:, None]
+      * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    }
 
   def _task_lists(self) -> base.TaskLists:
     """Named (train, test) lists; 'random:SEED' needs none of them."""
@@ -84,19 +92,26 @@ class Reacher(brax_family.BraxFamily):
     def default():
       tasks = self.sample_tasks(jax.random.key(0), 40)
       return base.take_tasks(tasks, slice(30)), base.take_tasks(
-          tasks, slice(30, 40))
+        tasks, slice(30, 40)
+      )
 
     return {'default': default}
 
   def _observe(self, physics: simulator.Physics, action: Array) -> Array:
     """[8]: sines and cosines of the joints, velocities, fingertip."""
     del action
-    return jnp.concatenate([
-        jnp.sin(physics.q), jnp.cos(physics.q), physics.qd,
-        _fingertip(physics.q)])
+    return jnp.concatenate(
+      [
+        jnp.sin(physics.q),
+        jnp.cos(physics.q),
+        physics.qd,
+        _fingertip(physics.q),
+      ]
+    )
 
   def _features(
-      self, before: simulator.Physics, after: simulator.Physics) -> Array:
+    self, before: simulator.Physics, after: simulator.Physics
+  ) -> Array:
     del before
     return _fingertip(after.q)
 
@@ -118,14 +133,19 @@ def get_config():
   if Reacher.name not in envs.FAMILIES:
     envs.register(Reacher.name, Reacher)
   changes, profiles = base_configs.FAMILIES['point_robot']
-  changes = recipes.merge(changes, {
-      'collect': {'initial_steps': 250, 'gather': {
-          'prior_steps': 100, 'posterior_steps': 150}},
+  changes = recipes.merge(
+    changes,
+    {
+      'collect': {
+        'initial_steps': 250,
+        'gather': {'prior_steps': 100, 'posterior_steps': 150},
+      },
       'smac': {'online': {'sequence_size': 100}},
       'online': {'gather': {'prior_steps': 100, 'posterior_steps': 150}},
       'evaluation': {'num_steps': 150},
-  })
-  changes['family'] = {
-      'name': Reacher.name, 'num_train': 30, 'num_test': 10}
-  return base_configs.make_config(changes, {
-      'smoke': profiles['smoke'], 'cpu': {}})
+    },
+  )
+  changes['family'] = {'name': Reacher.name, 'num_train': 30, 'num_test': 10}
+  return base_configs.make_config(
+    changes, {'smoke': profiles['smoke'], 'cpu': {}}
+  )

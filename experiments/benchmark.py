@@ -75,9 +75,9 @@ from offmeta.training.setup import write_json
 
 
 def run(
-    options: Options,
-    begin: Callable[[], Result] = results.new_result,
-    save: Callable[[Result], None] = lambda result: None,
+  options: Options,
+  begin: Callable[[], Result] = results.new_result,
+  save: Callable[[Result], None] = lambda result: None,
 ) -> Result:
   """Measures and prints; returns what goes to the JSON file.
 
@@ -111,8 +111,11 @@ def run(
     finish(startup=starts)
   if options.updates:
     ceiling, rows = updates.measure_updates(options, options.updates)
-    finish(ceiling=ceiling, updates=rows,
-           ceiling_gflops=ceiling['gflops'][ceiling['best']])
+    finish(
+      ceiling=ceiling,
+      updates=rows,
+      ceiling_gflops=ceiling['gflops'][ceiling['best']],
+    )
   if 'scaling' in options.parts:
     finish(scaling=scaling.measure_scaling(options))
   if 'growth' in options.parts:

@@ -35,8 +35,16 @@ from offmeta.results import comparison
 from offmeta.training import config as configs, loop, phases
 from offmeta.training.config import ConfigError, ExperimentConfig
 
-ALGORITHMS = ('smac', 'macaw', 'borel', 'focal', 'csro', 'unicorn', 'meta_bc',
-              'multitask')
+ALGORITHMS = (
+  'smac',
+  'macaw',
+  'borel',
+  'focal',
+  'csro',
+  'unicorn',
+  'meta_bc',
+  'multitask',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,26 +133,36 @@ def _choose(options: Options) -> tuple[list[Chosen], dict[str, str]]:
   """
   chosen, failed, known = [], {}, {}
   for given in options.algorithms:
-    file = given if given.endswith('.py') else str(
-        configuration.ROOT / 'experiments' / 'configs' / f'{given}.py')
+    file = (
+      given
+      if given.endswith('.py')
+      else str(configuration.ROOT / 'experiments' / 'configs' / f'{given}.py')
+    )
     name = pathlib.Path(file).stem
     if any(name == other.name for other in chosen):
       raise ConfigError(f'--algorithms: {name} is named twice')
-    status, message = launch.attempt(lambda f=file, n=name: known.update({
-        n: getattr(configuration.load_file(f), 'ABLATIONS', {})}))
+    status, message = launch.attempt(
+      lambda f=file, n=name: known.update(
+        {n: getattr(configuration.load_file(f), 'ABLATIONS', {})}
+      )
+    )
     if status:
       failed[name] = message
       continue
     wanted = {
-        ablation: changes for ablation, changes in known[name].items()
-        if {ablation, f'{name}/{ablation}'} & set(options.ablations)}
+      ablation: changes
+      for ablation, changes in known[name].items()
+      if {ablation, f'{name}/{ablation}'} & set(options.ablations)
+    }
     chosen.append(Chosen(name, file, {'': {}, **wanted}))
-  names = {f'{name}/{ablation}' for name, table in known.items()
-           for ablation in table}
+  names = {
+    f'{name}/{ablation}' for name, table in known.items() for ablation in table
+  }
   for given in options.ablations:
     if given not in names and given not in {n.split('/')[1] for n in names}:
       raise ConfigError(
-          f'--ablations: no {given!r}; known: {", ".join(sorted(names))}')
+        f'--ablations: no {given!r}; known: {", ".join(sorted(names))}'
+      )
   return chosen, failed
 
 
@@ -158,18 +176,27 @@ def _make_data(options, workdir, command, stop) -> dict[str, Any]:
   folder = workdir / comparison.DATA
   print(f'data of {options.family}', flush=True)
   launch.execute(
-      config, folder, ('collect',), stop, options.runtime, options.profile,
-      command, '')
+    config,
+    folder,
+    ('collect',),
+    stop,
+    options.runtime,
+    options.profile,
+    command,
+    '',
+  )
   return {
-      **configs.to_dict(config.collect),
-      'dataset': str(folder / 'dataset'),
-      'test_dataset': str(folder / 'dataset_test'),
+    **configs.to_dict(config.collect),
+    'dataset': str(folder / 'dataset'),
+    'test_dataset': str(folder / 'dataset_test'),
   }
 
 
 def _resolve(
-    options: Options, chosen: list[Chosen], collect: dict[str, Any],
-    failed: dict[str, str],
+  options: Options,
+  chosen: list[Chosen],
+  collect: dict[str, Any],
+  failed: dict[str, str],
 ) -> list[Experiment]:
   """The runs, ablations after their algorithm; adds to `failed`."""
   experiments = []
@@ -181,16 +208,24 @@ def _resolve(
       common = {**collect, 'dataset': '', 'test_dataset': ''}
     own = {k: v for k, v in changes.items() if k != 'description'}
     config_file = f'{file}:{options.family}'
-    experiments.append(Experiment(
-        name, configuration.from_root(config_file), configuration.resolve(
-            configuration.load_config(config_file), options.profile,
-            recipes.merge({'collect': common, **seeds}, own))))
+    experiments.append(
+      Experiment(
+        name,
+        configuration.from_root(config_file),
+        configuration.resolve(
+          configuration.load_config(config_file),
+          options.profile,
+          recipes.merge({'collect': common, **seeds}, own),
+        ),
+      )
+    )
 
   for algorithm in chosen:
     for ablation, changes in algorithm.ablations.items():
       name = _run_name(algorithm.name, ablation)
       status, message = launch.attempt(
-          lambda n=name, f=algorithm.file, c=changes: resolve(n, f, c))
+        lambda n=name, f=algorithm.file, c=changes: resolve(n, f, c)
+      )
       if status:
         failed[name] = _one_line(message)
   return experiments
@@ -211,9 +246,18 @@ def _run_one(experiment, options, workdir, command, stop, failed):
     print('finished before', flush=True)
     return
   try:
-    status, message = launch.attempt(lambda: launch.execute(
-        experiment.config, folder, phases.PHASES, stop, options.runtime,
-        options.profile, command, experiment.config_file))
+    status, message = launch.attempt(
+      lambda: launch.execute(
+        experiment.config,
+        folder,
+        phases.PHASES,
+        stop,
+        options.runtime,
+        options.profile,
+        command,
+        experiment.config_file,
+      )
+    )
   except Exception as error:  # pylint: disable=broad-exception-caught
     # A mistake in one algorithm must not cost the others their hours.
     status, message = 1, f'{type(error).__name__}: {error}'
@@ -242,9 +286,10 @@ def _finished(experiment: Experiment, folder: pathlib.Path) -> bool:
 def _print_table(workdir, chosen, command, failed):
   """Writes the comparison and prints it."""
   described = {
-      _run_name(algorithm.name, ablation): changes.get('description', '')
-      for algorithm in chosen
-      for ablation, changes in algorithm.ablations.items()}
+    _run_name(algorithm.name, ablation): changes.get('description', '')
+    for algorithm in chosen
+    for ablation, changes in algorithm.ablations.items()
+  }
   try:
     result = comparison.build(workdir, described, command, failed)
   except ValueError as error:
@@ -258,35 +303,55 @@ def _main():
   # Here, because experiments.run defines some of the same names.
   family = flags.DEFINE_string('family', 'point_robot', 'Environment family.')
   profile = flags.DEFINE_enum(
-      'profile', 'cpu', ['smoke', 'cpu', 'paper'],
-      'Size: smoke (does it run), cpu (2 cores), paper (published).')
+    'profile',
+    'cpu',
+    ['smoke', 'cpu', 'paper'],
+    'Size: smoke (does it run), cpu (2 cores), paper (published).',
+  )
   algorithms = flags.DEFINE_list(
-      'algorithms', list(ALGORITHMS), 'Names in experiments/configs, or files'
-      ' of your own.')
+    'algorithms',
+    list(ALGORITHMS),
+    'Names in experiments/configs, or files of your own.',
+  )
   ablations = flags.DEFINE_list(
-      'ablations', [], 'Further runs: names in ABLATIONS of the files.')
+    'ablations', [], 'Further runs: names in ABLATIONS of the files.'
+  )
   data = flags.DEFINE_enum(
-      'data', '', ['', *configs.SOURCES], "Where the data come from; empty:"
-      " the family's own source.")
-  seeds = flags.DEFINE_integer(
-      'seeds', 0, "Number of seeds; 0: the profile's.")
+    'data',
+    '',
+    ['', *configs.SOURCES],
+    "Where the data come from; empty: the family's own source.",
+  )
+  seeds = flags.DEFINE_integer('seeds', 0, "Number of seeds; 0: the profile's.")
   workdir = flags.DEFINE_string(
-      'workdir', '', 'Default runs/compare-<family>-<profile>.')
+    'workdir', '', 'Default runs/compare-<family>-<profile>.'
+  )
   only_table = flags.DEFINE_bool(
-      'only_table', False, 'Run nothing; print the table of what is there.')
+    'only_table', False, 'Run nothing; print the table of what is there.'
+  )
   checkpoint = flags.DEFINE_float(
-      'checkpoint_every_s', 60.0, 'Wall seconds between checkpoints.')
+    'checkpoint_every_s', 60.0, 'Wall seconds between checkpoints.'
+  )
   max_devices = flags.DEFINE_integer(
-      'max_devices', None, 'Devices to use; default all.', lower_bound=1)
+    'max_devices', None, 'Devices to use; default all.', lower_bound=1
+  )
 
   def main(argv):
     stop = launch.prepare()
     options = Options(
-        family.value, profile.value, tuple(algorithms.value),
-        tuple(ablations.value), data.value, seeds.value, workdir.value,
-        only_table.value, {
-            'checkpoint_every_s': checkpoint.value,
-            'max_devices': max_devices.value})
+      family.value,
+      profile.value,
+      tuple(algorithms.value),
+      tuple(ablations.value),
+      data.value,
+      seeds.value,
+      workdir.value,
+      only_table.value,
+      {
+        'checkpoint_every_s': checkpoint.value,
+        'max_devices': max_devices.value,
+      },
+    )
     command = f'python -m experiments.compare {shlex.join(sys.argv[1:])}'
     outcome = []
 

@@ -29,9 +29,11 @@ def define_config_flag() -> Any:
   jax_settings.prepare_environment()  # config files import jax
   try:
     return config_flags.DEFINE_config_file(
-        'config', default=_DEFAULT,
-        help_string='Config file and family, e.g.'
-        ' experiments/configs/smac.py:cheetah_vel.')
+      'config',
+      default=_DEFAULT,
+      help_string='Config file and family, e.g.'
+      ' experiments/configs/smac.py:cheetah_vel.',
+    )
   except (AttributeError, KeyError) as error:  # from ml_collections
     _unknown_key(error)
 
@@ -52,13 +54,19 @@ def _unknown_key(error: Exception):
   known = 'the fields of offmeta/training/config.py'
   if '--config.family.options.' in given:
     family = load_config(_config_argument()).family
-    known += (f' and the options of family {family.name!r}:'
-              f' {", ".join(sorted(family.options)) or "none"}')
+    known += (
+      f' and the options of family {family.name!r}:'
+      f' {", ".join(sorted(family.options)) or "none"}'
+    )
   while error.args and isinstance(error.args[0], Exception):
     error = error.args[0]
   key, *hint = str(error.args[0]).splitlines()
-  print(f'error: unknown key {key} in {given}; the keys are {known}',
-        *hint, sep='; ', file=sys.stderr)
+  print(
+    f'error: unknown key {key} in {given}; the keys are {known}',
+    *hint,
+    sep='; ',
+    file=sys.stderr,
+  )
   sys.exit(1)
 
 
@@ -71,8 +79,14 @@ def _config_argument() -> str:
 
 
 # What a config file can do wrong.
-_BAD_FILE = (OSError, ImportError, SyntaxError, ValueError, TypeError,
-             AttributeError)
+_BAD_FILE = (
+  OSError,
+  ImportError,
+  SyntaxError,
+  ValueError,
+  TypeError,
+  AttributeError,
+)
 
 
 def load_file(file: str) -> types.ModuleType:
@@ -128,7 +142,8 @@ def from_flag(config_flag: Any) -> tuple[Any, dict]:
     values = config_flag.value
     values.to_dict()  # a file that could not be loaded fails here
     return values, dict(
-        config_flags.get_override_values(flags.FLAGS[config_flag.name]))
+      config_flags.get_override_values(flags.FLAGS[config_flag.name])
+    )
   except (OSError, ValueError, TypeError, AttributeError) as error:
     raise ConfigError(f'--config: {_text(error)}') from error
 
@@ -148,8 +163,10 @@ def _deep_merge(base: Mapping, changes: Mapping) -> dict:
   for key, value in changes.items():
     old = merged.get(key)
     merged[key] = (
-        _deep_merge(old, value)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) else value)
+      _deep_merge(old, value)
+      if isinstance(old, Mapping) and isinstance(value, Mapping)
+      else value
+    )
   return merged
 
 
@@ -176,14 +193,16 @@ def resolve(values: Any, profile: str, overrides: Mapping[str, Any]) -> Any:
   profiles = values.pop('profiles', {})
   if profile not in profiles:
     raise configs.ConfigError(
-        f'this config has no profile {profile!r}; it has:'
-        f' {", ".join(profiles) or "none"}')
+      f'this config has no profile {profile!r}; it has:'
+      f' {", ".join(profiles) or "none"}'
+    )
   base = configs.from_dict(values)
   config = configs.from_dict(profiles[profile], base)
   merged = _deep_merge(configs.to_dict(config), _nest(overrides))
   options = {**base.family.options, **merged['family']['options']}
   merged['family']['options'] = {
-      name: value for name, value in options.items() if value is not None}
+    name: value for name, value in options.items() if value is not None
+  }
   config = configs.from_dict(merged, config)
   configs.validate(config)
   return config
@@ -198,7 +217,8 @@ def default_workdir(config_flag: Any, family: str, profile: str) -> str:
 def config_file(config_flag: Any) -> str:
   """FILE or FILE:ARGUMENT, from the root of the repository if it is there."""
   return from_root(
-      config_flags.get_config_filename(flags.FLAGS[config_flag.name]))
+    config_flags.get_config_filename(flags.FLAGS[config_flag.name])
+  )
 
 
 def from_root(name: str) -> str:

@@ -17,7 +17,8 @@ def prepare_environment(devices: int | None = None):
   if flag not in os.environ.get('XLA_FLAGS', ''):
     devices = min(devices or os.cpu_count() or 1, 16)
     os.environ['XLA_FLAGS'] = (
-        f'{os.environ.get("XLA_FLAGS", "")} {flag}={devices}'.strip())
+      f'{os.environ.get("XLA_FLAGS", "")} {flag}={devices}'.strip()
+    )
 
 
 def configure():
@@ -31,8 +32,10 @@ def configure():
 
   jax.config.update('jax_default_matmul_precision', 'float32')
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(
-      os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
-      'offmeta', 'xla')
+    os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')),
+    'offmeta',
+    'xla',
+  )
   jax.config.update('jax_compilation_cache_dir', cache)
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

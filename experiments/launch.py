@@ -16,14 +16,14 @@ from experiments import configuration, jax_settings
 
 
 def run(
-    config_flag: Any,
-    profile: str,
-    workdir: str,
-    phases: tuple[str, ...],
-    overrides: Mapping[str, Any],
-    runtime: Mapping[str, Any],
-    connect: Mapping[str, Any] | None,
-    argv: list[str],
+  config_flag: Any,
+  profile: str,
+  workdir: str,
+  phases: tuple[str, ...],
+  overrides: Mapping[str, Any],
+  runtime: Mapping[str, Any],
+  connect: Mapping[str, Any] | None,
+  argv: list[str],
 ) -> int:
   """Runs the phases.
 
@@ -47,8 +47,9 @@ def run(
   def work():
     if connect is not None:
       processes.start(**connect)
-    _execute_flags(config_flag, profile, workdir, phases, overrides, runtime,
-                   command.strip())
+    _execute_flags(
+      config_flag, profile, workdir, phases, overrides, runtime, command.strip()
+    )
 
   status, message = attempt(work)
   if status:
@@ -69,14 +70,14 @@ def prepare() -> Any:
 
 
 def execute(
-    config: Any,
-    folder: pathlib.Path,
-    phases: tuple[str, ...],
-    stop: Any,
-    runtime: Mapping[str, Any],
-    profile: str,
-    command: str,
-    config_file: str,
+  config: Any,
+  folder: pathlib.Path,
+  phases: tuple[str, ...],
+  stop: Any,
+  runtime: Mapping[str, Any],
+  profile: str,
+  command: str,
+  config_file: str,
 ):
   """Runs phases of one configuration in one workdir.
 
@@ -100,14 +101,25 @@ def execute(
 
   def announce():
     folder.mkdir(parents=True, exist_ok=True)
-    run_record.write(config, folder, profile, command, config_file, {
+    run_record.write(
+      config,
+      folder,
+      profile,
+      command,
+      config_file,
+      {
         'layout': setup.seeds.layout.describe(),
         'processes': processes.count(),
         **runtime,
-    })
-    print(f'{config.family.name}, profile {profile}, {config.num_seeds} seeds,'
-          f' workdir {folder}\n{setup.seeds.layout.describe()}', *needs,
-          sep='\n', flush=True)
+      },
+    )
+    print(
+      f'{config.family.name}, profile {profile}, {config.num_seeds} seeds,'
+      f' workdir {folder}\n{setup.seeds.layout.describe()}',
+      *needs,
+      sep='\n',
+      flush=True,
+    )
 
   needs = budget.check(setup, phases)
   processes.on_main(announce)
@@ -117,7 +129,7 @@ def execute(
 
 
 def _execute_flags(
-    config_flag, profile, workdir, phases, overrides, runtime, command
+  config_flag, profile, workdir, phases, overrides, runtime, command
 ):
   """The same for the flags of `experiments.run`."""
   from offmeta.training import config as configs, phases as phases_lib
@@ -125,15 +137,25 @@ def _execute_flags(
   unknown = [name for name in phases if name not in phases_lib.PHASES]
   if unknown or not phases:
     raise configs.ConfigError(
-        f'--phases: unknown {", ".join(unknown) or "(empty)"}; known:'
-        f' {",".join(phases_lib.PHASES)}')
+      f'--phases: unknown {", ".join(unknown) or "(empty)"}; known:'
+      f' {",".join(phases_lib.PHASES)}'
+    )
   values, given = configuration.from_flag(config_flag)
   config = configuration.resolve(values, profile, {**given, **overrides})
-  folder = pathlib.Path(workdir or configuration.default_workdir(
-      config_flag, config.family.name, profile))
+  folder = pathlib.Path(
+    workdir
+    or configuration.default_workdir(config_flag, config.family.name, profile)
+  )
   execute(
-      config, folder.expanduser().absolute(), phases, prepare(), runtime,
-      profile, command, configuration.config_file(config_flag))
+    config,
+    folder.expanduser().absolute(),
+    phases,
+    prepare(),
+    runtime,
+    profile,
+    command,
+    configuration.config_file(config_flag),
+  )
 
 
 def _report(setup: Any) -> None:
@@ -147,8 +169,10 @@ def _report(setup: Any) -> None:
     raise PhaseError(f'report: {error}') from error
   print()
   print(report.text_table(summary))
-  print(f'\nreport: {setup.workdir / "report" / "index.html"}'
-        f' (made in {time.monotonic() - begin:.1f} s)')
+  print(
+    f'\nreport: {setup.workdir / "report" / "index.html"}'
+    f' (made in {time.monotonic() - begin:.1f} s)'
+  )
 
 
 def attempt(work: Callable[[], Any]) -> tuple[int, str]:
@@ -170,11 +194,20 @@ def attempt(work: Callable[[], Any]) -> tuple[int, str]:
     work()
   except Interrupted:
     return 143, 'stopped on request; the same command continues from here'
-  except (ConfigError, PhaseError, DatasetError, CheckpointError,
-          DivergenceError, ImportError, processes.ProcessError) as error:
+  except (
+    ConfigError,
+    PhaseError,
+    DatasetError,
+    CheckpointError,
+    DivergenceError,
+    ImportError,
+    processes.ProcessError,
+  ) as error:
     return 1, str(error)
   except OSError as error:
     where = f'{error.filename}: ' if error.filename else ''
-    return 1, (f'{where}{error.strerror or error}; what was finished before is'
-               ' intact and the same command continues')
+    return 1, (
+      f'{where}{error.strerror or error}; what was finished before is'
+      ' intact and the same command continues'
+    )
   return 0, ''

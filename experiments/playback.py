@@ -74,20 +74,29 @@ def run(show: Show, perform: Callable[[], Performance]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures, fps = _pictures(show, perform())
     animation.save(path, pictures, fps)
-  except (animation.AnimationError, CheckpointError, ConfigError,
-          ModuleNotFoundError, PhaseError, render.RenderError) as error:
+  except (
+    animation.AnimationError,
+    CheckpointError,
+    ConfigError,
+    ModuleNotFoundError,
+    PhaseError,
+    render.RenderError,
+  ) as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
   except OSError as error:
-    print(f'error: {error.filename or path}: {error.strerror or error}',
-          file=sys.stderr)
+    print(
+      f'error: {error.filename or path}: {error.strerror or error}',
+      file=sys.stderr,
+    )
     return 1
   print(f'{path}: {path.stat().st_size / 1e3:.0f} kB')
   return 0
 
 
 def fresh(
-    show: Show, name: str, options: list[str], policy: str) -> Performance:
+  show: Show, name: str, options: list[str], policy: str
+) -> Performance:
   """A family of its own under a policy that knows nothing, or the script.
 
   Raises:
@@ -102,19 +111,32 @@ def fresh(
   task = envs.take_tasks(tasks, show.task)
   params, acting = (), rollout.uniform_policy(family.spec.action_size)
   if policy == 'zero':
-    acting = acting._replace(act=lambda params, state, observation, key: (
-        jnp.zeros((family.spec.action_size,)), {}))
+    acting = acting._replace(
+      act=lambda params, state, observation, key: (
+        jnp.zeros((family.spec.action_size,)),
+        {},
+      )
+    )
   elif policy == 'script':
     if not hasattr(family, 'scripted_policy'):
       raise ConfigError(f'--policy=script: family {name!r} has none')
     params, acting = task, family.scripted_policy()
   num_steps = family.spec.episode_length * max(_numbers(show), default=1)
-  adaptation = jax.jit(lambda params, task, key: rollout.adaptation_sequence(
-      family, acting, params, task, key, num_steps, num_steps,
-      record=lambda state: {'physics': render.visible(state)}))(
-          params, task, jax.random.key(show.seed))
+  adaptation = jax.jit(
+    lambda params, task, key: rollout.adaptation_sequence(
+      family,
+      acting,
+      params,
+      task,
+      key,
+      num_steps,
+      num_steps,
+      record=lambda state: {'physics': render.visible(state)},
+    )
+  )(params, task, jax.random.key(show.seed))
   return Performance(
-      family, task, adaptation, f'{policy} policy', lambda number: '')
+    family, task, adaptation, f'{policy} policy', lambda number: ''
+  )
 
 
 def restored(show: Show, workdir: str, stage: str) -> Performance:
@@ -129,16 +151,22 @@ def restored(show: Show, workdir: str, stage: str) -> Performance:
   file = json.loads((folder / 'run.json').read_text()).get('config_file')
   if config.family.name not in envs.FAMILIES and file:
     configuration.load_config(str(configuration.ROOT / file))
-  setup = setups.make_setup(
-      config, folder, runtime=setups.Runtime(quiet=True))
+  setup = setups.make_setup(config, folder, runtime=setups.Runtime(quiet=True))
   adaptation = restore.meta_test(
-      setup, stage, show.seed, show.task,
-      record=lambda state: {'physics': render.visible(state)})
+    setup,
+    stage,
+    show.seed,
+    show.task,
+    record=lambda state: {'physics': render.visible(state)},
+  )
   num_prior = config.evaluation.num_prior_episodes
   return Performance(
-      setup.family, jax.tree.map(lambda x: x[show.task], setup.test_tasks),
-      adaptation, f'{stage}, seed {show.seed}',
-      lambda number: ' (prior)' if number < num_prior else ' (adapted)')
+    setup.family,
+    jax.tree.map(lambda x: x[show.task], setup.test_tasks),
+    adaptation,
+    f'{stage}, seed {show.seed}',
+    lambda number: ' (prior)' if number < num_prior else ' (adapted)',
+  )
 
 
 def _parse_option(text: str) -> tuple[str, Any]:
@@ -163,7 +191,8 @@ def _numbers(show: Show) -> list[int]:
 
 
 def _pictures(
-    show: Show, performance: Performance) -> tuple[Iterator[np.ndarray], float]:
+  show: Show, performance: Performance
+) -> tuple[Iterator[np.ndarray], float]:
   """Pictures, made one by one, and how many to show per second.
 
   Raises:
@@ -180,38 +209,50 @@ def _pictures(
   numbers = _numbers(show) or range(1, len(episodes) + 1)
   if max(numbers) > len(episodes):
     raise ConfigError(
-        f'--episodes: only {len(episodes)} took place, not {max(numbers)}')
+      f'--episodes: only {len(episodes)} took place, not {max(numbers)}'
+    )
   shown = [  # (episode, step in the log), the last step of each among them
-      (number, step) for number in numbers for step in episodes[number - 1]
-      if (episodes[number - 1][-1] - step) % every == 0]
+    (number, step)
+    for number in numbers
+    for step in episodes[number - 1]
+    if (episodes[number - 1][-1] - step) % every == 0
+  ]
   steps = np.array([step for _, step in shown])
-  frames, view = render.scene(family, task, jax.tree.map(
-      lambda x: x[steps], transitions.extras['physics']))
+  frames, view = render.scene(
+    family,
+    task,
+    jax.tree.map(lambda x: x[steps], transitions.extras['physics']),
+  )
   caster = raycast.Raycaster(
-      view.azimuth, view.elevation, view.extent, show.width, show.height)
+    view.azimuth, view.elevation, view.extent, show.width, show.height
+  )
 
   def captions(number, step):
     episode = episodes[number - 1]
     past = step + 1 - episode[0]
     time = f't = {past * dt:.2f} s' if dt else f'step {past}'
-    total = transitions.reward[episode[0]:step + 1].sum()
-    return (f'{family.spec.name}  {performance.title}',
-            f'task {show.task}: {describe(task)}',
-            f'episode {number}{performance.phases(number - 1)}   {time}'
-            f'   return {total:.1f}')
+    total = transitions.reward[episode[0] : step + 1].sum()
+    return (
+      f'{family.spec.name}  {performance.title}',
+      f'task {show.task}: {describe(task)}',
+      f'episode {number}{performance.phases(number - 1)}   {time}'
+      f'   return {total:.1f}',
+    )
 
   def draw():
     for index, (number, step) in enumerate(shown):
       picture = caster.image(
-          frames[index], view.targets[index],
-          _trails(view.track, [n for n, _ in shown[:index + 1]]))
+        frames[index],
+        view.targets[index],
+        _trails(view.track, [n for n, _ in shown[: index + 1]]),
+      )
       yield animation.caption(picture, captions(number, step))
 
   return draw(), show.fps or rate / every
 
 
 def _trails(
-    track: np.ndarray | None, numbers: list[int]
+  track: np.ndarray | None, numbers: list[int]
 ) -> list[tuple[np.ndarray, tuple[float, float, float]]]:
   """Ways [K, 2] and their colours: of this episode, under it earlier ones.
 
@@ -222,13 +263,17 @@ def _trails(
   if track is None:
     return []
   return [
-      (track[[i for i, n in enumerate(numbers) if n == number]],
-       _TRAIL if number == numbers[-1] else _OLD_TRAIL)
-      for number in sorted(set(numbers))]
+    (
+      track[[i for i, n in enumerate(numbers) if n == number]],
+      _TRAIL if number == numbers[-1] else _OLD_TRAIL,
+    )
+    for number in sorted(set(numbers))
+  ]
 
 
 def _split(
-    family: EnvFamily, transitions: Transition, used: int) -> list[range]:
+  family: EnvFamily, transitions: Transition, used: int
+) -> list[range]:
   """Where the episodes lie in a log of `used` steps."""
   begins = np.arange(0, used, family.spec.episode_length)
   if family.spec.terminates:
@@ -239,10 +284,12 @@ def _split(
 
 def _describe(task: Task) -> str:
   """The parameters of a task; of long ones only the names."""
+
   def show(value):
     numbers = ', '.join(f'{x:.2f}' for x in np.ravel(value))
     return numbers if np.ndim(value) == 0 else f'({numbers})'
 
   return ', '.join(
-      f'{name} {show(value)}' if np.size(value) <= 3 else name
-      for name, value in task.items())
+    f'{name} {show(value)}' if np.size(value) <= 3 else name
+    for name, value in task.items()
+  )

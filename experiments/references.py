@@ -76,18 +76,23 @@ def budget(spec: EnvSpec, options: Options) -> SpecialistsConfig:
   config = SpecialistsConfig()
   if options.profile == 'smoke':
     config = SpecialistsConfig(
-        env_steps=4 * length, initial_steps=2 * length,
-        steps_per_iteration=length, num_evaluations=2, num_episodes=10,
-        sac=_sac(width=8, batch_size=8, num_updates=2))
+      env_steps=4 * length,
+      initial_steps=2 * length,
+      steps_per_iteration=length,
+      num_evaluations=2,
+      num_episodes=10,
+      sac=_sac(width=8, batch_size=8, num_updates=2),
+    )
   elif options.profile == 'cpu':
     short = length < 50
     # Whole episodes overshoot a quota where they can end early.
     per_iteration = 1000 if spec.terminates else 200
     config = SpecialistsConfig(
-        env_steps=50_000,
-        initial_steps=1000 if short else 5000,
-        steps_per_iteration=per_iteration,
-        sac=_sac(width=128, batch_size=128, num_updates=per_iteration))
+      env_steps=50_000,
+      initial_steps=1000 if short else 5000,
+      steps_per_iteration=per_iteration,
+      sac=_sac(width=128, batch_size=128, num_updates=per_iteration),
+    )
   if options.env_steps:
     config = dataclasses.replace(config, env_steps=options.env_steps)
   return config
@@ -95,9 +100,14 @@ def budget(spec: EnvSpec, options: Options) -> SpecialistsConfig:
 
 def _sac(width: int, batch_size: int, num_updates: int) -> sac.Config:
   return sac.Config(
-      critic_hidden=(width, width), actor_hidden=(width, width),
-      critic_lr=1e-3, actor_lr=1e-3, temperature_lr=1e-3,
-      batch_size=batch_size, num_updates=num_updates)
+    critic_hidden=(width, width),
+    actor_hidden=(width, width),
+    critic_lr=1e-3,
+    actor_lr=1e-3,
+    temperature_lr=1e-3,
+    batch_size=batch_size,
+    num_updates=num_updates,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +121,7 @@ class Identity:
 
 
 def make_setup(
-    name: str, options: Options, workdir: pathlib.Path, stop: loop.StopRequest
+  name: str, options: Options, workdir: pathlib.Path, stop: loop.StopRequest
 ) -> Setup:
   """One family with the tasks to train on, all of them if it has fewer."""
   family = envs.make(name)
@@ -122,15 +132,19 @@ def make_setup(
   tasks = envs.take_tasks(train, index)
   root = schedule.stream(jax.random.key(options.seed), 'references')
   return Setup(
-      config=Identity(
-          name, tuple(index.tolist()), options.seed,
-          budget(family.spec, options)),
-      workdir=workdir / name, family=family, train_tasks=tasks,
-      test_tasks=tasks,
-      seeds=schedule.Seeds(
-          jax.vmap(lambda i: jax.random.fold_in(root, i))(index),
-          parallel.make_layout(number)),
-      stop=stop)
+    config=Identity(
+      name, tuple(index.tolist()), options.seed, budget(family.spec, options)
+    ),
+    workdir=workdir / name,
+    family=family,
+    train_tasks=tasks,
+    test_tasks=tasks,
+    seeds=schedule.Seeds(
+      jax.vmap(lambda i: jax.random.fold_in(root, i))(index),
+      parallel.make_layout(number),
+    ),
+    stop=stop,
+  )
 
 
 def _summary(returns: np.ndarray) -> dict[str, Any]:
@@ -139,11 +153,12 @@ def _summary(returns: np.ndarray) -> dict[str, Any]:
   The interval is over episodes; it knows nothing of other training runs.
   """
   return {
-      'mean': float(returns.mean()),
-      'episodes_per_task': returns.shape[1],
-      'tasks': [
-          {'mean': i.mean, 'low': i.low, 'high': i.high}
-          for i in map(statistics.t_interval, returns)],
+    'mean': float(returns.mean()),
+    'episodes_per_task': returns.shape[1],
+    'tasks': [
+      {'mean': i.mean, 'low': i.low, 'high': i.high}
+      for i in map(statistics.t_interval, returns)
+    ],
   }
 
 
@@ -160,8 +175,9 @@ def measure(setup: Setup) -> dict[str, Any]:
 
   def score(uniform):
     parts = [  # number 0 is the training's
-        evaluator.score(progress.state, number, uniform)
-        for number in range(1, _SCORES + 1)]
+      evaluator.score(progress.state, number, uniform)
+      for number in range(1, _SCORES + 1)
+    ]
     returns, diverged = zip(*parts)
     return np.concatenate(returns, axis=1), float(np.sum(diverged))
 
@@ -171,35 +187,34 @@ def measure(setup: Setup) -> dict[str, Any]:
   evaluated = curve['eval/return']
   best = evaluated.argmax(axis=0)
   return {
-      'task_list': 'default',
-      'task_index': setup.config.task_index,
-      'tasks': {k: np.asarray(v).tolist()
-                for k, v in setup.train_tasks.items()},
-      'random': _summary(random),
-      'sac': {
-          'final': _summary(final),
-          'best_of_curve': {
-              'mean': float(evaluated.max(axis=0).mean()),
-              'tasks': evaluated.max(axis=0).tolist(),
-              'env_steps': [
-                  int(curve['eval/env_steps'][k, m])
-                  for m, k in enumerate(best)],
-              'note': 'the highest of all evaluations of the curve, so too'
-                      ' high on average',
-          },
-          'curve': {
-              'env_steps': curve['eval/env_steps'].astype(int).tolist(),
-              'returns': np.round(evaluated, 3).tolist(),
-              'episodes_per_task': config.num_episodes,
-          },
+    'task_list': 'default',
+    'task_index': setup.config.task_index,
+    'tasks': {k: np.asarray(v).tolist() for k, v in setup.train_tasks.items()},
+    'random': _summary(random),
+    'sac': {
+      'final': _summary(final),
+      'best_of_curve': {
+        'mean': float(evaluated.max(axis=0).mean()),
+        'tasks': evaluated.max(axis=0).tolist(),
+        'env_steps': [
+          int(curve['eval/env_steps'][k, m]) for m, k in enumerate(best)
+        ],
+        'note': 'the highest of all evaluations of the curve, so too'
+        ' high on average',
       },
-      'env_steps': progress.replay.rl.size[:, 0].tolist(),
-      'updates': progress.state.step.tolist(),
-      'diverged': {
-          'training': float(curve['gather/diverged'].sum()),
-          'evaluation': float(curve['eval/diverged'].sum()) + final_diverged,
-          'random': random_diverged,
+      'curve': {
+        'env_steps': curve['eval/env_steps'].astype(int).tolist(),
+        'returns': np.round(evaluated, 3).tolist(),
+        'episodes_per_task': config.num_episodes,
       },
+    },
+    'env_steps': progress.replay.rl.size[:, 0].tolist(),
+    'updates': progress.state.step.tolist(),
+    'diverged': {
+      'training': float(curve['gather/diverged'].sum()),
+      'evaluation': float(curve['eval/diverged'].sum()) + final_diverged,
+      'random': random_diverged,
+    },
   }
 
 
@@ -209,8 +224,13 @@ def _earlier(path: pathlib.Path, options: Options) -> dict[str, Any]:
   Raises:
     ConfigError: it is not such a file, or of another profile or seed.
   """
-  new = {'profile': options.profile, 'seed': options.seed,
-         'families': {}, 'skipped': {}, 'failed': {}}
+  new = {
+    'profile': options.profile,
+    'seed': options.seed,
+    'families': {},
+    'skipped': {},
+    'failed': {},
+  }
   if not path.exists():
     return new
   try:
@@ -218,12 +238,13 @@ def _earlier(path: pathlib.Path, options: Options) -> dict[str, Any]:
     same = all(old[name] == new[name] for name in ('profile', 'seed'))
   except (ValueError, KeyError, TypeError) as error:
     raise ConfigError(
-        f'{path}: not a file of references ({error!r}); give another --out'
+      f'{path}: not a file of references ({error!r}); give another --out'
     ) from error
   if not same:
     raise ConfigError(
-        f'{path}: is of profile {old["profile"]!r} and seed {old["seed"]};'
-        ' give another --out')
+      f'{path}: is of profile {old["profile"]!r} and seed {old["seed"]};'
+      ' give another --out'
+    )
   return old
 
 
@@ -238,15 +259,17 @@ def _known(setup: Setup, results: dict[str, Any], path: pathlib.Path) -> bool:
     return False
   options = json.loads(json.dumps(dict(setup.family.spec.options)))
   if entry['config_hash'] != config_hash(setup.config) or (
-      entry['options'] != options):
+    entry['options'] != options
+  ):
     raise ConfigError(
-        f'{path}: has {setup.config.family!r} with other settings or package'
-        ' versions; give another --out')
+      f'{path}: has {setup.config.family!r} with other settings or package'
+      ' versions; give another --out'
+    )
   return True
 
 
 def run(
-    options: Options, command: str, stop: loop.StopRequest
+  options: Options, command: str, stop: loop.StopRequest
 ) -> dict[str, Any]:
   """Measures what the file does not have yet; returns what is in it.
 
@@ -265,9 +288,9 @@ def run(
   for name in options.families or sorted(envs.FAMILIES):
     if name in ACCELERATOR_ONLY and options.profile != 'paper':
       results['skipped'][name] = {
-          'reason': 'too slow without an accelerator',
-          'command': 'python -m experiments.references --profile=paper'
-                     f' --families={name}',
+        'reason': 'too slow without an accelerator',
+        'command': 'python -m experiments.references --profile=paper'
+        f' --families={name}',
       }
       write_json(path, results)
       continue
@@ -281,15 +304,18 @@ def run(
 def _add(setup: Setup, results: dict[str, Any], command: str):
   """Measures one family, or notes that it failed."""
   name = setup.config.family
-  print(f'{name}: tasks {list(setup.config.task_index)} of its list,'
-        f' {setup.config.specialists.env_steps} steps each', flush=True)
+  print(
+    f'{name}: tasks {list(setup.config.task_index)} of its list,'
+    f' {setup.config.specialists.env_steps} steps each',
+    flush=True,
+  )
   entry: dict[str, Any] = {
-      'command': command,
-      'config_hash': config_hash(setup.config),
-      'options': dict(setup.family.spec.options),
-      'settings': to_dict(setup.config.specialists),
-      'machine': machines.machine(),
-      'versions': machines.versions(),
+    'command': command,
+    'config_hash': config_hash(setup.config),
+    'options': dict(setup.family.spec.options),
+    'settings': to_dict(setup.config.specialists),
+    'machine': machines.machine(),
+    'versions': machines.versions(),
   }
   try:
     setup.timed('all', lambda: entry.update(measure(setup)))
@@ -297,8 +323,9 @@ def _add(setup: Setup, results: dict[str, Any], command: str):
     print(f'{name}: {error}', file=sys.stderr)
     results['failed'][name] = str(error)
     return
-  entry['wall_s'] = json.loads(
-      (setup.workdir / 'timing.json').read_text())['all']
+  entry['wall_s'] = json.loads((setup.workdir / 'timing.json').read_text())[
+    'all'
+  ]
   results['failed'].pop(name, None)
   results['families'][name] = entry
 
@@ -307,8 +334,9 @@ def _validate(options: Options):
   unknown = [name for name in options.families if name not in envs.FAMILIES]
   if unknown:
     raise ConfigError(
-        f'--families: unknown {", ".join(unknown)}; known:'
-        f' {", ".join(sorted(envs.FAMILIES))}')
+      f'--families: unknown {", ".join(unknown)}; known:'
+      f' {", ".join(sorted(envs.FAMILIES))}'
+    )
   if options.env_steps < 0:
     raise ConfigError(f'--env_steps: {options.env_steps} is below 0')
   if options.num_tasks < 1:
@@ -320,43 +348,53 @@ def _paths(options: Options) -> tuple[pathlib.Path, pathlib.Path]:
   root = pathlib.Path(__file__).resolve().parent
   out = options.out or root / 'results' / f'references_{options.profile}.json'
   workdir = options.workdir or f'runs/references-{options.profile}'
-  return (pathlib.Path(out).expanduser().absolute(),
-          pathlib.Path(workdir).expanduser().absolute())
+  return (
+    pathlib.Path(out).expanduser().absolute(),
+    pathlib.Path(workdir).expanduser().absolute(),
+  )
 
 
 def table(results: dict[str, Any]) -> str:
   """One line per family and task: means over episodes."""
-  lines = [f'{"family":20} {"task":>5} {"random":>9} {"SAC":>9}'
-           f' {"+-":>6} {"best":>9} {"steps":>8}']
+  lines = [
+    f'{"family":20} {"task":>5} {"random":>9} {"SAC":>9}'
+    f' {"+-":>6} {"best":>9} {"steps":>8}'
+  ]
   for name, entry in results['families'].items():
     final = entry['sac']['final']['tasks']
     for m, index in enumerate(entry['task_index']):
       half = (final[m]['high'] - final[m]['low']) / 2
       lines.append(
-          f'{name:20} {index:5d} {entry["random"]["tasks"][m]["mean"]:9.1f}'
-          f' {final[m]["mean"]:9.1f} {half:6.1f}'
-          f' {entry["sac"]["best_of_curve"]["tasks"][m]:9.1f}'
-          f' {entry["env_steps"][m]:8d}')
+        f'{name:20} {index:5d} {entry["random"]["tasks"][m]["mean"]:9.1f}'
+        f' {final[m]["mean"]:9.1f} {half:6.1f}'
+        f' {entry["sac"]["best_of_curve"]["tasks"][m]:9.1f}'
+        f' {entry["env_steps"][m]:8d}'
+      )
   return '\n'.join(lines)
 
 
 def _main():
   # Here, because experiments.run defines some of the same names.
   families = flags.DEFINE_list(
-      'families', [], 'Which families; default: all that are registered.')
-  num_tasks = flags.DEFINE_integer(
-      'num_tasks', 3, 'Training tasks per family.')
+    'families', [], 'Which families; default: all that are registered.'
+  )
+  num_tasks = flags.DEFINE_integer('num_tasks', 3, 'Training tasks per family.')
   env_steps = flags.DEFINE_integer(
-      'env_steps', 0, "Environment steps per task; 0: the profile's.")
+    'env_steps', 0, "Environment steps per task; 0: the profile's."
+  )
   profile = flags.DEFINE_enum(
-      'profile', 'cpu', PROFILES,
-      'Size: smoke (seconds), cpu (minutes per family), paper (published).')
+    'profile',
+    'cpu',
+    PROFILES,
+    'Size: smoke (seconds), cpu (minutes per family), paper (published).',
+  )
   seed = flags.DEFINE_integer('seed', 0, 'Of all random numbers.')
   workdir = flags.DEFINE_string(
-      'workdir', '', 'Checkpoints; default runs/references-PROFILE.')
+    'workdir', '', 'Checkpoints; default runs/references-PROFILE.'
+  )
   out = flags.DEFINE_string(
-      'out', '', 'JSON file; default'
-      ' experiments/results/references_PROFILE.json.')
+    'out', '', 'JSON file; default experiments/results/references_PROFILE.json.'
+  )
 
   def main(argv):
     logging.set_verbosity(logging.WARNING)
@@ -368,13 +406,23 @@ def _main():
       if len(argv) > 1:
         raise ConfigError(f'unexpected arguments: {" ".join(argv[1:])}')
       results = run(
-          Options(tuple(families.value), num_tasks.value, env_steps.value,
-                  profile.value, seed.value, workdir.value, out.value),
-          f'python -m experiments.references {shlex.join(sys.argv[1:])}'
-          .strip(), stop)
+        Options(
+          tuple(families.value),
+          num_tasks.value,
+          env_steps.value,
+          profile.value,
+          seed.value,
+          workdir.value,
+          out.value,
+        ),
+        f'python -m experiments.references {shlex.join(sys.argv[1:])}'.strip(),
+        stop,
+      )
     except loop.Interrupted:
-      print('\nstopped on request; the same command continues from here',
-            file=sys.stderr)
+      print(
+        '\nstopped on request; the same command continues from here',
+        file=sys.stderr,
+      )
       return 143
     except (ConfigError, CheckpointError, OSError) as error:
       print(f'\nerror: {error}', file=sys.stderr)

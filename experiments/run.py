@@ -22,71 +22,99 @@ from experiments import configuration, launch
 
 _CONFIG = configuration.define_config_flag()
 _PROFILE = flags.DEFINE_enum(
-    'profile', 'cpu', ['smoke', 'cpu', 'paper'],
-    'Size: smoke (seconds), cpu (minutes on 2 cores), paper (published).')
+  'profile',
+  'cpu',
+  ['smoke', 'cpu', 'paper'],
+  'Size: smoke (seconds), cpu (minutes on 2 cores), paper (published).',
+)
 _WORKDIR = flags.DEFINE_string(
-    'workdir', '', 'Where everything is written; default'
-    ' runs/<config>-<family>-<profile>.')
+  'workdir',
+  '',
+  'Where everything is written; default runs/<config>-<family>-<profile>.',
+)
 _PHASES = flags.DEFINE_list(
-    'phases', ['collect', 'offline', 'online', 'finetune', 'test', 'report'],
-    'Which phases to run, in order; those that the algorithm or configuration'
-    ' does not have are left out.')
+  'phases',
+  ['collect', 'offline', 'online', 'finetune', 'test', 'report'],
+  'Which phases to run, in order; those that the algorithm or configuration'
+  ' does not have are left out.',
+)
 _SEEDS = flags.DEFINE_integer(
-    'seeds', None, 'Number of seeds, run side by side in one program.')
+  'seeds', None, 'Number of seeds, run side by side in one program.'
+)
 _PRECISION = flags.DEFINE_string(
-    'matmul_precision', None, 'Of the networks in updates: float32 (default),'
-    ' tensorfloat32 (GPUs) or bfloat16; short for config.matmul_precision.')
+  'matmul_precision',
+  None,
+  'Of the networks in updates: float32 (default),'
+  ' tensorfloat32 (GPUs) or bfloat16; short for config.matmul_precision.',
+)
 _CHECKPOINT = flags.DEFINE_float(
-    'checkpoint_every_s', 60.0, 'Wall seconds between checkpoints.')
+  'checkpoint_every_s', 60.0, 'Wall seconds between checkpoints.'
+)
 _KEEP = flags.DEFINE_bool(
-    'keep_checkpoints', False, 'Keep those of finished stages, with replays.')
+  'keep_checkpoints', False, 'Keep those of finished stages, with replays.'
+)
 _DEVICES = flags.DEFINE_integer(
-    'max_devices', None, 'Devices to use in each process; default all.',
-    lower_bound=1)
+  'max_devices',
+  None,
+  'Devices to use in each process; default all.',
+  lower_bound=1,
+)
 _SHARE = flags.DEFINE_enum(
-    'share', 'seeds', ['seeds', 'tasks'], 'What devices share: seeds, or the'
-    ' tasks of every meta-batch, which takes an exchange in every update.')
+  'share',
+  'seeds',
+  ['seeds', 'tasks'],
+  'What devices share: seeds, or the'
+  ' tasks of every meta-batch, which takes an exchange in every update.',
+)
 _REPLAY = flags.DEFINE_enum(
-    'replay', 'device', ['device', 'host'], 'Where the replay is kept; from'
-    " the host's memory batches are streamed.")
+  'replay',
+  'device',
+  ['device', 'host'],
+  "Where the replay is kept; from the host's memory batches are streamed.",
+)
 _CLUSTER = flags.DEFINE_bool(
-    'cluster', False, 'One of several processes; who is who is read from the'
-    ' environment of SLURM, Open MPI, GKE or Cloud TPU.')
+  'cluster',
+  False,
+  'One of several processes; who is who is read from the'
+  ' environment of SLURM, Open MPI, GKE or Cloud TPU.',
+)
 _COORDINATOR = flags.DEFINE_string(
-    'coordinator', None, 'HOST:PORT of process 0, for several processes.')
+  'coordinator', None, 'HOST:PORT of process 0, for several processes.'
+)
 _PROCESSES = flags.DEFINE_integer(
-    'num_processes', None, 'How many there are.', lower_bound=1)
+  'num_processes', None, 'How many there are.', lower_bound=1
+)
 _PROCESS = flags.DEFINE_integer(
-    'process_id', None, 'Which this is, from 0.', lower_bound=0)
+  'process_id', None, 'Which this is, from 0.', lower_bound=0
+)
 
 
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-  short = {
-      'num_seeds': _SEEDS.value, 'matmul_precision': _PRECISION.value}
+  short = {'num_seeds': _SEEDS.value, 'matmul_precision': _PRECISION.value}
   connect = {
-      'coordinator': _COORDINATOR.value,
-      'num_processes': _PROCESSES.value,
-      'process_id': _PROCESS.value,
+    'coordinator': _COORDINATOR.value,
+    'num_processes': _PROCESSES.value,
+    'process_id': _PROCESS.value,
   }
   several = _CLUSTER.value or any(v is not None for v in connect.values())
   try:
     status = launch.run(
-        config_flag=_CONFIG,
-        profile=_PROFILE.value,
-        workdir=_WORKDIR.value,
-        phases=tuple(_PHASES.value),
-        overrides={k: v for k, v in short.items() if v is not None},
-        runtime={
-            'checkpoint_every_s': _CHECKPOINT.value,
-            'keep_checkpoints': _KEEP.value,
-            'max_devices': _DEVICES.value,
-            'share': _SHARE.value,
-            'replay': _REPLAY.value,
-        },
-        connect=connect if several else None,
-        argv=sys.argv[1:],
+      config_flag=_CONFIG,
+      profile=_PROFILE.value,
+      workdir=_WORKDIR.value,
+      phases=tuple(_PHASES.value),
+      overrides={k: v for k, v in short.items() if v is not None},
+      runtime={
+        'checkpoint_every_s': _CHECKPOINT.value,
+        'keep_checkpoints': _KEEP.value,
+        'max_devices': _DEVICES.value,
+        'share': _SHARE.value,
+        'replay': _REPLAY.value,
+      },
+      connect=connect if several else None,
+      argv=sys.argv[1:],
     )
   except Exception:  # pylint: disable=broad-exception-caught
     if not several:

@@ -14,17 +14,27 @@ from offmeta.training import config as configs
 from offmeta.training.setup import write_json
 
 _PACKAGES = (
-    'jax', 'jaxlib', 'flax', 'optax', 'chex', 'brax', 'mujoco', 'mujoco-mjx',
-    'orbax-checkpoint', 'numpy', 'scipy')
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'chex',
+  'brax',
+  'mujoco',
+  'mujoco-mjx',
+  'orbax-checkpoint',
+  'numpy',
+  'scipy',
+)
 
 
 def write(
-    config: Any,
-    workdir: pathlib.Path,
-    profile: str,
-    command: str,
-    config_file: str = '',
-    execution: Mapping[str, Any] = {},
+  config: Any,
+  workdir: pathlib.Path,
+  profile: str,
+  command: str,
+  config_file: str = '',
+  execution: Mapping[str, Any] = {},
 ) -> None:
   """Writes or checks WORKDIR/run.json.
 
@@ -42,30 +52,31 @@ def write(
   """
   path = workdir / 'run.json'
   record = {
-      'config': json.loads(json.dumps(configs.to_dict(config), default=list)),
-      'config_hash': configs.config_hash(config),
-      'config_file': config_file,
-      'command': command,
-      'profile': profile,
-      'family': config.family.name,
-      'algorithm': config.algorithm,
-      'num_seeds': config.num_seeds,
-      'headline_variant': (
-          config.online.headline if config.online.variants else ''),
-      'oracle_variant': config.online.oracle if config.online.variants else '',
-      'variants': {
-          name: changes.get('description', '')
-          for name, changes in config.online.variants.items()
-      },
-      'versions': {'python': platform.python_version()} | {
-          name: importlib.metadata.version(name) for name in _PACKAGES},
-      'execution': dict(execution),
-      'machine': {
-          'platform': platform.platform(),
-          'processor': _processor(),
-          'cores': os.cpu_count(),
-          'devices': [str(d.device_kind) for d in jax.local_devices()],
-      },
+    'config': json.loads(json.dumps(configs.to_dict(config), default=list)),
+    'config_hash': configs.config_hash(config),
+    'config_file': config_file,
+    'command': command,
+    'profile': profile,
+    'family': config.family.name,
+    'algorithm': config.algorithm,
+    'num_seeds': config.num_seeds,
+    'headline_variant': (
+      config.online.headline if config.online.variants else ''
+    ),
+    'oracle_variant': config.online.oracle if config.online.variants else '',
+    'variants': {
+      name: changes.get('description', '')
+      for name, changes in config.online.variants.items()
+    },
+    'versions': {'python': platform.python_version()}
+    | {name: importlib.metadata.version(name) for name in _PACKAGES},
+    'execution': dict(execution),
+    'machine': {
+      'platform': platform.platform(),
+      'processor': _processor(),
+      'cores': os.cpu_count(),
+      'devices': [str(d.device_kind) for d in jax.local_devices()],
+    },
   }
   if path.exists():
     try:
@@ -73,14 +84,16 @@ def write(
       known = old['config_hash']
     except (ValueError, KeyError) as error:
       raise configs.ConfigError(
-          f'{path}: not readable as a run description ({error}); use another'
-          ' --workdir') from error
+        f'{path}: not readable as a run description ({error}); use another'
+        ' --workdir'
+      ) from error
     if known != record['config_hash']:
       lines = _differences(old.get('config', {}), record['config'])
       raise configs.ConfigError(
-          f'{workdir} holds a run of another configuration'
-          f' ({known}, this is {record["config_hash"]}); use another'
-          ' --workdir, or the old settings:\n  ' + '\n  '.join(lines[:20]))
+        f'{workdir} holds a run of another configuration'
+        f' ({known}, this is {record["config_hash"]}); use another'
+        ' --workdir, or the old settings:\n  ' + '\n  '.join(lines[:20])
+      )
   write_json(path, record)
 
 
@@ -90,8 +103,10 @@ def _differences(old: Any, new: Any, prefix: str = '') -> list[str]:
     lines = []
     for key in sorted(set(old) | set(new)):
       lines += _differences(
-          old.get(key, '(absent)'), new.get(key, '(absent)'),
-          f'{prefix}.{key}' if prefix else key)
+        old.get(key, '(absent)'),
+        new.get(key, '(absent)'),
+        f'{prefix}.{key}' if prefix else key,
+      )
     return lines
   return [] if old == new else [f'{prefix}: {old} -> {new}']
 

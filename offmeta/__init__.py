@@ -16,15 +16,15 @@ from offmeta.types import (
 
 __version__ = '0.1.0'
 __all__ = [
-    'Algorithm',
-    'BatchSpec',
-    'EnvFamily',
-    'EnvSpec',
-    'EnvState',
-    'LearnerState',
-    'MetaBatch',
-    'Network',
-    'Policy',
-    'Stage',
-    'Transition',
+  'Algorithm',
+  'BatchSpec',
+  'EnvFamily',
+  'EnvSpec',
+  'EnvState',
+  'LearnerState',
+  'MetaBatch',
+  'Network',
+  'Policy',
+  'Stage',
+  'Transition',
 ]

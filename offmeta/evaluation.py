@@ -28,10 +28,13 @@ from offmeta.types import (
 def _task_keys(key: Key, num_tasks: int, num_repeats: int) -> Key:
   """Keys [M, R]."""
   per_task = jax.vmap(lambda m: jax.random.fold_in(key, m))(
-      jnp.arange(num_tasks))
+    jnp.arange(num_tasks)
+  )
   return jax.vmap(
-      lambda k: jax.vmap(lambda r: jax.random.fold_in(k, r))(
-          jnp.arange(num_repeats)))(per_task)
+    lambda k: jax.vmap(lambda r: jax.random.fold_in(k, r))(
+      jnp.arange(num_repeats)
+    )
+  )(per_task)
 
 
 def _count(tasks: Task) -> int:
@@ -39,15 +42,15 @@ def _count(tasks: Task) -> int:
 
 
 def meta_test(
-    family: EnvFamily,
-    policy: Policy,
-    params: Params,
-    tasks: Task,
-    key: Key,
-    num_repeats: int,
-    num_steps: int,
-    num_prior_episodes: int,
-    axis_name: str | None = None,
+  family: EnvFamily,
+  policy: Policy,
+  params: Params,
+  tasks: Task,
+  key: Key,
+  num_repeats: int,
+  num_steps: int,
+  num_prior_episodes: int,
+  axis_name: str | None = None,
 ) -> rollout.Adaptation:
   """Adaptation to each task from self-collected context.
 
@@ -68,11 +71,13 @@ def meta_test(
 
   def one(task, k):
     return rollout.adaptation_sequence(
-        family, policy, params, task, k, num_steps, num_prior_episodes)
+      family, policy, params, task, k, num_steps, num_prior_episodes
+    )
 
   keys = _task_keys(key, _count(tasks), num_repeats)
-  return parallel.shared_vmap(
-      jax.vmap(one, (None, 0)), axis_name, (0, 0))(tasks, keys)
+  return parallel.shared_vmap(jax.vmap(one, (None, 0)), axis_name, (0, 0))(
+    tasks, keys
+  )
 
 
 class OfflineContexts(NamedTuple):
@@ -88,7 +93,7 @@ class OfflineContexts(NamedTuple):
 
 
 def offline_contexts(
-    buffer: Buffer, task_ids: Array, key: Key, num_repeats: int, size: int
+  buffer: Buffer, task_ids: Array, key: Key, num_repeats: int, size: int
 ) -> OfflineContexts:
   """Uniform draws from the frozen offline data, one context per repetition.
 
@@ -100,13 +105,20 @@ def offline_contexts(
     size: N.
   """
   return _one_per_repetition(
-      lambda key, task_id: sampler.draw_context(
-          key, buffer, task_id, size, True), task_ids, key, num_repeats)
+    lambda key, task_id: sampler.draw_context(key, buffer, task_id, size, True),
+    task_ids,
+    key,
+    num_repeats,
+  )
 
 
 def offline_sequences(
-    buffer: Buffer, task_ids: Array, key: Key, num_repeats: int,
-    num_episodes: int, size: int,
+  buffer: Buffer,
+  task_ids: Array,
+  key: Key,
+  num_repeats: int,
+  num_episodes: int,
+  size: int,
 ) -> OfflineContexts:
   """The first episodes of recorded sequences, one context per repetition.
 
@@ -119,27 +131,30 @@ def offline_sequences(
     size: N, steps to pad to.
   """
   return _one_per_repetition(
-      lambda key, task_id: sampler.draw_sequence(
-          key, buffer, task_id, num_episodes, size),
-      task_ids, key, num_repeats)
+    lambda key, task_id: sampler.draw_sequence(
+      key, buffer, task_id, num_episodes, size
+    ),
+    task_ids,
+    key,
+    num_repeats,
+  )
 
 
 def _one_per_repetition(draw, task_ids, key, num_repeats) -> OfflineContexts:
   keys = _task_keys(key, task_ids.shape[0], num_repeats)
-  return OfflineContexts(
-      *jax.vmap(jax.vmap(draw, (0, None)))(keys, task_ids))
+  return OfflineContexts(*jax.vmap(jax.vmap(draw, (0, None)))(keys, task_ids))
 
 
 def meta_test_given_context(
-    family: EnvFamily,
-    policy: Policy,
-    params: Params,
-    tasks: Task,
-    contexts: OfflineContexts,
-    key: Key,
-    num_steps: int,
-    axis_name: str | None = None,
-    held: bool | Array = False,
+  family: EnvFamily,
+  policy: Policy,
+  params: Params,
+  tasks: Task,
+  contexts: OfflineContexts,
+  key: Key,
+  num_steps: int,
+  axis_name: str | None = None,
+  held: bool | Array = False,
 ) -> Array:
   """Returns [M, R, E] with contexts that are handed over.
 
@@ -161,17 +176,25 @@ def meta_test_given_context(
   def observe(params, state, transition, key):
     after = policy.observe(params, state, transition, key)
     return jax.tree.map(
-        lambda old, new: jnp.where(held, old, new), state, after)
+      lambda old, new: jnp.where(held, old, new), state, after
+    )
 
   def one(task, given, k):
     return rollout.adaptation_sequence(
-        family, policy._replace(observe=observe), params, task, k, num_steps,
-        0, context_fn=lambda transitions, valid, key: given).returns
+      family,
+      policy._replace(observe=observe),
+      params,
+      task,
+      k,
+      num_steps,
+      0,
+      context_fn=lambda transitions, valid, key: given,
+    ).returns
 
   keys = _task_keys(key, *contexts.mask.shape[:2])
   return parallel.shared_vmap(
-      jax.vmap(one, (None, 0, 0)), axis_name, (0, 0, 0))(
-          tasks, contexts, keys)
+    jax.vmap(one, (None, 0, 0)), axis_name, (0, 0, 0)
+  )(tasks, contexts, keys)
 
 
 class Shift(NamedTuple):
@@ -200,11 +223,11 @@ class Shift(NamedTuple):
 
 
 def distribution_shift(
-    algorithm: Algorithm,
-    params: Params,
-    adaptation: rollout.Adaptation,
-    offline: OfflineContexts,
-    offline_again: OfflineContexts,
+  algorithm: Algorithm,
+  params: Params,
+  adaptation: rollout.Adaptation,
+  offline: OfflineContexts,
+  offline_again: OfflineContexts,
 ) -> Shift:
   """How differently the encoder reads offline and self-collected contexts.
 
@@ -217,9 +240,9 @@ def distribution_shift(
   num_tasks = adaptation.context_size.shape[0]
 
   def read(contexts, masks):
-    return jax.vmap(jax.vmap(
-        lambda *context: algorithm.posterior(params, *context)))(
-            contexts, masks)
+    return jax.vmap(
+      jax.vmap(lambda *context: algorithm.posterior(params, *context))
+    )(contexts, masks)
 
   off, off_again = read(*offline), read(*offline_again)
   self_ = read(adaptation.transitions, adaptation.valid)
@@ -235,14 +258,20 @@ def distribution_shift(
 
   def to_all(one):  # one task's posteriors [R, Z] against every task's
     wide = jax.tree.map(
-        lambda x, y: jnp.broadcast_to(x, y.shape), one, off_again)
+      lambda x, y: jnp.broadcast_to(x, y.shape), one, off_again
+    )
     return jnp.mean(kl(wide, off_again), axis=1)
 
   pairs = jax.vmap(to_all)(off)  # [M, M]
   between = (jnp.sum(pairs) - jnp.trace(pairs)) / max(
-      num_tasks * (num_tasks - 1), 1)
+    num_tasks * (num_tasks - 1), 1
+  )
   return Shift(
-      offline_mean=off[0], offline_std=off[1],
-      self_mean=self_[0], self_std=self_[1],
-      kl_offline=prior_kl(off), kl_self=prior_kl(self_),
-      normalized_shift=(on - within) / (between - within))
+    offline_mean=off[0],
+    offline_std=off[1],
+    self_mean=self_[0],
+    self_std=self_[1],
+    kl_offline=prior_kl(off),
+    kl_self=prior_kl(self_),
+    normalized_shift=(on - within) / (between - within),
+  )

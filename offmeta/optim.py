@@ -11,19 +11,19 @@ from offmeta.types import Key, LearnerState, Params
 
 
 def init_groups(
-    optimizers: Mapping[str, optax.GradientTransformation],
-    params: Mapping[str, Params],
+  optimizers: Mapping[str, optax.GradientTransformation],
+  params: Mapping[str, Params],
 ) -> dict:
   """Optimiser states of named parameter groups."""
   return {name: opt.init(params[name]) for name, opt in optimizers.items()}
 
 
 def first_state(
-    key: Key,
-    params: Mapping[str, Params],
-    optimizers: Mapping[str, optax.GradientTransformation],
-    target_params: Params = {},
-    extras: Any = {},
+  key: Key,
+  params: Mapping[str, Params],
+  optimizers: Mapping[str, optax.GradientTransformation],
+  target_params: Params = {},
+  extras: Any = {},
 ) -> LearnerState:
   """A learner before its first update.
 
@@ -35,21 +35,21 @@ def first_state(
       are donated.
   """
   return LearnerState(
-      step=jnp.zeros((), jnp.int32),
-      key=key,
-      params=params,
-      target_params=jax.tree.map(jnp.copy, target_params),
-      opt_state=init_groups(optimizers, params),
-      extras=jax.tree.map(jnp.copy, extras),
+    step=jnp.zeros((), jnp.int32),
+    key=key,
+    params=params,
+    target_params=jax.tree.map(jnp.copy, target_params),
+    opt_state=init_groups(optimizers, params),
+    extras=jax.tree.map(jnp.copy, extras),
   )
 
 
 def step_groups(
-    optimizers: Mapping[str, optax.GradientTransformation],
-    gradients: Mapping[str, Params],
-    opt_state: Mapping,
-    params: Mapping[str, Params],
-    frozen: tuple[str, ...] = (),
+  optimizers: Mapping[str, optax.GradientTransformation],
+  gradients: Mapping[str, Params],
+  opt_state: Mapping,
+  params: Mapping[str, Params],
+  frozen: tuple[str, ...] = (),
 ) -> tuple[dict, dict]:
   """One optimiser step per named group.
 
@@ -68,7 +68,7 @@ def step_groups(
     if name in frozen:
       continue
     updates, new_state[name] = optimizer.update(
-        gradients[name], opt_state[name], params[name]
+      gradients[name], opt_state[name], params[name]
     )
     new_params[name] = optax.apply_updates(params[name], updates)
   return new_params, new_state

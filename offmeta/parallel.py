@@ -59,7 +59,8 @@ def all_gather(tree, axis_name: str | None):
   if axis_name is None:
     return tree
   return jax.tree.map(
-      lambda x: jax.lax.all_gather(x, axis_name, tiled=True), tree)
+    lambda x: jax.lax.all_gather(x, axis_name, tiled=True), tree
+  )
 
 
 def any_along(flag: Array, axis_name: str | None) -> Array:
@@ -91,13 +92,14 @@ def local_slots(num_tasks: int, axis_name: str | None) -> Array:
     return jnp.arange(num_tasks)
   if num_tasks % axis_size(axis_name):
     raise ValueError(
-        f'a meta-batch of {num_tasks} tasks does not divide over'
-        f' {axis_size(axis_name)} devices')
+      f'a meta-batch of {num_tasks} tasks does not divide over'
+      f' {axis_size(axis_name)} devices'
+    )
   return _share(num_tasks, axis_name)
 
 
 def shared_vmap(
-    fn: Callable, axis_name: str | None, in_axes: tuple[int | None, ...]
+  fn: Callable, axis_name: str | None, in_axes: tuple[int | None, ...]
 ) -> Callable:
   """`jax.vmap(fn, in_axes)`, of which each device does its share.
 
@@ -117,9 +119,12 @@ def shared_vmap(
     mapped = [arg for arg, axis in zip(args, in_axes) if axis == 0]
     count = jax.tree.leaves(mapped)[0].shape[0]
     mine = _share(count, axis_name) % count
-    out = batched(*[
+    out = batched(
+      *[
         arg if axis is None else jax.tree.map(lambda x: x[mine], arg)
-        for arg, axis in zip(args, in_axes)])
+        for arg, axis in zip(args, in_axes)
+      ]
+    )
     return jax.tree.map(lambda x: x[:count], all_gather(out, axis_name))
 
   return call
@@ -165,8 +170,11 @@ class Layout:
   @property
   def repeated(self) -> bool:
     """Whether several processes all do the same."""
-    return (jax.process_count() > 1 and not self.split
-            and len(self.devices) == len(self.local_devices))
+    return (
+      jax.process_count() > 1
+      and not self.split
+      and len(self.devices) == len(self.local_devices)
+    )
 
   def describe(self) -> str:
     """What a user wants to know, in one line."""
@@ -179,10 +187,10 @@ class Layout:
     return text
 
   def compile(
-      self,
-      fn: Callable,
-      seed_axes: tuple[int | None, ...],
-      donate: tuple[int, ...] = (),
+    self,
+    fn: Callable,
+    seed_axes: tuple[int | None, ...],
+    donate: tuple[int, ...] = (),
   ) -> Callable:
     """Compiles `fn` of one seed for all seeds of this process.
 
@@ -206,8 +214,9 @@ class Layout:
       compiled = self._over_seeds(batched, seed_axes, donate)
     else:
       compiled = jax.jit(batched, donate_argnums=donate)
-    return lambda *args: compiled(*[
-        self.place(arg, axis) for arg, axis in zip(args, seed_axes)])
+    return lambda *args: compiled(
+      *[self.place(arg, axis) for arg, axis in zip(args, seed_axes)]
+    )
 
   def place(self, tree: Any, seed_axis: int | None) -> Any:
     """Puts an argument of compiled functions where they want it.
@@ -226,20 +235,21 @@ class Layout:
       return SingleDeviceSharding(local[0])
     spread = seed_axis is not None and self.axis_name is None
     return NamedSharding(
-        Mesh(np.array(local), (_LOCAL_AXIS,)),
-        PartitionSpec(_LOCAL_AXIS) if spread else PartitionSpec())
+      Mesh(np.array(local), (_LOCAL_AXIS,)),
+      PartitionSpec(_LOCAL_AXIS) if spread else PartitionSpec(),
+    )
 
   def _over_tasks(self, batched, seed_axes, donate):
     """Every argument and result is replicated and has no device axis: in jax
     >= 0.10 a pmap with axes None takes and returns plain arrays."""
     # pmap wants an argument with a device axis.
     mapped = jax.pmap(
-        lambda device, *args: batched(*args),
-        axis_name=TASK_AXIS,
-        in_axes=(0,) + (None,) * len(seed_axes),
-        out_axes=None,
-        devices=self.devices,
-        donate_argnums=tuple(i + 1 for i in donate),
+      lambda device, *args: batched(*args),
+      axis_name=TASK_AXIS,
+      in_axes=(0,) + (None,) * len(seed_axes),
+      out_axes=None,
+      devices=self.devices,
+      donate_argnums=tuple(i + 1 for i in donate),
     )
     numbers = np.arange(len(self.local_devices))
     return lambda *args: mapped(numbers, *args)
@@ -261,16 +271,25 @@ class Layout:
       return x.reshape((number,) + x.shape[2:])
 
     def call(*args):
-      return jax.tree.map(merge, mapped(*[
-          arg if axis is None else jax.tree.map(split, arg)
-          for arg, axis in zip(args, seed_axes)]))
+      return jax.tree.map(
+        merge,
+        mapped(
+          *[
+            arg if axis is None else jax.tree.map(split, arg)
+            for arg, axis in zip(args, seed_axes)
+          ]
+        ),
+      )
 
     # Leaves stay spread over the devices between calls, and splitting them is
     # compiled with the rest: outside of jit it would copy the replay each
     # time.
     return jax.jit(
-        call, in_shardings=[self._sharding(axis) for axis in seed_axes],
-        out_shardings=self._sharding(0), donate_argnums=donate)
+      call,
+      in_shardings=[self._sharding(axis) for axis in seed_axes],
+      out_shardings=self._sharding(0),
+      donate_argnums=donate,
+    )
 
   # Between processes.
 
@@ -290,14 +309,16 @@ class Layout:
       return x
     place = self._everywhere(x)
     return multihost_utils.host_local_array_to_global_array(
-        x, place.mesh, place.spec)
+      x, place.mesh, place.spec
+    )
 
   def to_local(self, x: Array) -> Array:
     """The inverse of `to_global`."""
     if jax.process_count() == 1:
       return x
     return multihost_utils.global_array_to_host_local_array(
-        x, x.sharding.mesh, x.sharding.spec)
+      x, x.sharding.mesh, x.sharding.spec
+    )
 
   def global_struct(self, x: Any) -> jax.ShapeDtypeStruct:
     """Shape, dtype and sharding of `to_global(x)`, from those of x.
@@ -313,10 +334,14 @@ class Layout:
     """The sharding of x here, and the same in all other processes."""
     here = getattr(x, 'sharding', None)
     if not isinstance(here, NamedSharding):
-      device = min(here.device_set, key=lambda d: d.id) if here else (
-          jax.local_devices()[0])
+      device = (
+        min(here.device_set, key=lambda d: d.id)
+        if here
+        else (jax.local_devices()[0])
+      )
       here = NamedSharding(
-          Mesh(np.array([device]), (_LOCAL_AXIS,)), PartitionSpec())
+        Mesh(np.array([device]), (_LOCAL_AXIS,)), PartitionSpec()
+      )
     devices, spec = here.mesh.devices, tuple(here.spec)
     platform = devices.flat[0].platform
     local = jax.local_devices(backend=platform)
@@ -330,16 +355,17 @@ class Layout:
       first = first if isinstance(first, tuple) else (first,)
       spec = ((_PROCESS_AXIS,) + first,) + spec[1:]
     mesh = Mesh(
-        np.array(grid).reshape((-1,) + devices.shape),
-        (_PROCESS_AXIS,) + here.mesh.axis_names)
+      np.array(grid).reshape((-1,) + devices.shape),
+      (_PROCESS_AXIS,) + here.mesh.axis_names,
+    )
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def make_layout(
-    num_seeds: int,
-    num_tasks: int = 1,
-    max_devices: int | None = None,
-    share: str = 'seeds',
+  num_seeds: int,
+  num_tasks: int = 1,
+  max_devices: int | None = None,
+  share: str = 'seeds',
 ) -> Layout:
   """Spreads seeds, or shares out tasks, over devices and processes.
 
@@ -363,17 +389,21 @@ def make_layout(
   if share == 'tasks' and num_tasks % number == 0:
     each = largest_divisor(num_tasks // number, len(local))
     devices = tuple(
-        d for p in range(number)
-        for d in jax.local_devices(process_index=p)[:each])
+      d
+      for p in range(number)
+      for d in jax.local_devices(process_index=p)[:each]
+    )
     return Layout(
-        num_seeds, seeds, devices, TASK_AXIS if len(devices) > 1 else None)
+      num_seeds, seeds, devices, TASK_AXIS if len(devices) > 1 else None
+    )
   if num_seeds % number == 0:
     each = num_seeds // number
     first = jax.process_index() * each
     seeds = range(first, first + each)
   if share == 'tasks':
-    devices = local[:largest_divisor(num_tasks, len(local))]
-    return Layout(num_seeds, seeds, tuple(devices),
-                  TASK_AXIS if len(devices) > 1 else None)
-  devices = local[:largest_divisor(len(seeds), len(local))]
+    devices = local[: largest_divisor(num_tasks, len(local))]
+    return Layout(
+      num_seeds, seeds, tuple(devices), TASK_AXIS if len(devices) > 1 else None
+    )
+  devices = local[: largest_divisor(len(seeds), len(local))]
   return Layout(num_seeds, seeds, tuple(devices))

@@ -24,9 +24,9 @@ class ProcessError(RuntimeError):
 
 
 def start(
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
 ):
   """Connects this process with the others of its run (`jax.distributed`).
 
@@ -44,15 +44,17 @@ def start(
   given = (coordinator, num_processes, process_id)
   if None in given and any(part is not None for part in given):
     raise ProcessError(
-        'coordinator, number of processes and process id must be given'
-        f' together or not at all; got {given}')
+      'coordinator, number of processes and process id must be given'
+      f' together or not at all; got {given}'
+    )
   try:
     jax.distributed.initialize(coordinator, num_processes, process_id)
     # On CPUs the first exchange has 30 s; later ones wait for slow compilers.
     any_process([False])
   except (ValueError, RuntimeError) as error:
     raise ProcessError(
-        f'cannot connect the processes of this run: {error}') from error
+      f'cannot connect the processes of this run: {error}'
+    ) from error
 
 
 def count() -> int:
@@ -118,16 +120,12 @@ def in_all(work: Callable[[], _Result]) -> _Result:
   if not messages:
     return result
   causes = {
-    i: m
-    for i, m in messages.items()
-    if not m.startswith(TimeoutError.__name__)
+    i: m for i, m in messages.items() if not m.startswith(TimeoutError.__name__)
   } or messages
   if jax.process_index() in causes:
     raise failure
   process = min(causes)
-  raise ProcessError(
-    f'process {process}: {causes[process]}'
-  ) from failure
+  raise ProcessError(f'process {process}: {causes[process]}') from failure
 
 
 def await_directory(path: pathlib.Path, patience_s: float = 120.0):
@@ -140,8 +138,9 @@ def await_directory(path: pathlib.Path, patience_s: float = 120.0):
   while not path.is_dir():
     if time.monotonic() > deadline:
       raise FileNotFoundError(
-          f'{path}: the main process has made it and this one does not see it;'
-          ' it must be on a file system that all processes share')
+        f'{path}: the main process has made it and this one does not see it;'
+        ' it must be on a file system that all processes share'
+      )
     time.sleep(0.1)
 
 

@@ -32,10 +32,10 @@ def uniform_policy(action_size: int) -> Policy:
     return jax.random.uniform(key, (action_size,), minval=-1.0), {}
 
   return Policy(
-      init=lambda params, key: (),
-      act=act,
-      observe=lambda params, state, transition, key: state,
-      adapt=lambda params, state, context, valid, key: state,
+    init=lambda params, key: (),
+    act=act,
+    observe=lambda params, state, transition, key: state,
+    adapt=lambda params, state, context, valid, key: state,
   )
 
 
@@ -82,7 +82,8 @@ def uniform_at_first(policy: Policy, action_size: int) -> Policy:
 def without_reward(transition: Transition) -> Transition:
   """Drops all that could tell the reward: the reward and the extras."""
   return transition._replace(
-      reward=jnp.zeros_like(transition.reward), extras={})
+    reward=jnp.zeros_like(transition.reward), extras={}
+  )
 
 
 def _select(condition: Array, yes: Any, no: Any) -> Any:
@@ -90,14 +91,14 @@ def _select(condition: Array, yes: Any, no: Any) -> Any:
 
 
 def episode(
-    family: EnvFamily,
-    policy: Policy,
-    params: Params,
-    state: PolicyState,
-    task: Task,
-    key: Key,
-    reward_free: bool = False,
-    record: RecordFn = lambda state: {},
+  family: EnvFamily,
+  policy: Policy,
+  params: Params,
+  state: PolicyState,
+  task: Task,
+  key: Key,
+  reward_free: bool = False,
+  record: RecordFn = lambda state: {},
 ) -> tuple[PolicyState, Transition, Array]:
   """One episode from a random start.
 
@@ -134,36 +135,49 @@ def episode(
     action, _ = policy.act(params, belief, env_state.observation, k_act)
     after = family.step(env_state, action, task)
     transition = Transition(
-        observation=env_state.observation,
-        action=action,
-        reward=after.reward,
-        discount=1.0 - after.terminal,
-        next_observation=after.observation,
-        extras={'features': after.features, 'time': time.astype(jnp.float32)},
+      observation=env_state.observation,
+      action=action,
+      reward=after.reward,
+      discount=1.0 - after.terminal,
+      next_observation=after.observation,
+      extras={'features': after.features, 'time': time.astype(jnp.float32)},
     )
     if reward_free:
       transition = without_reward(transition)
     new_belief = policy.observe(params, belief, transition, k_observe)
-    transition = transition._replace(extras={
-        **transition.extras, 'diverged': jnp.asarray(after.diverged),
-        **record(after)})
+    transition = transition._replace(
+      extras={
+        **transition.extras,
+        'diverged': jnp.asarray(after.diverged),
+        **record(after),
+      }
+    )
     if not spec.terminates:
       again = after.diverged > 0.5
       carry = (
-          _select(again, start, after), new_belief, alive,
-          jnp.where(again, 0, time + 1))
+        _select(again, start, after),
+        new_belief,
+        alive,
+        jnp.where(again, 0, time + 1),
+      )
       return carry, (transition, jnp.ones(()))
     transition = _select(
-        alive, transition, jax.tree.map(jnp.zeros_like, transition))
+      alive, transition, jax.tree.map(jnp.zeros_like, transition)
+    )
     carry = (
-        _select(alive, after, env_state), _select(alive, new_belief, belief),
-        alive & (after.terminal < 0.5), time + 1)
+      _select(alive, after, env_state),
+      _select(alive, new_belief, belief),
+      alive & (after.terminal < 0.5),
+      time + 1,
+    )
     return carry, (transition, alive.astype(jnp.float32))
 
   start = family.reset(k_reset, task)
   (_, belief, _, _), (transitions, valid) = jax.lax.scan(
-      step, (start, state, jnp.ones((), bool), jnp.zeros((), jnp.int32)),
-      jnp.arange(spec.episode_length))
+    step,
+    (start, state, jnp.ones((), bool), jnp.zeros((), jnp.int32)),
+    jnp.arange(spec.episode_length),
+  )
   return belief, transitions, valid
 
 
@@ -199,15 +213,15 @@ ContextFn = Callable[[Transition, Array, Key], tuple[Transition, Array]]
 
 
 def adaptation_sequence(
-    family: EnvFamily,
-    policy: Policy,
-    params: Params,
-    task: Task,
-    key: Key,
-    num_steps: int,
-    num_prior_episodes: int,
-    context_fn: ContextFn | None = None,
-    record: RecordFn = lambda state: {},
+  family: EnvFamily,
+  policy: Policy,
+  params: Params,
+  task: Task,
+  key: Key,
+  num_steps: int,
+  num_prior_episodes: int,
+  context_fn: ContextFn | None = None,
+  record: RecordFn = lambda state: {},
 ) -> Adaptation:
   """Episodes with adaptation in between (spec smac 1.3).
 
@@ -237,29 +251,38 @@ def adaptation_sequence(
   def blank():
     def one(k):
       state = policy.init(params, k)
-      return episode(
-          family, policy, params, state, task, k, record=record)[1]
+      return episode(family, policy, params, state, task, k, record=record)[1]
+
     shapes = jax.eval_shape(one, key)
     return jax.tree.map(
-        lambda x: jnp.zeros((width,) + x.shape[1:], x.dtype), shapes)
+      lambda x: jnp.zeros((width,) + x.shape[1:], x.dtype), shapes
+    )
 
   def run(carry):
     number, used, store, returns, _ = carry
     k_adapt, k_context, k_episode = jax.random.split(
-        jax.random.fold_in(key, number), 3)
+      jax.random.fold_in(key, number), 3
+    )
     adapt = number >= num_prior_episodes
     gathered = (jnp.arange(width) < used).astype(jnp.float32)
     context, valid = (
-        (store, gathered) if context_fn is None
-        else context_fn(store, gathered, k_context))
+      (store, gathered)
+      if context_fn is None
+      else context_fn(store, gathered, k_context)
+    )
     belief = policy.init(params, k_adapt)
     belief = policy.adapt(params, belief, context, valid * adapt, k_adapt)
     _, new, alive = episode(
-        family, policy, params, belief, task, k_episode, record=record)
+      family, policy, params, belief, task, k_episode, record=record
+    )
     count = jnp.sum(alive).astype(jnp.int32)
     store = jax.tree.map(
-        lambda s, n: jax.lax.dynamic_update_slice(
-            s, n, (used,) + (0,) * (n.ndim - 1)), store, new)
+      lambda s, n: jax.lax.dynamic_update_slice(
+        s, n, (used,) + (0,) * (n.ndim - 1)
+      ),
+      store,
+      new,
+    )
     returns = returns.at[number].set(jnp.sum(new.reward))
     return (number + 1, used + count, store, returns, jnp.where(adapt, used, 0))
 
@@ -268,8 +291,8 @@ def adaptation_sequence(
 
   zero = jnp.zeros((), jnp.int32)
   _, used, store, returns, context_size = jax.lax.while_loop(
-      unfinished, run,
-      (zero, zero, blank(), jnp.full((limit,), jnp.nan), zero))
+    unfinished, run, (zero, zero, blank(), jnp.full((limit,), jnp.nan), zero)
+  )
   valid = (jnp.arange(width) < used).astype(jnp.float32)
   return Adaptation(returns, store, valid, context_size)
 

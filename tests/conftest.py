@@ -15,8 +15,8 @@ import time
 # Tests compile much and compute little: without LLVM's optimisations and
 # jaxlib 0.10's new way to emit fusions they take a quarter of the time.
 _FLAGS = {
-    '--xla_force_host_platform_device_count': '4',
-    '--xla_backend_optimization_level': '0',
+  '--xla_force_host_platform_device_count': '4',
+  '--xla_backend_optimization_level': '0',
 }
 if metadata.version('jaxlib').startswith('0.10.'):
   _FLAGS['--xla_cpu_use_fusion_emitters'] = 'false'
@@ -24,7 +24,8 @@ _others = os.environ.get('XLA_FLAGS', '')
 for _flag in _FLAGS:
   _others = re.sub(rf'{_flag}=\S*', '', _others)
 os.environ['XLA_FLAGS'] = ' '.join(
-    _others.split() + [f'{flag}={value}' for flag, value in _FLAGS.items()])
+  _others.split() + [f'{flag}={value}' for flag, value in _FLAGS.items()]
+)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
 # Programs are compiled once in a run of the tests: for both of its processes

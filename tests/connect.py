@@ -14,7 +14,10 @@ def run(main: Callable[[pathlib.Path], None]):
   parser = argparse.ArgumentParser()
   parser.add_argument('folder', type=pathlib.Path)
   for name, kind in (
-      ('coordinator', str), ('num_processes', int), ('process_id', int)):
+    ('coordinator', str),
+    ('num_processes', int),
+    ('process_id', int),
+  ):
     parser.add_argument(f'--{name}', type=kind)
   args = parser.parse_args()
   try:

@@ -10,30 +10,52 @@ from offmeta.training.schedule import Seeds
 from offmeta.types import EnvSpec
 
 SPEC = EnvSpec(
-    name='none', observation_size=3, action_size=2, feature_size=1,
-    episode_length=5, terminates=False, options={})
+  name='none',
+  observation_size=3,
+  action_size=2,
+  feature_size=1,
+  episode_length=5,
+  terminates=False,
+  options={},
+)
 
 _SIZES = dict(
-    latent_size=2, encoder_hidden=(6,), decoder_hidden=(5,),
-    critic_hidden=(7,), actor_hidden=(6,))
+  latent_size=2,
+  encoder_hidden=(6,),
+  decoder_hidden=(5,),
+  critic_hidden=(7,),
+  actor_hidden=(6,),
+)
 
 SMAC = smac.Config(
-    # A temperature at which weights differ; a high rate, so that the old and
-    # the new parameters can be told apart.
-    **_SIZES, awac_temperature=3.0, context_lr=0.01, critic_lr=0.02,
-    actor_lr=0.01, target_rate=0.1,
-    offline=smac.OfflineConfig(
-        num_updates=4, num_tasks=4, query_size=3, context_size=5),
-    online=smac.OnlineConfig(
-        num_updates=4, num_tasks=4, query_size=3, context_size=5,
-        task_repeat=2))
+  # A temperature at which weights differ; a high rate, so that the old and
+  # the new parameters can be told apart.
+  **_SIZES,
+  awac_temperature=3.0,
+  context_lr=0.01,
+  critic_lr=0.02,
+  actor_lr=0.01,
+  target_rate=0.1,
+  offline=smac.OfflineConfig(
+    num_updates=4, num_tasks=4, query_size=3, context_size=5
+  ),
+  online=smac.OnlineConfig(
+    num_updates=4, num_tasks=4, query_size=3, context_size=5, task_repeat=2
+  ),
+)
 
 PEARL = pearl.Config(
-    **_SIZES, value_hidden=(5,), context_lr=0.01, critic_lr=0.02,
-    value_lr=0.03, actor_lr=0.01, target_rate=0.1,
-    online=pearl.OnlineConfig(
-        num_updates=4, num_tasks=4, query_size=3, context_size=5,
-        task_repeat=2))
+  **_SIZES,
+  value_hidden=(5,),
+  context_lr=0.01,
+  critic_lr=0.02,
+  value_lr=0.03,
+  actor_lr=0.01,
+  target_rate=0.1,
+  online=pearl.OnlineConfig(
+    num_updates=4, num_tasks=4, query_size=3, context_size=5, task_repeat=2
+  ),
+)
 
 
 def seeds(keys, **layout):
@@ -46,9 +68,13 @@ def shaken(tree, seed=0, scale=0.3):
   """Parameters moved off their small start, so that every term is at work."""
   leaves, structure = jax.tree.flatten(tree)
   rng = np.random.default_rng(seed)
-  return jax.tree.unflatten(structure, [
+  return jax.tree.unflatten(
+    structure,
+    [
       leaf + jnp.array(scale * rng.normal(size=leaf.shape), jnp.float32)
-      for leaf in leaves])
+      for leaf in leaves
+    ],
+  )
 
 
 def assert_close(actual, desired, rtol, atol=0.0, leaf_rtol=0.0):
@@ -64,17 +90,23 @@ def assert_close(actual, desired, rtol, atol=0.0, leaf_rtol=0.0):
     inexact = np.issubdtype(numbers(d).dtype, np.floating)
     scale = np.max(np.abs(numbers(d)), initial=0.0) if inexact else 0.0
     np.testing.assert_allclose(
-        numbers(a), numbers(d), rtol=rtol, atol=atol + leaf_rtol * scale,
-        err_msg=jax.tree_util.keystr(path))
+      numbers(a),
+      numbers(d),
+      rtol=rtol,
+      atol=atol + leaf_rtol * scale,
+      err_msg=jax.tree_util.keystr(path),
+    )
 
 
 def assert_same(actual, desired):
   """Bit for bit."""
   assert jax.tree.structure(actual) == jax.tree.structure(desired)
   for (path, a), (_, d) in zip(
-      jax.tree.leaves_with_path(actual), jax.tree.leaves_with_path(desired)):
+    jax.tree.leaves_with_path(actual), jax.tree.leaves_with_path(desired)
+  ):
     np.testing.assert_array_equal(
-        numbers(a), numbers(d), err_msg=jax.tree_util.keystr(path))
+      numbers(a), numbers(d), err_msg=jax.tree_util.keystr(path)
+    )
 
 
 def numbers(leaf):

@@ -18,8 +18,8 @@ _GRACE_S = 15.0
 
 
 def run_processes(
-    program, args=(), num_processes=2, devices_each=2, timeout=120.0,
-    check=True):
+  program, args=(), num_processes=2, devices_each=2, timeout=120.0, check=True
+):
   """Runs a program in several processes that find each other on the loopback.
 
   Args:
@@ -44,20 +44,31 @@ def run_processes(
     command.insert(1, '-m')
   command += [str(arg) for arg in args]
   command += [
-      f'--coordinator=127.0.0.1:{_free_port()}',
-      f'--num_processes={num_processes}']
+    f'--coordinator=127.0.0.1:{_free_port()}',
+    f'--num_processes={num_processes}',
+  ]
   with contextlib.ExitStack() as stack:
     files, children = [], []
     try:
       for i in range(num_processes):
-        files.append([
+        files.append(
+          [
             stack.enter_context(tempfile.TemporaryFile('w+'))
-            for _ in ('out', 'err')])
+            for _ in ('out', 'err')
+          ]
+        )
         # A session each, so that what they start ends with them.
-        children.append(subprocess.Popen(
-            command + [f'--process_id={i}'], cwd=_ROOT,
-            env=_environment(devices_each), stdin=subprocess.DEVNULL,
-            stdout=files[i][0], stderr=files[i][1], start_new_session=True))
+        children.append(
+          subprocess.Popen(
+            command + [f'--process_id={i}'],
+            cwd=_ROOT,
+            env=_environment(devices_each),
+            stdin=subprocess.DEVNULL,
+            stdout=files[i][0],
+            stderr=files[i][1],
+            start_new_session=True,
+          )
+        )
       ended = _wait(children, timeout)
     finally:
       for child in children:
@@ -65,9 +76,11 @@ def run_processes(
           os.killpg(child.pid, signal.SIGKILL)
         child.wait()
     results = [
-        subprocess.CompletedProcess(
-            child.args, child.returncode, *[_content(f) for f in pair])
-        for child, pair in zip(children, files)]
+      subprocess.CompletedProcess(
+        child.args, child.returncode, *[_content(f) for f in pair]
+      )
+      for child, pair in zip(children, files)
+    ]
   assert ended, f'not done after {timeout:.0f} s\n{show(results)}'
   if check:
     assert not any(r.returncode for r in results), show(results)
@@ -77,8 +90,9 @@ def run_processes(
 def show(results):
   """What the processes said, one after the other."""
   return '\n'.join(
-      f'--- process {i} ended with status {r.returncode}\n{r.stdout}{r.stderr}'
-      for i, r in enumerate(results))
+    f'--- process {i} ended with status {r.returncode}\n{r.stdout}{r.stderr}'
+    for i, r in enumerate(results)
+  )
 
 
 def _wait(children, timeout):
@@ -100,11 +114,11 @@ def _environment(devices):
   flags = re.sub(rf'{_COUNT}=\S*', '', os.environ.get('XLA_FLAGS', ''))
   paths = [_ROOT, _ROOT / 'tests', os.environ.get('PYTHONPATH', '')]
   return {
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': f'{flags} {_COUNT}={devices}'.strip(),
-      'PYTHONPATH': os.pathsep.join(str(path) for path in paths if str(path)),
-      'PYTHONUNBUFFERED': '1',
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': f'{flags} {_COUNT}={devices}'.strip(),
+    'PYTHONPATH': os.pathsep.join(str(path) for path in paths if str(path)),
+    'PYTHONUNBUFFERED': '1',
   }
 
 

@@ -10,7 +10,8 @@ def dense(layer, x):
   """A linear layer; without a bias where the layer has none."""
   kernel = np.asarray(layer['kernel'], np.float64)
   return np.asarray(x, np.float64) @ kernel + np.asarray(
-      layer.get('bias', 0.0), np.float64)
+    layer.get('bias', 0.0), np.float64
+  )
 
 
 def _relu(layer, x):
@@ -24,9 +25,12 @@ def _sigmoid(x):
 def gru_step(params, h, next_observation, action, reward):
   """The hidden state [H] after one step."""
   embed = params['embed']['params']
-  x = np.concatenate([
+  x = np.concatenate(
+    [
       _relu(embed[f'Dense_{i}'], value)
-      for i, value in enumerate((next_observation, action, [reward]))])
+      for i, value in enumerate((next_observation, action, [reward]))
+    ]
+  )
   xr, xu, xn = np.split(dense(params['input']['params'], x), 3)
   hr, hu, hn = np.split(dense(params['recurrent']['params'], h), 3)
   r, u = _sigmoid(xr + hr), _sigmoid(xu + hu)
@@ -42,7 +46,8 @@ def read(params, h):
 def decode(params, z, s, a, s2, whole_step):
   """The reward of one step under one latent."""
   layers = [
-      params['params'][f'Dense_{i}'] for i in range(len(params['params']))]
+    params['params'][f'Dense_{i}'] for i in range(len(params['params']))
+  ]
   of_state, rest = layers[0], layers[1:]
   parts = [z, _relu(of_state, s2)]
   if whole_step:
@@ -50,8 +55,9 @@ def decode(params, z, s, a, s2, whole_step):
   # The first layer on (z, embeddings) is kept in two parts.
   of_latent, of_step, *hidden, last = rest
   first = {
-      'kernel': np.concatenate([of_latent['kernel'], of_step['kernel']]),
-      'bias': of_step['bias']}
+    'kernel': np.concatenate([of_latent['kernel'], of_step['kernel']]),
+    'bias': of_step['bias'],
+  }
   x = np.concatenate(parts)
   for layer in (first, *hidden):
     x = _relu(layer, x)

@@ -25,5 +25,6 @@ if __name__ == '__main__':
   del sys.argv[1:3]
   if f'--process_id={process_id}' in sys.argv:
     threading.Thread(
-        target=_stop_once, args=[pathlib.Path(file)], daemon=True).start()
+      target=_stop_once, args=[pathlib.Path(file)], daemon=True
+    ).start()
   runpy.run_module('experiments.run', run_name='__main__', alter_sys=True)

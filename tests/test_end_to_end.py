@@ -22,13 +22,26 @@ from offmeta.training import collect, evaluator, phases
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _NUMBER = {'mean', 'low', 'high', 'seeds'}
 _ROWS = {
-    'random', 'behaviour', 'offline_self_context', 'offline_offline_context',
-    'online_self_context', 'online_offline_context', 'oracle',
-    'train_offline_self_context', 'train_online_self_context'}
+  'random',
+  'behaviour',
+  'offline_self_context',
+  'offline_offline_context',
+  'online_self_context',
+  'online_offline_context',
+  'oracle',
+  'train_offline_self_context',
+  'train_online_self_context',
+}
 _PAIRED = {
-    'online_minus_offline', 'gap_closed', 'shift_before', 'shift_after',
-    'offline_adaptation', 'offline_adaptation_given', 'online_adaptation',
-    'online_adaptation_given'}
+  'online_minus_offline',
+  'gap_closed',
+  'shift_before',
+  'shift_after',
+  'offline_adaptation',
+  'offline_adaptation_given',
+  'online_adaptation',
+  'online_adaptation_given',
+}
 
 
 # Report.
@@ -44,14 +57,28 @@ def _reported(finished_run, tmp_path_factory):
 def test_run_leaves_every_file(reported):
   workdir, _ = reported
   for stage in tiny_run.STAGES:
-    for name in ('metrics.jsonl', 'done.json', 'tensorboard', 'checkpoints',
-                 'final/0/record.json'):
+    for name in (
+      'metrics.jsonl',
+      'done.json',
+      'tensorboard',
+      'checkpoints',
+      'final/0/record.json',
+    ):
       assert (workdir / stage / name).exists(), f'{stage}/{name}'
   points = {p.name for p in (workdir / 'evaluations').iterdir()}
   assert points == {
-      'collect.npz', 'offline.npz', 'online-matched.npz', 'online-oracle.npz'}
+    'collect.npz',
+    'offline.npz',
+    'online-matched.npz',
+    'online-oracle.npz',
+  }
   assert {p.name for p in (workdir / 'report').iterdir()} >= {
-      'summary.json', 'table.txt', 'table.csv', 'table.md', 'index.html'}
+    'summary.json',
+    'table.txt',
+    'table.csv',
+    'table.md',
+    'index.html',
+  }
   timing = json.loads((workdir / 'timing.json').read_text())
   assert timing.keys() == {*tiny_run.STAGES, 'test'}
   assert min(timing.values()) > 0
@@ -62,7 +89,12 @@ def test_summary_has_the_documented_schema(reported):
   summary = json.loads((workdir / 'report' / 'summary.json').read_text())
   assert summary == built
   assert summary.keys() >= {
-      'rows', 'paired', 'command', 'wall_time_s', 'config_hash'}
+    'rows',
+    'paired',
+    'command',
+    'wall_time_s',
+    'config_hash',
+  }
   assert summary['rows'].keys() >= _ROWS
   assert summary['paired'].keys() == _PAIRED
   for name in _ROWS | {'behaviour_data'}:
@@ -79,8 +111,8 @@ def test_summary_has_the_documented_schema(reported):
     assert math.isfinite(entry['mean']) and entry['seeds'] == 2, name
   rows = summary['rows']
   assert summary['paired']['online_minus_offline']['mean'] == pytest.approx(
-      rows['online_self_context']['mean']
-      - rows['offline_self_context']['mean'])
+    rows['online_self_context']['mean'] - rows['offline_self_context']['mean']
+  )
   assert summary['command'] == 'the command'
   assert summary['wall_time_s'] > 0
   assert re.fullmatch('[0-9a-f]{12}', summary['config_hash'])
@@ -104,24 +136,31 @@ def test_same_seed_gives_the_same_bits(finished_run, tmp_path):
   with tiny_run.shared_programs():
     phases.run(tiny_run.make_setup(tmp_path), tiny_run.PHASES)
   assert not tiny_run.differing(
-      tiny_run.results(finished_run), tiny_run.results(tmp_path))
+    tiny_run.results(finished_run), tiny_run.results(tmp_path)
+  )
 
 
 @pytest.mark.parametrize(
-    'changes, stages',
-    [({'seed': 1}, ('offline',)),
-     ({'collect': {'seed': 1}}, ('collect', 'offline'))],
-    ids=['seed', 'collect.seed'])
+  'changes, stages',
+  [
+    ({'seed': 1}, ('offline',)),
+    ({'collect': {'seed': 1}}, ('collect', 'offline')),
+  ],
+  ids=['seed', 'collect.seed'],
+)
 def test_another_seed_gives_others(finished_run, tmp_path, changes, stages):
   if 'seed' in changes:  # same data
-    changes = {
-        **changes, 'collect': {'dataset': str(finished_run / 'dataset')}}
+    changes = {**changes, 'collect': {'dataset': str(finished_run / 'dataset')}}
   setup = tiny_run.make_setup(tmp_path, changes)
 
   class NoEvaluator:
     curve = staticmethod(lambda state, data: {})
-    full = staticmethod(lambda state, data: (
-        {'test_self_returns': np.zeros(1), 'diverged': np.zeros(1)}, None))
+    full = staticmethod(
+      lambda state, data: (
+        {'test_self_returns': np.zeros(1), 'diverged': np.zeros(1)},
+        None,
+      )
+    )
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(collect, '_score_references', lambda *args: None)
@@ -135,8 +174,8 @@ def test_another_seed_gives_others(finished_run, tmp_path, changes, stages):
     assert any('params.actor' in name for name in different), different
   if 'seed' not in changes:
     assert tiny_run.differing(
-        dict(enumerate_dataset(tmp_path)),
-        dict(enumerate_dataset(finished_run)))
+      dict(enumerate_dataset(tmp_path)), dict(enumerate_dataset(finished_run))
+    )
 
 
 def test_a_seed_alone_is_that_seed_among_others(finished_run, tmp_path):
@@ -146,10 +185,15 @@ def test_a_seed_alone_is_that_seed_among_others(finished_run, tmp_path):
   parameters agree to 1e-3 absolute after 10 updates at a rate of 3e-4 and two
   rounds of episodes, returns to 1e-2 of about -20.
   """
-  setup = tiny_run.make_setup(tmp_path, {
-      'first_seed': 1, 'num_seeds': 1,
-      'collect': {'dataset': str(finished_run / 'dataset')}},
-      runtime={'share': 'tasks'})
+  setup = tiny_run.make_setup(
+    tmp_path,
+    {
+      'first_seed': 1,
+      'num_seeds': 1,
+      'collect': {'dataset': str(finished_run / 'dataset')},
+    },
+    runtime={'share': 'tasks'},
+  )
   assert setup.seeds.layout.axis_name == 'task'
   phases.run(setup, tiny_run.PHASES)
   stages = ('offline', 'online/matched', 'online/oracle')
@@ -159,11 +203,13 @@ def test_a_seed_alone_is_that_seed_among_others(finished_run, tmp_path):
   for name, value in alone.items():
     if isinstance(value, np.ndarray) and 'final' in name:
       np.testing.assert_allclose(
-          value, among[name][1:], rtol=1e-3, atol=1e-3, err_msg=name)
+        value, among[name][1:], rtol=1e-3, atol=1e-3, err_msg=name
+      )
       compared += 1
     elif 'self_returns' in name and 'behaviour' not in name:
       np.testing.assert_allclose(
-          value, among[name][1:], rtol=1e-3, atol=1e-2, err_msg=name)
+        value, among[name][1:], rtol=1e-3, atol=1e-2, err_msg=name
+      )
       compared += 1
   assert compared > 50
 
@@ -178,38 +224,57 @@ def enumerate_dataset(workdir):
 
 
 def _command(workdir, *flags):
-  return [sys.executable, '-m', 'experiments.run', f'--workdir={workdir}',
-          '--profile=smoke', *flags]
+  return [
+    sys.executable,
+    '-m',
+    'experiments.run',
+    f'--workdir={workdir}',
+    '--profile=smoke',
+    *flags,
+  ]
 
 
 @pytest.fixture(name='environment')
 def _environment():
   path = os.pathsep.join(
-      x for x in (str(_ROOT), os.environ.get('PYTHONPATH')) if x)
+    x for x in (str(_ROOT), os.environ.get('PYTHONPATH')) if x
+  )
   return {**os.environ, 'PYTHONPATH': path}
 
 
 def test_sigterm_then_the_same_command(finished_run, tmp_path, environment):
   config = tmp_path / 'tiny.py'
   config.write_text(
-      'import ml_collections\n'
-      'from offmeta.training import config as configs\n'
-      f'CONFIG = {pprint.pformat(tiny_run.CONFIG)}\n\n\n'
-      'def get_config():\n'
-      '  config = configs.to_dict(configs.from_dict(CONFIG))\n'
-      "  return ml_collections.ConfigDict({**config, 'profiles': "
-      "{'smoke': {}}})\n")
+    'import ml_collections\n'
+    'from offmeta.training import config as configs\n'
+    f'CONFIG = {pprint.pformat(tiny_run.CONFIG)}\n\n\n'
+    'def get_config():\n'
+    '  config = configs.to_dict(configs.from_dict(CONFIG))\n'
+    "  return ml_collections.ConfigDict({**config, 'profiles': "
+    "{'smoke': {}}})\n"
+  )
   workdir = tmp_path / 'run'
   command = _command(
-      workdir, f'--config={config}', '--checkpoint_every_s=900',
-      '--keep_checkpoints')
+    workdir,
+    f'--config={config}',
+    '--checkpoint_every_s=900',
+    '--keep_checkpoints',
+  )
   with subprocess.Popen(
-      command, cwd=_ROOT, env=environment, text=True, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE) as process:
+    command,
+    cwd=_ROOT,
+    env=environment,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  ) as process:
     first = process.stdout.readline()  # it listens by then
     deadline = time.monotonic() + 120
-    while (process.poll() is None and time.monotonic() < deadline
-           and not (workdir / 'collect' / 'checkpoints').exists()):
+    while (
+      process.poll() is None
+      and time.monotonic() < deadline
+      and not (workdir / 'collect' / 'checkpoints').exists()
+    ):
       time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=240)
@@ -217,28 +282,43 @@ def test_sigterm_then_the_same_command(finished_run, tmp_path, environment):
   assert process.returncode == 143, error
   assert 'the same command continues' in error
   assert 'Traceback' not in error
-  step, = tiny_run.checkpoint_steps(workdir, 'collect')
+  (step,) = tiny_run.checkpoint_steps(workdir, 'collect')
   assert 0 < step < 8
   done = subprocess.run(
-      command, cwd=_ROOT, env=environment, text=True, capture_output=True,
-      timeout=400)
+    command,
+    cwd=_ROOT,
+    env=environment,
+    text=True,
+    capture_output=True,
+    timeout=400,
+  )
   assert done.returncode == 0, done.stderr
   assert 'online' in done.stdout and 'index.html' in done.stdout
   summary = json.loads((workdir / 'report' / 'summary.json').read_text())
   assert summary['command'] == 'python -m experiments.run ' + ' '.join(
-      command[3:])
+    command[3:]
+  )
   assert not tiny_run.differing(
-      tiny_run.results(finished_run), tiny_run.results(workdir))
+    tiny_run.results(finished_run), tiny_run.results(workdir)
+  )
 
 
 @pytest.mark.parametrize(
-    'flag, message',
-    [('--config.smac.kl_wieght=1.0', 'kl_wieght'),
-     ('--config.chunk=many', 'many')])
+  'flag, message',
+  [
+    ('--config.smac.kl_wieght=1.0', 'kl_wieght'),
+    ('--config.chunk=many', 'many'),
+  ],
+)
 def test_bad_flag_is_one_message(tmp_path, environment, flag, message):
   done = subprocess.run(
-      _command(tmp_path / 'run', flag), cwd=_ROOT, env=environment, text=True,
-      capture_output=True, timeout=120)
+    _command(tmp_path / 'run', flag),
+    cwd=_ROOT,
+    env=environment,
+    text=True,
+    capture_output=True,
+    timeout=120,
+  )
   assert done.returncode == 1
   lines = done.stderr.strip().splitlines()
   assert len(lines) == 1 and lines[0].startswith('error:'), done.stderr

@@ -25,28 +25,35 @@ def _mean_reward_policy():
     return jnp.sum(context.reward * valid) / jnp.maximum(jnp.sum(valid), 1)
 
   return Policy(
-      init=lambda params, key: zero,
-      act=lambda params, state, observation, key: (state[None] / 100, {}),
-      observe=lambda params, state, transition, key: state, adapt=adapt)
+    init=lambda params, key: zero,
+    act=lambda params, state, observation, key: (state[None] / 100, {}),
+    observe=lambda params, state, transition, key: state,
+    adapt=adapt,
+  )
 
 
 def _test(tasks, repeats=2):
-  return jax.jit(lambda tasks: evaluation.meta_test(
-      _FAMILY, _mean_reward_policy(), (), tasks, _KEY, repeats, 15, 2))(tasks)
+  return jax.jit(
+    lambda tasks: evaluation.meta_test(
+      _FAMILY, _mean_reward_policy(), (), tasks, _KEY, repeats, 15, 2
+    )
+  )(tasks)
 
 
 def test_meta_test_batches_tasks_and_repetitions():
   done = _test(_TASKS)
   assert done.returns.shape == (3, 2, 3)
   np.testing.assert_array_equal(
-      done.returns, np.array([15.0, -30.0, 7.5])[:, None, None]
-      * np.ones((3, 2, 3)))
+    done.returns,
+    np.array([15.0, -30.0, 7.5])[:, None, None] * np.ones((3, 2, 3)),
+  )
   np.testing.assert_array_equal(done.context_size, np.full((3, 2), 10))
   # The third episode knows the mean reward 3 * value of its own task.
   np.testing.assert_allclose(
-      done.transitions.action[:, :, 10:, 0],
-      0.03 * np.array([1.0, -2.0, 0.5])[:, None, None] * np.ones((3, 2, 5)),
-      rtol=1e-5)
+    done.transitions.action[:, :, 10:, 0],
+    0.03 * np.array([1.0, -2.0, 0.5])[:, None, None] * np.ones((3, 2, 5)),
+    rtol=1e-5,
+  )
   assert not np.any(done.transitions.action[:, :, :10])
   # Every repetition has its own starts.
   starts = np.asarray(done.transitions.observation[:, :, ::5, 1])
@@ -56,8 +63,9 @@ def test_meta_test_batches_tasks_and_repetitions():
 def test_a_subset_of_tasks_scores_as_in_the_whole():
   some = jax.tree.map(lambda x: x[:2], _TASKS)
   np.testing.assert_array_equal(
-      _test(some).transitions.observation,
-      _test(_TASKS).transitions.observation[:2])
+    _test(some).transitions.observation,
+    _test(_TASKS).transitions.observation[:2],
+  )
 
 
 def _buffer():
@@ -65,8 +73,10 @@ def _buffer():
   reward = 10.0 * jnp.arange(3.0)[:, None] + jnp.arange(4.0)
   wide = reward[..., None]
   buffer = buffers.make(
-      Transition(wide, wide, reward, jnp.ones_like(reward), wide),
-      jnp.full(3, 4), 8)
+    Transition(wide, wide, reward, jnp.ones_like(reward), wide),
+    jnp.full(3, 4),
+    8,
+  )
   poison = jax.tree.map(lambda x: jnp.full_like(x[0, :2], jnp.nan), buffer.data)
   for task in range(3):
     buffer = buffers.append(buffer, task, poison, jnp.int32(2))
@@ -80,19 +90,29 @@ def test_given_context_is_offline_data_of_the_task():
 
   def adapt(params, state, context, valid, key):
     jax.debug.callback(
-        lambda *x: spied.append(x), context.reward, valid, ordered=False)
+      lambda *x: spied.append(x), context.reward, valid, ordered=False
+    )
     return policy.adapt(params, state, context, valid, key)
 
   ids = jnp.array([2, 0])
-  returns = jax.jit(lambda: evaluation.meta_test_given_context(
-      _FAMILY, policy._replace(adapt=adapt), (),
+  returns = jax.jit(
+    lambda: evaluation.meta_test_given_context(
+      _FAMILY,
+      policy._replace(adapt=adapt),
+      (),
       jax.tree.map(lambda x: x[ids], _TASKS),
-      evaluation.offline_contexts(_buffer(), ids, _KEY, 2, 6), _KEY, 15))()
+      evaluation.offline_contexts(_buffer(), ids, _KEY, 2, 6),
+      _KEY,
+      15,
+    )
+  )()
   jax.effects_barrier()
   np.testing.assert_array_equal(
-      returns, np.array([7.5, 15.0])[:, None, None] * np.ones((2, 2, 3)))
-  contexts = [tuple(np.asarray(reward)) for reward, valid in spied
-              if np.all(valid == 1)]
+    returns, np.array([7.5, 15.0])[:, None, None] * np.ones((2, 2, 3))
+  )
+  contexts = [
+    tuple(np.asarray(reward)) for reward, valid in spied if np.all(valid == 1)
+  ]
   assert len(contexts) == len(spied) == 2 * 2 * 3
   for context in contexts:  # of task 2 or of task 0, offline rows only
     assert len(context) == 6
@@ -112,32 +132,38 @@ def test_a_held_policy_learns_nothing_while_it_acts(held):
     return state[None] / 100, {}
 
   policy = _mean_reward_policy()._replace(
-      act=act, observe=lambda params, state, transition, key: state + 1)
-  contexts = evaluation.offline_contexts(
-      _buffer(), jnp.arange(3), _KEY, 1, 6)
+    act=act, observe=lambda params, state, transition, key: state + 1
+  )
+  contexts = evaluation.offline_contexts(_buffer(), jnp.arange(3), _KEY, 1, 6)
   contexts = contexts._replace(mask=0 * contexts.mask)
-  jax.jit(lambda held: evaluation.meta_test_given_context(
-      _FAMILY, policy, (), _TASKS, contexts, _KEY, 10, held=held))(held)
+  jax.jit(
+    lambda held: evaluation.meta_test_given_context(
+      _FAMILY, policy, (), _TASKS, contexts, _KEY, 10, held=held
+    )
+  )(held)
   jax.effects_barrier()
   # Three tasks, two episodes of five steps each.
   assert sorted(spied) == (
-      [0.0] * 30 if held else sorted([0.0, 1.0, 2.0, 3.0, 4.0] * 6))
+    [0.0] * 30 if held else sorted([0.0, 1.0, 2.0, 3.0, 4.0] * 6)
+  )
 
 
 def test_given_sequences_are_recorded_ones_in_order():
   buffer = _buffer()
   time = jnp.broadcast_to(jnp.arange(8) % 2, (3, 8))
   buffer = buffer._replace(
-      data=buffer.data._replace(extras={'time': time}),
-      sequence_start=jnp.array([[0, 1], [2, 0], [0, 0]]),
-      sequence_length=jnp.array([[4, 2], [2, 0], [0, 0]]),
-      num_sequences=jnp.array([2, 1, 0]))
-  contexts = evaluation.offline_sequences(
-      buffer, jnp.arange(3), _KEY, 20, 1, 3)
+    data=buffer.data._replace(extras={'time': time}),
+    sequence_start=jnp.array([[0, 1], [2, 0], [0, 0]]),
+    sequence_length=jnp.array([[4, 2], [2, 0], [0, 0]]),
+    num_sequences=jnp.array([2, 1, 0]),
+  )
+  contexts = evaluation.offline_sequences(buffer, jnp.arange(3), _KEY, 20, 1, 3)
   known = [
-      {tuple(reward[valid > 0]) for reward, valid in zip(rewards, mask)}
-      for rewards, mask in zip(
-          np.asarray(contexts.context.reward), np.asarray(contexts.mask))]
+    {tuple(reward[valid > 0]) for reward, valid in zip(rewards, mask)}
+    for rewards, mask in zip(
+      np.asarray(contexts.context.reward), np.asarray(contexts.mask)
+    )
+  ]
   # One episode each (they begin at even rows), though there may be more.
   assert known == [{(0, 1), (1,)}, {(12, 13)}, {()}]
 
@@ -148,9 +174,11 @@ def _adaptation(reward):
   size = jnp.full(reward.shape[:2], reward.shape[2] - 2, jnp.int32)
   wide = reward[..., None]
   return rollout.Adaptation(
-      jnp.zeros(reward.shape[:2] + (3,)),
-      Transition(wide, wide, reward, jnp.ones_like(reward), wide),
-      jnp.ones(reward.shape).at[..., -2:].set(0.0), size)
+    jnp.zeros(reward.shape[:2] + (3,)),
+    Transition(wide, wide, reward, jnp.ones_like(reward), wide),
+    jnp.ones(reward.shape).at[..., -2:].set(0.0),
+    size,
+  )
 
 
 @pytest.mark.parametrize('offset, expected', [(0.0, 0.0), (10.0, 0.5)])
@@ -163,27 +191,38 @@ def test_distribution_shift(offset, expected):
 
   # Offline rewards of task m are exactly 10 m, so that draws do not differ.
   buffer = _buffer()
-  buffer = buffer._replace(data=buffer.data._replace(
-      reward=jnp.floor(buffer.data.reward / 10) * 10))
+  buffer = buffer._replace(
+    data=buffer.data._replace(reward=jnp.floor(buffer.data.reward / 10) * 10)
+  )
   own = (10.0 * jnp.arange(3)[:, None, None] + offset) * jnp.ones((3, 2, 6))
   own = own.at[:, :, 4:].set(1e6)  # not valid
-  shift = jax.jit(lambda: evaluation.distribution_shift(
-      types.SimpleNamespace(posterior=posterior), (), _adaptation(own),
-      *[evaluation.offline_contexts(buffer, jnp.arange(3), key, 2, 5)
-        for key in jax.random.split(_KEY)]))()
+  shift = jax.jit(
+    lambda: evaluation.distribution_shift(
+      types.SimpleNamespace(posterior=posterior),
+      (),
+      _adaptation(own),
+      *[
+        evaluation.offline_contexts(buffer, jnp.arange(3), key, 2, 5)
+        for key in jax.random.split(_KEY)
+      ],
+    )
+  )()
   np.testing.assert_allclose(
-      shift.offline_mean[..., 0], [[0, 0], [10, 10], [20, 20]])
+    shift.offline_mean[..., 0], [[0, 0], [10, 10], [20, 20]]
+  )
   np.testing.assert_allclose(
-      shift.self_mean[..., 0], shift.offline_mean[..., 0] + offset)
+    shift.self_mean[..., 0], shift.offline_mean[..., 0] + offset
+  )
   # KL to N(0, 1): 0.5 (0.25 + mu^2 - 1 - ln 0.25).
   mu = np.array([0.0, 10.0, 20.0])
-  kl = lambda mu: 0.5 * (0.25 + mu ** 2 - 1 - np.log(0.25))
+  kl = lambda mu: 0.5 * (0.25 + mu**2 - 1 - np.log(0.25))
   np.testing.assert_allclose(shift.kl_offline, kl(mu), rtol=1e-5)
   np.testing.assert_allclose(shift.kl_self, kl(mu + offset), rtol=1e-5)
   # KL between: (difference)^2 / (2 * 0.25). Within 0. Over all pairs of
   # tasks: 4 times 10 and 2 times 20 apart, mean square 200. Own: offset^2.
   np.testing.assert_allclose(
-      shift.normalized_shift, expected, rtol=1e-5, atol=1e-12)
+    shift.normalized_shift, expected, rtol=1e-5, atol=1e-12
+  )
 
 
 def test_distribution_shift_is_kl_from_the_self_collected_posterior():
@@ -194,13 +233,21 @@ def test_distribution_shift_is_kl_from_the_self_collected_posterior():
     return mean[None], jnp.where(valid.shape[0] == 5, 1.0, 0.5)[None]
 
   buffer = _buffer()
-  buffer = buffer._replace(data=buffer.data._replace(
-      reward=jnp.floor(buffer.data.reward / 10) * 10))
+  buffer = buffer._replace(
+    data=buffer.data._replace(reward=jnp.floor(buffer.data.reward / 10) * 10)
+  )
   own = 10.0 * jnp.arange(3)[:, None, None] * jnp.ones((3, 2, 6))
-  shift = jax.jit(lambda: evaluation.distribution_shift(
-      types.SimpleNamespace(posterior=posterior), (), _adaptation(own),
-      *[evaluation.offline_contexts(buffer, jnp.arange(3), key, 2, 5)
-        for key in jax.random.split(_KEY)]))()
+  shift = jax.jit(
+    lambda: evaluation.distribution_shift(
+      types.SimpleNamespace(posterior=posterior),
+      (),
+      _adaptation(own),
+      *[
+        evaluation.offline_contexts(buffer, jnp.arange(3), key, 2, 5)
+        for key in jax.random.split(_KEY)
+      ],
+    )
+  )()
   # KL(N(0, 1/4) || N(0, 1)) = 0.5 (1/4 - 1 + ln 4) over the mean of
   # 0.5 difference^2 = 0.5 * 200 between tasks.
   expected = 0.5 * (0.25 - 1 + np.log(4)) / 100

@@ -22,7 +22,8 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def test_the_family_keeps_the_contract():
   testing.check_env_family(
-      reacher.Reacher(), num_steps=10, task_lists=('default',))
+    reacher.Reacher(), num_steps=10, task_lists=('default',)
+  )
 
 
 def test_the_fingertip_is_where_the_simulator_has_it():
@@ -33,7 +34,8 @@ def test_the_fingertip_is_where_the_simulator_has_it():
   lower = data.body('lower')
   tip = lower.xpos + lower.xmat.reshape(3, 3) @ [0.1, 0.0, 0.0]
   np.testing.assert_allclose(
-      reacher._fingertip(jnp.asarray(data.qpos)), tip[:2], atol=1e-6)
+    reacher._fingertip(jnp.asarray(data.qpos)), tip[:2], atol=1e-6
+  )
 
 
 def test_goals_are_within_reach():
@@ -48,9 +50,20 @@ def _run_config():
 
   def run(*flags):
     result = subprocess.run(
-        [sys.executable, '-m', 'experiments.run', '--profile=smoke',
-         '--seeds=1', *flags],
-        cwd=_ROOT, capture_output=True, text=True, timeout=600, check=False)
+      [
+        sys.executable,
+        '-m',
+        'experiments.run',
+        '--profile=smoke',
+        '--seeds=1',
+        *flags,
+      ],
+      cwd=_ROOT,
+      capture_output=True,
+      text=True,
+      timeout=600,
+      check=False,
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -59,8 +72,11 @@ def _run_config():
 
 def test_its_config_runs_from_the_command_line(tmp_path, run_config):
   """Data collection; the later phases see no family that is new to them."""
-  run_config('--config=examples/reacher.py', '--phases=collect',
-             f'--workdir={tmp_path / "run"}')
+  run_config(
+    '--config=examples/reacher.py',
+    '--phases=collect',
+    f'--workdir={tmp_path / "run"}',
+  )
   run = json.loads((tmp_path / 'run/run.json').read_text())
   assert run['config_file'] == 'examples/reacher.py'
   data = datasets.load(tmp_path / 'run/dataset', reacher.Reacher().spec)
@@ -73,9 +89,13 @@ def test_its_config_runs_from_the_command_line(tmp_path, run_config):
 
 def test_the_algorithm_keeps_the_contract():
   testing.check_algorithm(
-      cloning.make, cloning.Config(
-          latent_size=2, hidden=(4,), num_tasks=3, query_size=4,
-          context_size=5), reacher.Reacher().spec, quick=True)
+    cloning.make,
+    cloning.Config(
+      latent_size=2, hidden=(4,), num_tasks=3, query_size=4, context_size=5
+    ),
+    reacher.Reacher().spec,
+    quick=True,
+  )
 
 
 def test_the_algorithm_runs_from_the_command_line(tmp_path, run_config):
@@ -86,19 +106,27 @@ def test_the_algorithm_runs_from_the_command_line(tmp_path, run_config):
   rng = np.random.default_rng(0)
   observation = rng.normal(size=(*shape, 2)).astype(np.float32)
   data = MetaDataset(
-      Transition(
-          observation, rng.uniform(-1, 1, (*shape, 2)).astype(np.float32),
-          rng.normal(size=shape).astype(np.float32),
-          np.ones(shape, np.float32), observation,
-          {'features': np.zeros((*shape, family.spec.feature_size),
-                                np.float32)}),
-      np.full(4, 20, np.int32), None, None, jax.tree.map(np.asarray, tasks),
-      np.zeros(4, np.float32))
+    Transition(
+      observation,
+      rng.uniform(-1, 1, (*shape, 2)).astype(np.float32),
+      rng.normal(size=shape).astype(np.float32),
+      np.ones(shape, np.float32),
+      observation,
+      {'features': np.zeros((*shape, family.spec.feature_size), np.float32)},
+    ),
+    np.full(4, 20, np.int32),
+    None,
+    None,
+    jax.tree.map(np.asarray, tasks),
+    np.zeros(4, np.float32),
+  )
   datasets.save(tmp_path / 'data', data, family.spec, {})
   printed = run_config(
-      '--config=examples/cloning.py', '--config.cloning.num_updates=3',
-      f'--config.collect.dataset={tmp_path / "data"}',
-      f'--workdir={tmp_path / "run"}')
+    '--config=examples/cloning.py',
+    '--config.cloning.num_updates=3',
+    f'--config.collect.dataset={tmp_path / "data"}',
+    f'--workdir={tmp_path / "run"}',
+  )
   assert 'offline_self_context' in printed
   run = json.loads((tmp_path / 'run/run.json').read_text())
   assert run['algorithm'] == 'cloning'

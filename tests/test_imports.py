@@ -15,25 +15,34 @@ _FILES = sorted(_PACKAGE.rglob('*.py'))
 # Part of the package -> the parts that it may import, itself aside. A part is
 # a top-level module or folder.
 _ALLOWED = {
-    'types': set(),
-    'disk': set(),
-    'processes': {'types'},
-    'parallel': {'types', 'processes'},
-    'optim': {'types'},
-    'networks': {'types'},
-    'losses': {'types', 'parallel'},
-    'algorithms': {'types', 'parallel', 'optim', 'networks', 'losses'},
-    'envs': {'types'},
-    'data': {'types', 'disk'},
-    'rollout': {'types'},
-    'evaluation': {'types', 'parallel', 'rollout', 'data', 'losses'},
-    'results': set(),
-    'testing': {'types'},
-    'training': {
-        'types', 'parallel', 'processes', 'losses', 'algorithms', 'data',
-        'disk', 'envs', 'evaluation', 'results', 'rollout',
-    },
-    '__init__': {'types'},
+  'types': set(),
+  'disk': set(),
+  'processes': {'types'},
+  'parallel': {'types', 'processes'},
+  'optim': {'types'},
+  'networks': {'types'},
+  'losses': {'types', 'parallel'},
+  'algorithms': {'types', 'parallel', 'optim', 'networks', 'losses'},
+  'envs': {'types'},
+  'data': {'types', 'disk'},
+  'rollout': {'types'},
+  'evaluation': {'types', 'parallel', 'rollout', 'data', 'losses'},
+  'results': set(),
+  'testing': {'types'},
+  'training': {
+    'types',
+    'parallel',
+    'processes',
+    'losses',
+    'algorithms',
+    'data',
+    'disk',
+    'envs',
+    'evaluation',
+    'results',
+    'rollout',
+  },
+  '__init__': {'types'},
 }
 
 
@@ -60,7 +69,8 @@ def _assert_no_import(paths, *modules):
     for name in _imports(path):
       for module in modules:
         assert name != module and not name.startswith(f'{module}.'), (
-            f'{path.relative_to(_ROOT)} imports {name}')
+          f'{path.relative_to(_ROOT)} imports {name}'
+        )
 
 
 def test_every_part_is_in_the_table():
@@ -75,8 +85,9 @@ def test_directions(part):
         continue
       target = name.split('.')[1]
       assert target == part or target in _ALLOWED[part], (
-          f'{path.relative_to(_ROOT)} imports {name}; {part} may import'
-          f' {sorted(_ALLOWED[part])}')
+        f'{path.relative_to(_ROOT)} imports {name}; {part} may import'
+        f' {sorted(_ALLOWED[part])}'
+      )
 
 
 def test_only_networks_import_flax_linen():
@@ -92,7 +103,8 @@ def test_losses_know_no_networks_and_no_optimiser():
 
 def test_results_import_no_jax():
   _assert_no_import(
-      _files('results'), 'jax', 'jaxlib', 'flax', 'optax', 'chex', 'orbax')
+    _files('results'), 'jax', 'jaxlib', 'flax', 'optax', 'chex', 'orbax'
+  )
 
 
 def test_nothing_imports_experiments_or_tests():
@@ -100,8 +112,15 @@ def test_nothing_imports_experiments_or_tests():
 
 
 def test_collectives_live_in_one_file():
-  names = {'pmap', 'pmean', 'psum', 'pmax', 'all_gather', 'shard_map',
-           'axis_index'}
+  names = {
+    'pmap',
+    'pmean',
+    'psum',
+    'pmax',
+    'all_gather',
+    'shard_map',
+    'axis_index',
+  }
   for path in _FILES:
     if _part(path) == 'parallel':
       continue
@@ -110,7 +129,8 @@ def test_collectives_live_in_one_file():
         continue
       base = ast.unparse(node.value)
       assert base not in ('jax', 'jax.lax', 'lax'), (
-          f'{path.relative_to(_ROOT)}:{node.lineno} uses {base}.{node.attr}')
+        f'{path.relative_to(_ROOT)}:{node.lineno} uses {base}.{node.attr}'
+      )
 
 
 def test_no_uninitialised_arrays_and_no_pickle():
@@ -120,7 +140,9 @@ def test_no_uninitialised_arrays_and_no_pickle():
       where = f'{path.relative_to(_ROOT)}:{getattr(node, "lineno", 0)}'
       if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
         assert (node.value.id, node.attr) not in {
-            ('jnp', 'empty'), ('jnp', 'empty_like')}, where
+          ('jnp', 'empty'),
+          ('jnp', 'empty_like'),
+        }, where
       if isinstance(node, ast.keyword) and node.arg == 'allow_pickle':
         assert ast.unparse(node.value) == 'False', where
 
@@ -145,6 +167,11 @@ sys.exit(bool(bad))
 
 def test_importing_everything_raises_no_deprecation_warning():
   done = subprocess.run(
-      [sys.executable, '-c', _IMPORT_ALL], capture_output=True, text=True,
-      cwd=_ROOT, env={**os.environ, 'PYTHONPATH': str(_ROOT)}, timeout=300)
+    [sys.executable, '-c', _IMPORT_ALL],
+    capture_output=True,
+    text=True,
+    cwd=_ROOT,
+    env={**os.environ, 'PYTHONPATH': str(_ROOT)},
+    timeout=300,
+  )
   assert done.returncode == 0, done.stdout + done.stderr

@@ -22,8 +22,9 @@ def test_four_devices():
 @pytest.fixture(name='run', scope='module')
 def _run():
   """`worker.run`, once for each of its arguments."""
-  return functools.cache(functools.partial(
-      worker.run, replay=worker.make_replay()))
+  return functools.cache(
+    functools.partial(worker.run, replay=worker.make_replay())
+  )
 
 
 def _assert_as_on_one_device(state, metrics, one, metrics_one):
@@ -35,10 +36,14 @@ def _assert_as_on_one_device(state, metrics, one, metrics_one):
   helpers.assert_close(metrics, metrics_one, 1e-3, 1e-4)
 
 
-@pytest.mark.parametrize('case, share, devices', [
+@pytest.mark.parametrize(
+  'case, share, devices',
+  [
     *((case, 'tasks', 4) for case in worker.CASES),
     ('smac online', 'tasks', 2),
-    ('sac', 'seeds', 4)])
+    ('sac', 'seeds', 4),
+  ],
+)
 def test_one_device_against_several(run, case, share, devices):
   start, one, metrics_one = run(case, max_devices=1)
   _, several, metrics = run(case, max_devices=devices, share=share)
@@ -46,7 +51,8 @@ def test_one_device_against_several(run, case, share, devices):
   assert np.all(np.asarray(one.step) == worker.UPDATES)
   # No device axis: as unsharded, and replicated or spread.
   for (path, leaf), before in zip(
-      jax.tree.leaves_with_path(several), jax.tree.leaves(start)):
+    jax.tree.leaves_with_path(several), jax.tree.leaves(start)
+  ):
     where = jax.tree_util.keystr(path)
     assert leaf.shape == before.shape and leaf.dtype == before.dtype, where
     assert leaf.sharding.is_fully_replicated == (share == 'tasks'), where
@@ -71,9 +77,11 @@ def test_one_device_against_two_processes(run, two_processes, case, share):
     both, others = ({k: v[i] for k, v in parts.items()} for i in range(2))
     helpers.assert_same(both, others)
   pick = lambda found, first: {
-      k: v for k, v in found.items() if k.startswith(first)}
-  _assert_as_on_one_device(*(
-      pick(found, first) for found in (both, one) for first in ('[0]', '[1]')))
+    k: v for k, v in found.items() if k.startswith(first)
+  }
+  _assert_as_on_one_device(
+    *(pick(found, first) for found in (both, one) for first in ('[0]', '[1]'))
+  )
 
 
 # The cross-task softmax.
@@ -83,7 +91,8 @@ def _advantage():
   """[4, 5]; two tasks take nearly all the weight."""
   noise = np.random.default_rng(0).normal(size=(4, 5))
   return jnp.array(
-      noise + np.array([0.0, 3.0, -2.0, 2.5])[:, None], jnp.float32)
+    noise + np.array([0.0, 3.0, -2.0, 2.5])[:, None], jnp.float32
+  )
 
 
 def test_softmax_weights_over_devices():
@@ -91,18 +100,25 @@ def test_softmax_weights_over_devices():
   expected = np.exp(np.asarray(advantage, np.float64) / 0.7)
   expected *= advantage.size / expected.sum()
   weights = lambda a: policy_losses.softmax_advantage_weights(
-      a, 0.7, parallel.TASK_AXIS)
+    a, 0.7, parallel.TASK_AXIS
+  )
   spec = PartitionSpec(parallel.TASK_AXIS)
   mesh = Mesh(np.array(jax.devices()[:4]), (parallel.TASK_AXIS,))
-  sharded = jax.jit(jax.shard_map(
-      weights, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+  sharded = jax.jit(
+    jax.shard_map(
+      weights, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+    )
+  )
   np.testing.assert_allclose(sharded(advantage), expected, rtol=1e-5)
   np.testing.assert_allclose(
-      jax.pmap(weights, axis_name=parallel.TASK_AXIS)(advantage[:, None])[:, 0],
-      expected, rtol=1e-5)
+    jax.pmap(weights, axis_name=parallel.TASK_AXIS)(advantage[:, None])[:, 0],
+    expected,
+    rtol=1e-5,
+  )
   # What a softmax per device would give is far away.
-  alone = jax.vmap(
-      lambda a: policy_losses.softmax_advantage_weights(a, 0.7))(advantage)
+  alone = jax.vmap(lambda a: policy_losses.softmax_advantage_weights(a, 0.7))(
+    advantage
+  )
   assert np.abs(alone - expected).max() > 0.5
 
 
@@ -119,10 +135,12 @@ def test_collectives_over_devices():
   def fn(x):
     slots = parallel.local_slots(8, parallel.TASK_AXIS)
     mine = jnp.sum(x[slots])
-    return (parallel.pmean(mine, parallel.TASK_AXIS),
-            parallel.psum(mine, parallel.TASK_AXIS),
-            parallel.pmax(mine, parallel.TASK_AXIS),
-            jnp.float32(parallel.axis_size(parallel.TASK_AXIS)))
+    return (
+      parallel.pmean(mine, parallel.TASK_AXIS),
+      parallel.psum(mine, parallel.TASK_AXIS),
+      parallel.pmax(mine, parallel.TASK_AXIS),
+      jnp.float32(parallel.axis_size(parallel.TASK_AXIS)),
+    )
 
   # Slots 01 23 45 67 hold 1 2 4 8 16 32 64 128: sums 3, 12, 48, 192.
   layout = parallel.make_layout(1, 8, share='tasks')
@@ -141,10 +159,11 @@ def test_shared_vmap(count):
     x = jnp.arange(1.0, count + 1)
     keys = jax.random.split(key, count)
     own = parallel.shared_vmap(
-        lambda x: jax.lax.axis_index(parallel.TASK_AXIS),
-        parallel.TASK_AXIS, (0,))(x)
+      lambda x: jax.lax.axis_index(parallel.TASK_AXIS), parallel.TASK_AXIS, (0,)
+    )(x)
     return parallel.shared_vmap(fn, parallel.TASK_AXIS, (None, 0, 0))(
-        shared, x, keys), own
+      shared, x, keys
+    ), own
 
   keys = jax.random.split(jax.random.key(0), 2)
   shared = jnp.array([10.0, 20.0])
@@ -153,8 +172,8 @@ def test_shared_vmap(count):
   result, own = layout.compile(whole, (0, 0))(shared, keys)
   for s in range(2):
     expected = jax.vmap(fn, (None, 0, 0))(
-        shared[s], jnp.arange(1.0, count + 1),
-        jax.random.split(keys[s], count))
+      shared[s], jnp.arange(1.0, count + 1), jax.random.split(keys[s], count)
+    )
     helpers.assert_same(jax.tree.map(lambda x: x[s], result), expected)
   # Every device did its share.
   each = -(-count // 4)
@@ -168,13 +187,17 @@ def test_meta_batches_divide_over_devices():
     layout.compile(fn, (0,))(jnp.zeros(1))
 
 
-@pytest.mark.parametrize('number, limit, expected', [
-    (4, 4, 4), (4, 3, 2), (4, 8, 4), (6, 4, 3), (5, 4, 1), (16, 1, 1)])
+@pytest.mark.parametrize(
+  'number, limit, expected',
+  [(4, 4, 4), (4, 3, 2), (4, 8, 4), (6, 4, 3), (5, 4, 1), (16, 1, 1)],
+)
 def test_largest_divisor(number, limit, expected):
   assert parallel.largest_divisor(number, limit) == expected
 
 
-@pytest.mark.parametrize('seeds, tasks, options, devices, axis', [
+@pytest.mark.parametrize(
+  'seeds, tasks, options, devices, axis',
+  [
     (8, 4, {}, 4, None),
     (6, 4, {}, 3, None),
     (5, 4, {}, 1, None),
@@ -185,7 +208,8 @@ def test_largest_divisor(number, limit, expected):
     (8, 4, {'share': 'tasks'}, 4, 'task'),
     (1, 5, {'share': 'tasks'}, 1, None),
     (1, 4, {'share': 'tasks', 'max_devices': 1}, 1, None),
-])
+  ],
+)
 def test_layout(seeds, tasks, options, devices, axis):
   layout = parallel.make_layout(seeds, tasks, **options)
   assert (len(layout.devices), layout.axis_name) == (devices, axis)
@@ -194,9 +218,11 @@ def test_layout(seeds, tasks, options, devices, axis):
   assert layout.describe() == f'{what} over {devices} of 4 devices'
 
 
-@pytest.mark.parametrize('options', [
-    {'max_devices': 1}, {}, {'num_tasks': 4, 'share': 'tasks'}],
-    ids=['one', 'seeds', 'tasks'])
+@pytest.mark.parametrize(
+  'options',
+  [{'max_devices': 1}, {}, {'num_tasks': 4, 'share': 'tasks'}],
+  ids=['one', 'seeds', 'tasks'],
+)
 def test_results_are_on_the_layout_wherever_arguments_were(options):
   layout = parallel.make_layout(4, **options)
   elsewhere = jax.device_put(jnp.ones((4, 3)), jax.devices()[3])
@@ -230,5 +256,8 @@ def test_seeds_over_devices(seeds):
   # The state comes last: it may be donated.
   layout = parallel.make_layout(seeds, share='seeds')
   helpers.assert_close(
-      layout.compile(one, axes, donate=(0,))(state, 2.0, keys),
-      expected, 1e-6, 1e-6)
+    layout.compile(one, axes, donate=(0,))(state, 2.0, keys),
+    expected,
+    1e-6,
+    1e-6,
+  )

@@ -28,13 +28,20 @@ def test_one_process_only_does_the_work():
   assert processes.concatenate(x) is x
 
 
-@pytest.mark.parametrize('given', [
-    dict(coordinator='127.0.0.1:1'), dict(num_processes=2),
-    dict(process_id=0), dict(coordinator='127.0.0.1:1', process_id=0)],
-    ids=' '.join)
+@pytest.mark.parametrize(
+  'given',
+  [
+    dict(coordinator='127.0.0.1:1'),
+    dict(num_processes=2),
+    dict(process_id=0),
+    dict(coordinator='127.0.0.1:1', process_id=0),
+  ],
+  ids=' '.join,
+)
 def test_start_wants_all_or_nothing(given, monkeypatch):
   monkeypatch.setattr(
-      jax.distributed, 'initialize', lambda *args: pytest.fail('connected'))
+    jax.distributed, 'initialize', lambda *args: pytest.fail('connected')
+  )
   with pytest.raises(processes.ProcessError, match='together or not at all'):
     processes.start(**given)
 
@@ -47,8 +54,9 @@ def test_start_says_why_it_failed(error, monkeypatch):
 
   monkeypatch.setattr(jax.distributed, 'initialize', initialize)
   with pytest.raises(
-      processes.ProcessError,
-      match='cannot connect the processes of this run: no such cluster'):
+    processes.ProcessError,
+    match='cannot connect the processes of this run: no such cluster',
+  ):
     processes.start()
 
 
@@ -62,18 +70,25 @@ _STOPPED = pathlib.Path(__file__).with_name('stopped_run.py')
 def _run(workdir, *flags, program='experiments.run', args=(), check=True):
   """The command of the tiny run, in two processes of two devices."""
   return children.run_processes(
-      program, [
-          *args, f'--workdir={workdir}', '--config=tests/tiny_config.py',
-          '--profile=smoke', '--keep_checkpoints', *flags],
-      timeout=200, check=check)
+    program,
+    [
+      *args,
+      f'--workdir={workdir}',
+      '--config=tests/tiny_config.py',
+      '--profile=smoke',
+      '--keep_checkpoints',
+      *flags,
+    ],
+    timeout=200,
+    check=check,
+  )
 
 
 @pytest.fixture(name='shared', scope='module')
 def _shared(tmp_path_factory):
   """(workdir, both processes) after phases in which they share tasks."""
   workdir = tmp_path_factory.mktemp('two') / 'run'
-  return workdir, _run(
-      workdir, '--phases=collect,offline', '--share=tasks')
+  return workdir, _run(workdir, '--phases=collect,offline', '--share=tasks')
 
 
 @pytest.fixture(name='stopped', scope='module')
@@ -81,8 +96,13 @@ def _stopped(shared):
   """The same with seeds of their own, until one of them gets a SIGTERM."""
   workdir, _ = shared
   return workdir, _run(
-      workdir, '--phases=online', '--checkpoint_every_s=900', check=False,
-      program=_STOPPED, args=[workdir / _LAST / 'checkpoints', 1])
+    workdir,
+    '--phases=online',
+    '--checkpoint_every_s=900',
+    check=False,
+    program=_STOPPED,
+    args=[workdir / _LAST / 'checkpoints', 1],
+  )
 
 
 @pytest.fixture(name='continued', scope='module')
@@ -112,10 +132,12 @@ def _assert_equal(ours, theirs):
   for name, value in ours.items():
     if '/final:' in name:
       np.testing.assert_allclose(
-          value, theirs[name], rtol=1e-3, atol=1e-3, err_msg=name)
+        value, theirs[name], rtol=1e-3, atol=1e-3, err_msg=name
+      )
     elif re.match('(dataset|evaluations)/.*return', name):
       np.testing.assert_allclose(
-          value, theirs[name], rtol=1e-3, atol=1e-2, err_msg=name)
+        value, theirs[name], rtol=1e-3, atol=1e-2, err_msg=name
+      )
 
 
 def _only(found, *prefixes):
@@ -126,8 +148,9 @@ def test_processes_share_tasks(shared, finished_run):
   workdir, results = shared
   assert 'tasks shared out over 2 of 4 devices' in results[0].stdout
   ours, theirs = (
-      tiny_run.results(path, ('collect', 'offline'))
-      for path in (workdir, finished_run))
+    tiny_run.results(path, ('collect', 'offline'))
+    for path in (workdir, finished_run)
+  )
   parts = 'collect/', 'offline/', 'dataset/', 'evaluations/collect'
   _assert_equal(_only(ours, *parts), _only(theirs, *parts))
 
@@ -149,7 +172,8 @@ def test_one_process_continues(continued, finished_run):
   assert steps and 0 < steps[-1] < 8
   stages = 'online/matched', _LAST
   ours, theirs = (
-      tiny_run.results(path, stages) for path in (workdir, finished_run))
+    tiny_run.results(path, stages) for path in (workdir, finished_run)
+  )
   _assert_equal(_only(ours, *stages), _only(theirs, *stages))
 
 
@@ -158,8 +182,9 @@ def test_two_processes_score(scored, finished_run):
   assert 'online_self_context' in results[0].stdout
   assert 'online_self_context' not in results[1].stdout
   ours, theirs = (
-      _only(tiny_run.results(path, ()), 'evaluations')
-      for path in (workdir, finished_run))
+    _only(tiny_run.results(path, ()), 'evaluations')
+    for path in (workdir, finished_run)
+  )
   _assert_equal(ours, theirs)
   summary = json.loads((workdir / 'report' / 'summary.json').read_text())
   assert summary['rows']['online_self_context']['seeds'] == 2
@@ -171,8 +196,9 @@ def test_metrics_are_written_once_and_of_all_seeds(continued, finished_run):
   workdir, _ = continued
   for stage in tiny_run.STAGES:
     ours, theirs = (
-        tiny_run.metrics(path / stage / 'metrics.jsonl')
-        for path in (workdir, finished_run))
+      tiny_run.metrics(path / stage / 'metrics.jsonl')
+      for path in (workdir, finished_run)
+    )
     assert len(ours) == len(theirs), stage
     for row, expected in zip(ours, theirs):
       counts = 'step', 'iteration', 'env_steps'
@@ -181,8 +207,12 @@ def test_metrics_are_written_once_and_of_all_seeds(continued, finished_run):
       for name, values in row['values'].items():
         assert len(values) == (1 if stage == 'collect' else 2), name
         np.testing.assert_allclose(
-            values, expected['values'][name], rtol=1e-2, atol=1e-2,
-            err_msg=f'{stage} {row["step"]} {name}')
+          values,
+          expected['values'][name],
+          rtol=1e-2,
+          atol=1e-2,
+          err_msg=f'{stage} {row["step"]} {name}',
+        )
     # A writer that was opened again makes another file.
     files = list((workdir / stage / 'tensorboard').iterdir())
     assert len(files) == (2 if stage == _LAST else 1), stage
@@ -198,13 +228,14 @@ def _errors(result):
 
 def test_a_failure_in_one_process_ends_both(tmp_path):
   (tmp_path / 'run.json').write_text(
-      json.dumps({'config': {'seed': 7}, 'config_hash': 'abc'}))
+    json.dumps({'config': {'seed': 7}, 'config_hash': 'abc'})
+  )
   main, other = results = _run(tmp_path, check=False)
   assert [r.returncode for r in results] == [1, 1], children.show(results)
   assert 'Traceback' not in children.show(results)
-  message, = _errors(main)
+  (message,) = _errors(main)
   assert 'holds a run of another configuration (abc, this is' in message
-  message, = _errors(other)
+  (message,) = _errors(other)
   assert message.startswith('error: the main process failed: ')
   assert os.listdir(tmp_path) == ['run.json']
 
@@ -214,7 +245,7 @@ def test_where_processes_do_not_agree_none_is_left_waiting(tmp_path):
   (tmp_path / 'collect' / 'metrics.jsonl').mkdir(parents=True)
   main, other = results = _run(tmp_path, '--phases=collect', check=False)
   assert main.returncode == 1, children.show(results)
-  message, = _errors(main)
+  (message,) = _errors(main)
   assert 'metrics.jsonl: Is a directory' in message
   # jax ends it as soon as the main process is gone; -9 is `run_processes`.
   assert other.returncode not in (0, -9), children.show(results)

@@ -28,9 +28,9 @@ def _spy():
 
   def adapt(params, state, context, valid, key):
     return {
-        'count': jnp.sum(valid),
-        'rewards': jnp.sum(context.reward * valid),
-        'seen': jnp.zeros(()),
+      'count': jnp.sum(valid),
+      'rewards': jnp.sum(context.reward * valid),
+      'seen': jnp.zeros(()),
     }
 
   def observe(params, state, transition, key):
@@ -38,16 +38,22 @@ def _spy():
 
   zero = jnp.zeros(())
   return Policy(
-      init=lambda params, key: {'count': zero, 'rewards': zero, 'seen': zero},
-      act=lambda params, state, observation, key: (
-          state['count'][None] / 100, {}),
-      observe=observe, adapt=adapt)
+    init=lambda params, key: {'count': zero, 'rewards': zero, 'seen': zero},
+    act=lambda params, state, observation, key: (
+      state['count'][None] / 100,
+      {},
+    ),
+    observe=observe,
+    adapt=adapt,
+  )
 
 
 def _episode(family, policy, task, key=_KEY, reward_free=False):
-  return jax.jit(lambda task, key: rollout.episode(
-      family, policy, (), policy.init((), key), task, key, reward_free))(
-          task, key)
+  return jax.jit(
+    lambda task, key: rollout.episode(
+      family, policy, (), policy.init((), key), task, key, reward_free
+    )
+  )(task, key)
 
 
 def test_an_episode_by_hand():
@@ -102,8 +108,9 @@ def test_with_terminations_blowing_up_is_one():
 
 
 def test_the_same_key_gives_the_same_episode():
-  start = lambda key: np.asarray(_episode(
-      _FOREVER, rollout.uniform_policy(1), _task(), key)[1].observation)
+  start = lambda key: np.asarray(
+    _episode(_FOREVER, rollout.uniform_policy(1), _task(), key)[1].observation
+  )
   np.testing.assert_array_equal(start(_KEY), start(_KEY))
   assert not np.array_equal(start(_KEY), start(jax.random.key(1)))
 
@@ -111,7 +118,8 @@ def test_the_same_key_gives_the_same_episode():
 def test_uniform_policy():
   policy = rollout.uniform_policy(2)
   actions = jax.vmap(lambda k: policy.act((), (), (), k)[0])(
-      jax.random.split(_KEY, 500))
+    jax.random.split(_KEY, 500)
+  )
   assert actions.shape == (500, 2)
   assert -1 <= actions.min() < -0.95 and 0.95 < actions.max() <= 1
 
@@ -125,12 +133,16 @@ def test_reward_free_hides_rewards_from_the_policy(family):
     return {**state, 'seen': state['seen'] + jnp.abs(transition.reward)}
 
   belief, data, _ = _episode(
-      family, spy._replace(observe=observe), _task(), reward_free=True)
+    family, spy._replace(observe=observe), _task(), reward_free=True
+  )
   assert belief['seen'] == 0.0
   assert set(data.extras) == {'diverged'} and not np.any(data.reward)
   poisoned = _episode(
-      probes.PoisonedReward(family), spy._replace(observe=observe), _task(),
-      reward_free=True)
+    probes.PoisonedReward(family),
+    spy._replace(observe=observe),
+    _task(),
+    reward_free=True,
+  )
   jax.tree.map(np.testing.assert_array_equal, poisoned[1], data)
 
 
@@ -139,11 +151,21 @@ def test_what_is_recorded_is_the_state_after_a_step():
     assert 'count' not in transition.extras, 'it reached the policy'
     return state
 
-  done = jax.jit(lambda: rollout.adaptation_sequence(
-      _MORTAL, _spy()._replace(observe=observe), (), _task(), _KEY, 6, 1,
-      record=lambda state: {'count': state.observation[0]}))()
+  done = jax.jit(
+    lambda: rollout.adaptation_sequence(
+      _MORTAL,
+      _spy()._replace(observe=observe),
+      (),
+      _task(),
+      _KEY,
+      6,
+      1,
+      record=lambda state: {'count': state.observation[0]},
+    )
+  )()
   np.testing.assert_array_equal(
-      done.transitions.extras['count'][:6], [1, 2, 3, 1, 2, 3])
+    done.transitions.extras['count'][:6], [1, 2, 3, 1, 2, 3]
+  )
   np.testing.assert_array_equal(done.valid.sum(), 6)
 
 
@@ -152,8 +174,11 @@ def test_what_is_recorded_is_the_state_after_a_step():
 
 @functools.cache
 def _adapting(family, num_steps, num_prior):
-  return jax.jit(lambda task, key: rollout.adaptation_sequence(
-      family, _spy(), (), task, key, num_steps, num_prior))
+  return jax.jit(
+    lambda task, key: rollout.adaptation_sequence(
+      family, _spy(), (), task, key, num_steps, num_prior
+    )
+  )
 
 
 def test_meta_test_protocol():
@@ -163,11 +188,13 @@ def test_meta_test_protocol():
   np.testing.assert_array_equal(done.valid, np.ones(15))
   # The action of every step tells the size of the context behind it.
   np.testing.assert_allclose(
-      100 * done.transitions.action[:, 0], [0] * 10 + [10] * 5, rtol=1e-5)
+    100 * done.transitions.action[:, 0], [0] * 10 + [10] * 5, rtol=1e-5
+  )
   assert done.context_size == 10
   # One episode after another, each with its own start.
   np.testing.assert_array_equal(
-      done.transitions.observation[:, 0], [0, 1, 2, 3, 4] * 3)
+    done.transitions.observation[:, 0], [0, 1, 2, 3, 4] * 3
+  )
   starts = done.transitions.observation[:, 1].reshape(3, 5)
   assert len(set(np.asarray(starts[:, 0]))) == 3
 
@@ -177,8 +204,8 @@ def test_a_started_episode_is_finished():
   done = _adapting(_FOREVER, 12, 1)(_task(), _KEY)
   assert done.returns.shape == (3,) and done.valid.shape == (15,)
   np.testing.assert_allclose(
-      100 * done.transitions.action[:, 0], [0] * 5 + [5] * 5 + [10] * 5,
-      rtol=1e-5)
+    100 * done.transitions.action[:, 0], [0] * 5 + [5] * 5 + [10] * 5, rtol=1e-5
+  )
 
 
 def test_early_terminations_give_more_episodes():
@@ -189,10 +216,13 @@ def test_early_terminations_give_more_episodes():
   assert np.all(np.isnan(done.returns[5:]))
   assert done.valid.sum() == 15 and np.all(done.valid[:15] == 1)
   np.testing.assert_array_equal(
-      done.transitions.observation[:15, 0], [0, 1, 2] * 5)
+    done.transitions.observation[:15, 0], [0, 1, 2] * 5
+  )
   np.testing.assert_allclose(
-      100 * done.transitions.action[:15, 0],
-      [0] * 6 + [6] * 3 + [9] * 3 + [12] * 3, rtol=1e-5)
+    100 * done.transitions.action[:15, 0],
+    [0] * 6 + [6] * 3 + [9] * 3 + [12] * 3,
+    rtol=1e-5,
+  )
   assert done.context_size == 12
   assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(done.transitions))
 
@@ -211,11 +241,15 @@ def test_the_context_is_exactly_what_was_gathered():
 
   def context_fn(transitions, valid, key):
     jax.debug.callback(
-        lambda *x: seen.append(x), transitions.reward, valid, ordered=True)
+      lambda *x: seen.append(x), transitions.reward, valid, ordered=True
+    )
     return transitions, valid
 
-  done = jax.jit(lambda: rollout.adaptation_sequence(
-      _MORTAL, _spy(), (), _task(), _KEY, 9, 1, context_fn))()
+  done = jax.jit(
+    lambda: rollout.adaptation_sequence(
+      _MORTAL, _spy(), (), _task(), _KEY, 9, 1, context_fn
+    )
+  )()
   jax.effects_barrier()
   np.testing.assert_array_equal(done.returns[:3], [12, 12, 12])
   assert len(seen) == 3
@@ -230,7 +264,8 @@ def test_final_return_is_the_last_episode_that_took_place():
   returns = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, nan], [6.0, nan, nan]])
   np.testing.assert_array_equal(rollout.final_return(returns), [3, 5, 6])
   np.testing.assert_array_equal(
-      rollout.final_return(returns[None]), [[3, 5, 6]])
+    rollout.final_return(returns[None]), [[3, 5, 6]]
+  )
 
 
 # Latents.
@@ -242,17 +277,25 @@ def _latent_policy(period, deterministic=True):
   def encode(params, context, valid):
     known = jnp.any(valid > 0)
     return Gaussian(
-        jnp.where(known, 3.0, 0.0)[None], jnp.where(known, 1e-4, 1.0)[None])
+      jnp.where(known, 3.0, 0.0)[None], jnp.where(known, 1e-4, 1.0)[None]
+    )
 
   return latent.latent_policy(
-      encode, lambda params, observation, z: TanhNormal(z, 0 * z), 1,
-      deterministic, period)
+    encode,
+    lambda params, observation, z: TanhNormal(z, 0 * z),
+    1,
+    deterministic,
+    period,
+  )
 
 
 @pytest.mark.parametrize('period, distinct', [(1, 5), (0, 1), (2, 3)])
 def test_latents_are_drawn_anew(period, distinct):
-  done = jax.jit(lambda: rollout.adaptation_sequence(
-      _FOREVER, _latent_policy(period), (), _task(), _KEY, 15, 2))()
+  done = jax.jit(
+    lambda: rollout.adaptation_sequence(
+      _FOREVER, _latent_policy(period), (), _task(), _KEY, 15, 2
+    )
+  )()
   z = np.arctanh(np.asarray(done.transitions.action[:, 0])).reshape(3, 5)
   for episode in z:
     assert len(set(episode)) == distinct
@@ -270,8 +313,10 @@ def test_deterministic_and_stochastic_actions():
   observation = jnp.zeros(2)
   for deterministic in (True, False):
     act = _latent_policy(0, deterministic).act
-    actions = {float(act((), belief, observation, jax.random.key(i))[0][0])
-               for i in range(4)}
+    actions = {
+      float(act((), belief, observation, jax.random.key(i))[0][0])
+      for i in range(4)
+    }
     assert len(actions) == (1 if deterministic else 4)
   mode = _latent_policy(0).act((), belief, observation, _KEY)[0]
   np.testing.assert_allclose(mode, np.tanh(belief.latent), rtol=1e-6)
@@ -290,12 +335,18 @@ def test_uniform_until_something_is_known():
   assert np.all(own != random)
   two = jnp.array([1.0, 1.0, 0.0])
   for steps, valid, expected in (
-      (2, None, random), (2, jnp.zeros(3), random), (2, two, own),
-      (3, two, random), (0, None, own), (0, jnp.zeros(3), own)):
+    (2, None, random),
+    (2, jnp.zeros(3), random),
+    (2, two, own),
+    (3, two, random),
+    (0, None, own),
+    (0, jnp.zeros(3), own),
+  ):
     acting = rollout.Acting(params, jnp.array(steps))
     belief = policy.init(acting, key)
     if valid is not None:
       belief = policy.adapt(acting, belief, context, valid, key)
     belief = policy.observe(acting, belief, context, key)
     np.testing.assert_array_equal(
-        policy.act(acting, belief, observation, key)[0], expected)
+      policy.act(acting, belief, observation, key)[0], expected
+    )

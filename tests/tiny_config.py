@@ -8,5 +8,6 @@ from offmeta.training import config as configs
 
 def get_config():
   """Every setting, and a profile that changes none."""
-  return ml_collections.ConfigDict({
-      **configs.to_dict(tiny_run.make_config()), 'profiles': {'smoke': {}}})
+  return ml_collections.ConfigDict(
+    {**configs.to_dict(tiny_run.make_config()), 'profiles': {'smoke': {}}}
+  )

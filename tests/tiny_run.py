@@ -24,55 +24,67 @@ STAGES = ('collect', 'offline', 'online/matched', 'online/oracle')
 
 _WIDTH = (8,)
 _NETS = {
-    'latent_size': 2,
-    'encoder_hidden': _WIDTH,
-    'decoder_hidden': _WIDTH,
-    'critic_hidden': _WIDTH,
-    'actor_hidden': _WIDTH,
+  'latent_size': 2,
+  'encoder_hidden': _WIDTH,
+  'decoder_hidden': _WIDTH,
+  'critic_hidden': _WIDTH,
+  'actor_hidden': _WIDTH,
 }
 _OFFLINE = {
-    'num_updates': 6, 'num_tasks': 2, 'query_size': 4, 'context_size': 8}
+  'num_updates': 6,
+  'num_tasks': 2,
+  'query_size': 4,
+  'context_size': 8,
+}
 _ONLINE = {**_OFFLINE, 'num_updates': 4, 'task_repeat': 1}
 _GATHER = {
-    'tasks_per_iteration': 2, 'prior_steps': 40, 'posterior_steps': 40,
-    'context_size': 8, 'label_context_size': 8}
+  'tasks_per_iteration': 2,
+  'prior_steps': 40,
+  'posterior_steps': 40,
+  'context_size': 8,
+  'label_context_size': 8,
+}
 _MATCHED = {'train_context_online': True, 'online': {'context': 'episodes'}}
 
 # Steps per stage: collect 2 x 4, offline 6, online 2 x 4; two per chunk.
 CONFIG = {
-    'num_seeds': 2,
-    'chunk': 2,
-    'family': {'num_train': 3, 'num_test': 2},
-    'collect': {
-        'iterations': 2,
-        'initial_steps': 40,
-        'rl_size': 40,
-        'gather': _GATHER,
-        'behaviour': {**_NETS, 'value_hidden': _WIDTH, 'online': _ONLINE},
+  'num_seeds': 2,
+  'chunk': 2,
+  'family': {'num_train': 3, 'num_test': 2},
+  'collect': {
+    'iterations': 2,
+    'initial_steps': 40,
+    'rl_size': 40,
+    'gather': _GATHER,
+    'behaviour': {**_NETS, 'value_hidden': _WIDTH, 'online': _ONLINE},
+  },
+  'smac': {
+    **_NETS,
+    'offline': _OFFLINE,
+    'online': {**_ONLINE, 'sequence_size': 40},
+  },
+  'online': {
+    'iterations': 2,
+    'share_encoder_buffer': True,
+    'gather': _GATHER,
+    'headline': 'matched',
+    'oracle': 'oracle',
+    'variants': {
+      'matched': {'description': 'recipe', 'smac': _MATCHED},
+      'oracle': {
+        'description': 'with true rewards',
+        'smac': _MATCHED,
+        'online': {'gather': {'rewards': 'true'}},
+      },
     },
-    'smac': {
-        **_NETS,
-        'offline': _OFFLINE,
-        'online': {**_ONLINE, 'sequence_size': 40},
-    },
-    'online': {
-        'iterations': 2,
-        'share_encoder_buffer': True,
-        'gather': _GATHER,
-        'headline': 'matched',
-        'oracle': 'oracle',
-        'variants': {
-            'matched': {'description': 'recipe', 'smac': _MATCHED},
-            'oracle': {
-                'description': 'with true rewards',
-                'smac': _MATCHED,
-                'online': {'gather': {'rewards': 'true'}},
-            },
-        },
-    },
-    'evaluation': {
-        'num_repeats': 2, 'num_steps': 40, 'context_size': 8,
-        'num_train_tasks': 2, 'every_updates': 4},
+  },
+  'evaluation': {
+    'num_repeats': 2,
+    'num_steps': 40,
+    'context_size': 8,
+    'num_train_tasks': 2,
+    'every_updates': 4,
+  },
 }
 
 
@@ -84,17 +96,25 @@ def make_config(changes: Mapping = {}) -> configs.ExperimentConfig:
 
 
 def make_setup(
-    workdir: str | os.PathLike[str],
-    changes: Mapping = {},
-    stop: loop.StopRequest | None = None,
-    runtime: Mapping = {},
+  workdir: str | os.PathLike[str],
+  changes: Mapping = {},
+  stop: loop.StopRequest | None = None,
+  runtime: Mapping = {},
 ) -> setups.Setup:
   """A quiet setup that saves a checkpoint after every chunk."""
   return setups.make_setup(
-      make_config(changes), workdir, stop,
-      setups.Runtime(**{
-          'checkpoint_every_s': -1.0, 'keep_checkpoints': True, 'quiet': True,
-          **runtime}))
+    make_config(changes),
+    workdir,
+    stop,
+    setups.Runtime(
+      **{
+        'checkpoint_every_s': -1.0,
+        'keep_checkpoints': True,
+        'quiet': True,
+        **runtime,
+      }
+    ),
+  )
 
 
 @contextlib.contextmanager
@@ -105,9 +125,9 @@ def shared_programs() -> Iterator[None]:
   state of a run, only programs, tasks and the keys of the seeds.
   """
   make = {
-      'evaluator': evaluators.Evaluator,
-      'gatherer': stages.gatherer,
-      'updater': loop.Updater,
+    'evaluator': evaluators.Evaluator,
+    'gatherer': stages.gatherer,
+    'updater': loop.Updater,
   }
 
   def once(kind, key, *args, **kw):
@@ -118,28 +138,42 @@ def shared_programs() -> Iterator[None]:
 
   def about(setup, seeds):
     family = setup.family
-    return (configs.config_hash(setup.config), seeds.layout, setup.runtime,
-            type(family).__name__, str(vars(family).get('_value')))
+    return (
+      configs.config_hash(setup.config),
+      seeds.layout,
+      setup.runtime,
+      type(family).__name__,
+      str(vars(family).get('_value')),
+    )
 
   def evaluator(setup, algorithm, seeds):
     return once('evaluator', about(setup, seeds), setup, algorithm, seeds)
 
   def gatherer(setup, algorithm, seeds, visited, config):
-    return once('gatherer', (*about(setup, seeds), config), setup, algorithm,
-                seeds, visited, config)
+    return once(
+      'gatherer',
+      (*about(setup, seeds), config),
+      setup,
+      algorithm,
+      seeds,
+      visited,
+      config,
+    )
 
   def updater(make_stages, seeds, chunk, **kw):
     # The configuration is not known here; the closure holds it.
     cells = [cell.cell_contents for cell in make_stages.__closure__]
     setup = next(c for c in cells if isinstance(c, setups.Setup))
-    stages = tuple(
-        (s.name, s.num_steps, s.batch) for s in make_stages(None))
-    return once('updater', (*about(setup, seeds), stages), make_stages, seeds,
-                chunk, **kw)
+    stages = tuple((s.name, s.num_steps, s.batch) for s in make_stages(None))
+    return once(
+      'updater', (*about(setup, seeds), stages), make_stages, seeds, chunk, **kw
+    )
 
-  with (mock.patch.object(evaluators, 'Evaluator', evaluator),
-        mock.patch.object(stages, 'gatherer', gatherer),
-        mock.patch.object(loop, 'Updater', updater)):
+  with (
+    mock.patch.object(evaluators, 'Evaluator', evaluator),
+    mock.patch.object(stages, 'gatherer', gatherer),
+    mock.patch.object(loop, 'Updater', updater),
+  ):
     yield
 
 
@@ -175,9 +209,13 @@ def checkpoint_steps(workdir: pathlib.Path, stage: str) -> list[int]:
 def saved(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
   """The arrays of one checkpoint by their names, whatever wrote it."""
   path = checkpoint / 'state'
-  return ocp.load(path, {
+  return ocp.load(
+    path,
+    {
       name: np.empty(leaf.shape, leaf.dtype)
-      for name, leaf in ocp.metadata(path).metadata.items()})
+      for name, leaf in ocp.metadata(path).metadata.items()
+    },
+  )
 
 
 def last_progress(workdir: pathlib.Path, stage: str) -> dict[str, np.ndarray]:
@@ -187,7 +225,7 @@ def last_progress(workdir: pathlib.Path, stage: str) -> dict[str, np.ndarray]:
 
 
 def results(
-    workdir: pathlib.Path, stages: tuple[str, ...] = STAGES
+  workdir: pathlib.Path, stages: tuple[str, ...] = STAGES
 ) -> dict[str, Any]:
   """All that a run computed: arrays and metric rows by name."""
   found: dict[str, Any] = {}
@@ -216,5 +254,7 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
   assert a and b
   return sorted(
-      name for name in a.keys() | b.keys()
-      if name not in a or name not in b or not same(a[name], b[name]))
+    name
+    for name in a.keys() | b.keys()
+    if name not in a or name not in b or not same(a[name], b[name])
+  )

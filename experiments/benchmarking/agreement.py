@@ -18,7 +18,7 @@ _NUDGE = 1e-6  # m and rad: some ten roundings of a float32
 
 
 def commands(
-    family: Any, state: EnvState, action: Array, task: Task
+  family: Any, state: EnvState, action: Array, task: Task
 ) -> tuple[Array, Mapping[str, Array]]:
   """What `family.step` hands to its simulator: controls and changed fields."""
   seen = []
@@ -43,8 +43,11 @@ def changed_model(model: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def _simulate(
-    model: Any, q: np.ndarray, qd: np.ndarray, controls: np.ndarray,
-    n_frames: int,
+  model: Any,
+  q: np.ndarray,
+  qd: np.ndarray,
+  controls: np.ndarray,
+  n_frames: int,
 ) -> tuple[np.ndarray, np.ndarray, float]:
   """C MuJoCo from q [Q], qd [V] under controls [T, U].
 
@@ -76,8 +79,13 @@ def measure_agreement(programs: Programs, num_envs: int) -> dict[str, Any]:
   family = programs.family
   tasks, k_reset, k_roll = programs.start(0, num_envs)
   states = programs.reset(k_reset, tasks)
-  ask = jax.jit(jax.vmap(lambda state, key, task: commands(
-      family, state, programs.action(key, 0), task)))
+  ask = jax.jit(
+    jax.vmap(
+      lambda state, key, task: commands(
+        family, state, programs.action(key, 0), task
+      )
+    )
+  )
   physics, controls = [states.physics], []
   for t in range(_NUM_STEPS):
     keys = jax.vmap(jax.random.fold_in, (0, None))(k_roll, t)
@@ -86,35 +94,52 @@ def measure_agreement(programs: Programs, num_envs: int) -> dict[str, Any]:
     physics.append(states.physics)
     controls.append(control)
   over_envs = lambda arrays: np.stack(arrays, axis=1)  # [N, T, ...]
-  starts_and_ends = (over_envs([p.q for p in physics]),
-                     over_envs([p.qd for p in physics]))
+  starts_and_ends = (
+    over_envs([p.q for p in physics]),
+    over_envs([p.qd for p in physics]),
+  )
   random = np.random.RandomState(0)
   rows = []
   for i, (q, qd, control) in enumerate(
-      zip(*starts_and_ends, over_envs(controls))):
-    model = changed_model(family.simulator.model, jax.tree.map(
-        lambda x, i=i: np.asarray(x[i]), dict(changes)))
+    zip(*starts_and_ends, over_envs(controls))
+  ):
+    model = changed_model(
+      family.simulator.model,
+      jax.tree.map(lambda x, i=i: np.asarray(x[i]), dict(changes)),
+    )
     simulate = functools.partial(
-        _simulate, model, qd=qd[0], controls=control,
-        n_frames=family.spec.options['n_frames'])
+      _simulate,
+      model,
+      qd=qd[0],
+      controls=control,
+      n_frames=family.spec.options['n_frames'],
+    )
     c_q, c_qd, contacts = simulate(q=q[0])
     nudged = simulate(q=q[0] + _NUDGE * random.standard_normal(q[0].shape))[0]
     largest = lambda difference: np.abs(difference).max()
-    rows.append((largest(q[1:] - c_q), largest(qd[1:] - c_qd),
-                 largest(nudged - c_q), contacts))
+    rows.append(
+      (
+        largest(q[1:] - c_q),
+        largest(qd[1:] - c_qd),
+        largest(nudged - c_q),
+        contacts,
+      )
+    )
   dq, dqd, c_dq, contacts = np.transpose(rows)
   return {
-      'num_envs': num_envs,
-      'control_steps': _NUM_STEPS,
-      **_spread('dq', dq),
-      **_spread('c_dq', c_dq),
-      **_spread('dqd', dqd),
-      # Without contacts this would compare too little.
-      'mean_contacts': rounded(contacts.mean()),
+    'num_envs': num_envs,
+    'control_steps': _NUM_STEPS,
+    **_spread('dq', dq),
+    **_spread('c_dq', c_dq),
+    **_spread('dqd', dqd),
+    # Without contacts this would compare too little.
+    'mean_contacts': rounded(contacts.mean()),
   }
 
 
 def _spread(name: str, values: np.ndarray) -> dict[str, float]:
   quantiles = {'median': 0.5, 'p95': 0.95, 'max': 1.0}
-  return {f'{name}_{suffix}': rounded(np.quantile(values, q))
-          for suffix, q in quantiles.items()}
+  return {
+    f'{name}_{suffix}': rounded(np.quantile(values, q))
+    for suffix, q in quantiles.items()
+  }

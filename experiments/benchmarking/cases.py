@@ -28,7 +28,14 @@ from offmeta.types import (
 
 # Without an online phase; their settings are those of their config files.
 _OFFLINE = (
-    'macaw', 'meta_bc', 'multitask', 'borel', 'focal', 'csro', 'unicorn')
+  'macaw',
+  'meta_bc',
+  'multitask',
+  'borel',
+  'focal',
+  'csro',
+  'unicorn',
+)
 
 
 class Case(NamedTuple):
@@ -83,11 +90,16 @@ class Case(NamedTuple):
       replay = synthetic_replay(self)
       if stage.annotate is not None:
         log = replay.rl.data
-        replay = replay.with_extras(jax.vmap(
-            stage.annotate, (None, 0, 0))(state, log, log.discount))
+        replay = replay.with_extras(
+          jax.vmap(stage.annotate, (None, 0, 0))(state, log, log.discount)
+        )
       return sampler.sample_batch(
-          jax.random.key(0), state.step, jnp.arange(stage.batch.num_tasks),
-          stage.batch, replay)
+        jax.random.key(0),
+        state.step,
+        jnp.arange(stage.batch.num_tasks),
+        stage.batch,
+        replay,
+      )
 
     return state, jax.eval_shape(batch, state)
 
@@ -102,15 +114,27 @@ def _spec(name: str, observation: int, action: int, length: int) -> EnvSpec:
 
 def _smoke_config() -> ExperimentConfig:
   nets = {
-      name: (16, 16) for name in (
-          'encoder_hidden', 'decoder_hidden', 'critic_hidden', 'actor_hidden')}
+    name: (16, 16)
+    for name in (
+      'encoder_hidden',
+      'decoder_hidden',
+      'critic_hidden',
+      'actor_hidden',
+    )
+  }
   sizes = {'num_tasks': 2, 'query_size': 16, 'context_size': 8}
-  return configs.from_dict({
+  return configs.from_dict(
+    {
       'smac': {
-          **nets, 'offline': sizes, 'online': {**sizes, 'sequence_size': 16}},
-      'collect': {'behaviour': {
-          **nets, 'value_hidden': (16, 16), 'online': sizes}},
-  })
+        **nets,
+        'offline': sizes,
+        'online': {**sizes, 'sequence_size': 16},
+      },
+      'collect': {
+        'behaviour': {**nets, 'value_hidden': (16, 16), 'online': sizes}
+      },
+    }
+  )
 
 
 def _settings(algorithm: str, profile: str, num_tasks: int) -> Any:
@@ -120,37 +144,38 @@ def _settings(algorithm: str, profile: str, num_tasks: int) -> Any:
   else:
     file = importlib.import_module(f'experiments.configs.{algorithm}')
     settings = configuration.resolve(
-        file.get_config('point_robot'), profile, {}).settings
+      file.get_config('point_robot'), profile, {}
+    ).settings
   if hasattr(settings, 'num_train_tasks'):
     settings = dataclasses.replace(settings, num_train_tasks=num_tasks)
   return settings
 
 
 def _offline_cases(
-    algorithm: str, profile: str, spec: EnvSpec, data: tuple[int, int]
+  algorithm: str, profile: str, spec: EnvSpec, data: tuple[int, int]
 ) -> list[Case]:
   """Update cases of one of _OFFLINE."""
   settings = _settings(algorithm, profile, data[0])
   change = lambda **changes: dataclasses.replace(settings, **changes)
   if algorithm == 'macaw':
-    variants = {
-        loop: (change(task_loop=loop), 0) for loop in ('scan', 'vmap')}
+    variants = {loop: (change(task_loop=loop), 0) for loop in ('scan', 'vmap')}
   elif algorithm == 'borel':
     if profile == 'paper':  # decoding all 401 beliefs takes over 1 GB
-      settings = change(
-          vae=dataclasses.replace(settings.vae, num_decoded=50))
+      settings = change(vae=dataclasses.replace(settings.vae, num_decoded=50))
     variants = {
-        'rl': (settings, 1),
-        f'vae_{settings.vae.num_decoded}_times': (settings, 0)}
+      'rl': (settings, 1),
+      f'vae_{settings.vae.num_decoded}_times': (settings, 0),
+    }
   else:
     variants = {'released': (settings, 0)}
   return [
-      Case(algorithm, 'offline', name, spec, config, *data, number)
-      for name, (config, number) in variants.items()]
+    Case(algorithm, 'offline', name, spec, config, *data, number)
+    for name, (config, number) in variants.items()
+  ]
 
 
 def make_cases(
-    profile: str, algorithms: Sequence[str] = tuple(ALGORITHMS)
+  profile: str, algorithms: Sequence[str] = tuple(ALGORITHMS)
 ) -> list[Case]:
   """All update cases of a profile and of these algorithms."""
   single_task = sac.Config()
@@ -159,7 +184,8 @@ def make_cases(
     spec = _spec('cheetah_vel', 20, 6, 200)
   elif profile == 'cpu':
     base = configuration.resolve(
-        smac_experiment.get_config('point_robot'), profile, {})
+      smac_experiment.get_config('point_robot'), profile, {}
+    )
     data = (base.family.num_train, base.collect.rl_size)
     spec = _spec('point_robot', 2, 2, 20)
   else:
@@ -172,11 +198,11 @@ def make_cases(
   behaviour = base.collect.behaviour
   pearl = Case('pearl', 'online', 'behaviour', spec, behaviour, *data)
   cases = [
-      Case('smac', 'offline', 'released', spec, base.settings, *data),
-      Case('smac', 'online', 'released', spec, base.settings, *data),
-      Case('smac', 'online', 'matched', spec, matched, *data),
-      pearl,
-      Case('sac', 'online', 'one_task', spec, single_task, 1, data[1]),
+    Case('smac', 'offline', 'released', spec, base.settings, *data),
+    Case('smac', 'online', 'released', spec, base.settings, *data),
+    Case('smac', 'online', 'matched', spec, matched, *data),
+    pearl,
+    Case('sac', 'online', 'one_task', spec, single_task, 1, data[1]),
   ]
   if profile == 'paper':  # the meta-batch of PEARL's own paper
     cases.append(pearl._replace(variant='16_tasks').resized(num_tasks=16))
@@ -207,17 +233,20 @@ def synthetic_replay(case: Case) -> Replay:
   observation = (*shape, spec.observation_size)
   time = jnp.arange(case.num_rows) % spec.episode_length
   data = Transition(
-      observation=jax.random.normal(keys[0], observation),
-      action=jax.random.uniform(
-          keys[1], (*shape, spec.action_size), minval=-1.0),
-      reward=jax.random.normal(keys[2], shape),
-      discount=jnp.ones(shape),
-      next_observation=jax.random.normal(keys[3], observation),
-      extras={'time': jnp.broadcast_to(time.astype(jnp.float32), shape)})
+    observation=jax.random.normal(keys[0], observation),
+    action=jax.random.uniform(keys[1], (*shape, spec.action_size), minval=-1.0),
+    reward=jax.random.normal(keys[2], shape),
+    discount=jnp.ones(shape),
+    next_observation=jax.random.normal(keys[3], observation),
+    extras={'time': jnp.broadcast_to(time.astype(jnp.float32), shape)},
+  )
   kept = {}
   if asked.returns_discount is not None:
-    kept = jax.vmap(lambda log: returns.annotate(
-        log, jnp.ones_like(log.reward), asked.returns_discount))(data)
+    kept = jax.vmap(
+      lambda log: returns.annotate(
+        log, jnp.ones_like(log.reward), asked.returns_discount
+      )
+    )(data)
   length = max(1, case.get_stage().batch.sequence_size)
   number = 1
   if asked.sequence_episodes:
@@ -225,9 +254,16 @@ def synthetic_replay(case: Case) -> Replay:
     length = asked.sequence_episodes * spec.episode_length
     number = max(1, case.num_rows // length)
   buffer = buffers.make(
-      data._replace(extras=kept), jnp.full(shape[:1], case.num_rows),
-      case.num_rows)
+    data._replace(extras=kept),
+    jnp.full(shape[:1], case.num_rows),
+    case.num_rows,
+  )
   table = jnp.full((case.num_tasks, number), min(case.num_rows, length))
-  return Replay(buffer._replace(
-      sequence_start=table * jnp.arange(number), sequence_length=table,
-      num_sequences=jnp.full(shape[:1], number)), None)
+  return Replay(
+    buffer._replace(
+      sequence_start=table * jnp.arange(number),
+      sequence_length=table,
+      num_sequences=jnp.full(shape[:1], number),
+    ),
+    None,
+  )

@@ -30,13 +30,14 @@ _MIN_STEPS, _MAX_REPEATS, _NUM_STARTS = 10, 3, 4
 
 
 def measure_speed(
-    programs: Programs, num_envs: int, options: Options
+  programs: Programs, num_envs: int, options: Options
 ) -> dict[str, Any]:
   """Steps per second of random episodes side by side, resets included."""
   family = programs.family
   # Tasks and keys change from call to call, as in training.
   starts = itertools.cycle(
-      [programs.start(seed, num_envs) for seed in range(_NUM_STARTS)])
+    [programs.start(seed, num_envs) for seed in range(_NUM_STARTS)]
+  )
 
   def reset():
     tasks, k_reset, k_roll = next(starts)
@@ -50,31 +51,31 @@ def measure_speed(
   reset_compile_s = compile_seconds(wait_for_reset)
   compile_s = compile_seconds(lambda: episodes(1))
   steps = options.env_steps or _fitting_steps(
-      episodes, options.repeat_s, family.spec.episode_length)
+    episodes, options.repeat_s, family.spec.episode_length
+  )
   timed = Timed(lambda: episodes(steps), num_envs * steps, options.repeat_s)
   resets = Timed(wait_for_reset, num_envs, options.repeat_s / 4)
   for _ in range(min(options.repeats, _MAX_REPEATS)):
     timed.measure()
     resets.measure()
   return {
-      'num_envs': num_envs,
-      'steps_per_s': rounded(timed.rate),
-      'steps_per_s_spread': timed.spread,
-      'timed_steps': steps,  # from a reset, per call
-      'compile_s': rounded(compile_s),
-      'reset_compile_s': rounded(reset_compile_s),
-      'reset_cost_in_steps': rounded(timed.rate / resets.rate),
-      'traces': programs.traces[num_envs],  # 1: new tasks retrace nothing
-      'reset_traces': programs.reset_traces[num_envs],
-      'episode_length': family.spec.episode_length,
-      'policy': 'uniform random',
-      'options': json.loads(
-          json.dumps(dict(family.spec.options), default=str)),
+    'num_envs': num_envs,
+    'steps_per_s': rounded(timed.rate),
+    'steps_per_s_spread': timed.spread,
+    'timed_steps': steps,  # from a reset, per call
+    'compile_s': rounded(compile_s),
+    'reset_compile_s': rounded(reset_compile_s),
+    'reset_cost_in_steps': rounded(timed.rate / resets.rate),
+    'traces': programs.traces[num_envs],  # 1: new tasks retrace nothing
+    'reset_traces': programs.reset_traces[num_envs],
+    'episode_length': family.spec.episode_length,
+    'policy': 'uniform random',
+    'options': json.loads(json.dumps(dict(family.spec.options), default=str)),
   }
 
 
 def _fitting_steps(
-    episodes: Callable[[int], None], seconds: float, longest: int
+  episodes: Callable[[int], None], seconds: float, longest: int
 ) -> int:
   """Steps for one timing: whole episodes if they fit, and no fewer than 10."""
   shortest = min(_MIN_STEPS, longest)
@@ -89,20 +90,23 @@ def measure_stability(programs: Programs, num_envs: int) -> dict[str, Any]:
   spec = programs.family.spec
   tasks, k_reset, k_roll = programs.start(0, num_envs)
   states = programs.reset(k_reset, tasks)
-  record = jax.tree.map(np.asarray, programs.roll(
-      states, tasks, k_roll, spec.episode_length)[1])
+  record = jax.tree.map(
+    np.asarray, programs.roll(states, tasks, k_roll, spec.episode_length)[1]
+  )
   ended = record.steps[~record.alive]
   return {
-      'num_envs': num_envs,
-      'episode_length': spec.episode_length,
-      'terminated': rounded(len(ended) / num_envs),
-      'median_steps_to_termination': (
-          float(np.median(ended)) if len(ended) else None),
-      'mean_steps_before_termination': rounded(record.steps.mean()),
-      'diverged': int(record.diverged.sum()),
-      'non_finite': int(record.non_finite.sum()),
-      'max_qd': (rounded(record.max_qd.max())
-                 if hasattr(states.physics, 'qd') else None),
+    'num_envs': num_envs,
+    'episode_length': spec.episode_length,
+    'terminated': rounded(len(ended) / num_envs),
+    'median_steps_to_termination': (
+      float(np.median(ended)) if len(ended) else None
+    ),
+    'mean_steps_before_termination': rounded(record.steps.mean()),
+    'diverged': int(record.diverged.sum()),
+    'non_finite': int(record.non_finite.sum()),
+    'max_qd': (
+      rounded(record.max_qd.max()) if hasattr(states.physics, 'qd') else None
+    ),
   }
 
 
@@ -116,9 +120,14 @@ def cases(options: Options) -> list[tuple[str, str]]:
   found = []
   for name in options.env_families:
     switch = inspect.signature(envs.FAMILIES[name]).parameters.get('backend')
-    found += [(name, 'jax')] if switch is None else [
+    found += (
+      [(name, 'jax')]
+      if switch is None
+      else [
         (name, switch.default if backend == 'default' else backend)
-        for backend in options.env_backends]
+        for backend in options.env_backends
+      ]
+    )
   return list(dict.fromkeys(found))
 
 
@@ -127,7 +136,7 @@ def _has(rows: Sequence[Mapping[str, Any]], **key: Any) -> bool:
 
 
 def measure(
-    result: Mapping[str, Rows], name: str, backend: str, options: Options
+  result: Mapping[str, Rows], name: str, backend: str, options: Options
 ) -> Iterator[None]:
   """Adds the rows that are missing for one family on one backend.
 
@@ -145,18 +154,22 @@ def measure(
   """
   key = {'family': name, 'backend': backend}
   # (table, number of environments, measurement of Programs)
-  wanted = [('env_steps', n, lambda programs, n: measure_speed(
-      programs, n, options)) for n in options.num_envs]
+  wanted = [
+    ('env_steps', n, lambda programs, n: measure_speed(programs, n, options))
+    for n in options.num_envs
+  ]
   wanted.append(('env_stability', _CHECK_ENVS, measure_stability))
   if backend == 'mjx':
     wanted.append(('env_agreement', _CHECK_ENVS, measure_agreement))
-  missing = [row for row in wanted
-             if not _has(result[row[0]], **key, num_envs=row[1])]
+  missing = [
+    row for row in wanted if not _has(result[row[0]], **key, num_envs=row[1])
+  ]
   if not missing or _has(result['env_refused'], **key):
     return
   try:
-    family = envs.make(name, **({} if backend == 'jax' else
-                                {'backend': backend}))
+    family = envs.make(
+      name, **({} if backend == 'jax' else {'backend': backend})
+    )
   except ValueError as error:
     result['env_refused'].append({**key, 'reason': str(error)})
     yield

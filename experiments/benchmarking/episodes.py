@@ -48,15 +48,17 @@ class Programs:
   def start(self, seed: int, number: int) -> tuple[Task, Key, Key]:
     """Fresh tasks [N], keys [N] of resets and keys [N] of actions."""
     k_task, k_reset, k_roll = jax.random.split(jax.random.key(seed), 3)
-    return (self.family.sample_tasks(k_task, number),
-            jax.random.split(k_reset, number),
-            jax.random.split(k_roll, number))
+    return (
+      self.family.sample_tasks(k_task, number),
+      jax.random.split(k_reset, number),
+      jax.random.split(k_roll, number),
+    )
 
   def action(self, key: Key, t: Array | int) -> Array:
     """What `roll` does in step t, [A] in [-1, 1]."""
     return jax.random.uniform(
-        jax.random.fold_in(key, t), (self.family.spec.action_size,),
-        minval=-1.0)
+      jax.random.fold_in(key, t), (self.family.spec.action_size,), minval=-1.0
+    )
 
   def _reset(self, keys, tasks):
     self.reset_traces[keys.shape[0]] += 1
@@ -68,7 +70,7 @@ class Programs:
     return jax.vmap(one)(states, tasks, keys)
 
   def _episode(
-      self, start: EnvState, task: Task, key: Key, num_steps: Array
+    self, start: EnvState, task: Task, key: Key, num_steps: Array
   ) -> tuple[EnvState, Record]:
     """As `rollout.episode`: frozen after a termination; without terminations
     a simulation that blew up starts again."""
@@ -80,8 +82,7 @@ class Programs:
       state = _select(record.alive, after, state)
       if not self.family.spec.terminates:
         state = _select(after.diverged > 0.5, start, state)
-      return state, record._replace(
-          alive=record.alive & (after.terminal < 0.5))
+      return state, record._replace(alive=record.alive & (after.terminal < 0.5))
 
     zero = jnp.zeros((), jnp.int32)
     record = Record(jnp.ones((), bool), zero, zero, zero, jnp.zeros(()))
@@ -94,13 +95,15 @@ def _select(condition: Array, yes: Any, no: Any) -> Any:
 
 def _update(record: Record, after: EnvState) -> Record:
   finite = [
-      jnp.all(jnp.isfinite(x))
-      for x in (after.observation, after.reward, after.features)]
+    jnp.all(jnp.isfinite(x))
+    for x in (after.observation, after.reward, after.features)
+  ]
   qd = getattr(after.physics, 'qd', jnp.zeros(1))
   updated = Record(
-      alive=record.alive,
-      steps=record.steps + 1,
-      diverged=record.diverged + (after.diverged > 0.5),
-      non_finite=record.non_finite + ~jnp.all(jnp.stack(finite)),
-      max_qd=jnp.maximum(record.max_qd, jnp.max(jnp.abs(qd))))
+    alive=record.alive,
+    steps=record.steps + 1,
+    diverged=record.diverged + (after.diverged > 0.5),
+    non_finite=record.non_finite + ~jnp.all(jnp.stack(finite)),
+    max_qd=jnp.maximum(record.max_qd, jnp.max(jnp.abs(qd))),
+  )
   return _select(record.alive, updated, record)

@@ -35,12 +35,17 @@ def _of_equation(equation: Any) -> float:
   if name == 'dot_general':
     (contracted, _), _ = params['dimension_numbers']
     shape = equation.invars[0].aval.shape
-    return 2.0 * equation.outvars[0].aval.size * math.prod(
-        shape[axis] for axis in contracted)
+    return (
+      2.0
+      * equation.outvars[0].aval.size
+      * math.prod(shape[axis] for axis in contracted)
+    )
   # Programs in it, whatever it calls them.
   inner = [
-      _of_program(part) for part in jax.tree.leaves(dict(params))
-      if hasattr(part, 'eqns')]
+    _of_program(part)
+    for part in jax.tree.leaves(dict(params))
+    if hasattr(part, 'eqns')
+  ]
   if name == 'conv_general_dilated' or (name == 'while' and any(inner)):
     raise ValueError(f'flops: those of {name!r} cannot be counted')
   if name == 'cond':

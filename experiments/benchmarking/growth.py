@@ -12,9 +12,9 @@ from offmeta import parallel
 Point = tuple[tuple[str, int], ...]  # (factor, value) of every factor
 
 _VALUES = {
-    'num_tasks': (1, 2, 4, 8, 16, 32),
-    'query_size': (32, 64, 128, 256, 512, 1024),
-    'seeds': (1, 2, 4, 8, 16),
+  'num_tasks': (1, 2, 4, 8, 16, 32),
+  'query_size': (32, 64, 128, 256, 512, 1024),
+  'seeds': (1, 2, 4, 8, 16),
 }
 _SMOKE_VALUES = {'num_tasks': (4,), 'query_size': (64,), 'seeds': (2,)}
 
@@ -25,15 +25,19 @@ def points(case: Case, profile: str) -> list[tuple[str, int, Point]]:
   The case's own sizes are among the values of each factor.
   """
   batch = case.get_stage().batch
-  base = {'num_tasks': batch.num_tasks, 'query_size': batch.query_size,
-          'seeds': 1}
+  base = {
+    'num_tasks': batch.num_tasks,
+    'query_size': batch.query_size,
+    'seeds': 1,
+  }
   if case.algorithm == 'sac':
     del base['num_tasks']  # always one
   values = _SMOKE_VALUES if profile == 'smoke' else _VALUES
   return [
-      (factor, value, tuple({**base, factor: value}.items()))
-      for factor in base
-      for value in sorted({*values[factor], base[factor]})]
+    (factor, value, tuple({**base, factor: value}.items()))
+    for factor in base
+    for value in sorted({*values[factor], base[factor]})
+  ]
 
 
 def measure_growth(options: Options) -> list[dict[str, Any]]:
@@ -45,16 +49,24 @@ def measure_growth(options: Options) -> list[dict[str, Any]]:
       if wanted[-1][-1] in runs:
         continue
       sizes = dict(point)
-      say(f'compiling {case.algorithm} {case.stage} '
-          + ' '.join(f'{name}={size}' for name, size in point))
+      say(
+        f'compiling {case.algorithm} {case.stage} '
+        + ' '.join(f'{name}={size}' for name, size in point)
+      )
       layout = parallel.make_layout(sizes.pop('seeds'), max_devices=1)
       runs[wanted[-1][-1]] = updates.prepare(
-          case.resized(**sizes), layout, options)
+        case.resized(**sizes), layout, options
+      )
   ways = ceilings.make_ceiling(options)
   _, rows = updates.time_runs(list(runs.values()), ways, options, len(runs))
   rows = dict(zip(runs, rows))
   return [
-      {'factor': factor, 'value': value,
-       'gflop': rounded(rows[key]['gflop_per_update'] * rows[key]['seeds']),
-       'ms_per_update': rows[key]['ms_per_update_of_all_seeds'], **rows[key]}
-      for factor, value, key in wanted]
+    {
+      'factor': factor,
+      'value': value,
+      'gflop': rounded(rows[key]['gflop_per_update'] * rows[key]['seeds']),
+      'ms_per_update': rows[key]['ms_per_update_of_all_seeds'],
+      **rows[key],
+    }
+    for factor, value, key in wanted
+  ]

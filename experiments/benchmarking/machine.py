@@ -10,7 +10,15 @@ import jax
 from experiments.benchmarking.timing import rounded
 
 _PACKAGES = (
-    'jax', 'jaxlib', 'brax', 'mujoco', 'mujoco-mjx', 'flax', 'optax', 'numpy')
+  'jax',
+  'jaxlib',
+  'brax',
+  'mujoco',
+  'mujoco-mjx',
+  'flax',
+  'optax',
+  'numpy',
+)
 
 
 def load_average() -> list[float]:
@@ -22,13 +30,13 @@ def machine() -> dict[str, Any]:
   """Processor, device and load; no host name."""
   affinity = getattr(os, 'sched_getaffinity', None)
   return {
-      'cpu': _cpu_model(),
-      'cores': len(affinity(0)) if affinity else os.cpu_count(),
-      'platform': f'{platform.system()} {platform.machine()}',
-      'backend': jax.default_backend(),
-      'device_kind': jax.devices()[0].device_kind,
-      'devices': jax.local_device_count(),
-      'load_average': load_average(),
+    'cpu': _cpu_model(),
+    'cores': len(affinity(0)) if affinity else os.cpu_count(),
+    'platform': f'{platform.system()} {platform.machine()}',
+    'backend': jax.default_backend(),
+    'device_kind': jax.devices()[0].device_kind,
+    'devices': jax.local_device_count(),
+    'load_average': load_average(),
   }
 
 
@@ -60,6 +68,6 @@ def versions() -> dict[str, str | None]:
       return None
 
   return {
-      'python': platform.python_version(),
-      **{name: version(name) for name in _PACKAGES},
+    'python': platform.python_version(),
+    **{name: version(name) for name in _PACKAGES},
   }

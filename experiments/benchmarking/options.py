@@ -68,7 +68,8 @@ class Options:
   def parts(self) -> tuple[str, ...]:
     """What is measured; `workdir` by default only if there is one."""
     return self.only or tuple(
-        p for p in DEFAULT_PARTS if p != 'workdir' or self.workdir)
+      p for p in DEFAULT_PARTS if p != 'workdir' or self.workdir
+    )
 
   @property
   def updates(self) -> list[str]:
@@ -80,8 +81,9 @@ def _known(what: str, names: Sequence[str], known: Sequence[str]):
   unknown = [name for name in names if name not in known]
   if unknown:
     raise BenchmarkError(
-        f'--{what}: unknown {", ".join(map(repr, unknown))}; known:'
-        f' {", ".join(known)}')
+      f'--{what}: unknown {", ".join(map(repr, unknown))}; known:'
+      f' {", ".join(known)}'
+    )
 
 
 def validate(options: Options):
@@ -95,8 +97,7 @@ def validate(options: Options):
   _known('matmul_precision', (options.matmul_precision,), PRECISIONS)
   _known('algorithms', options.algorithms, _UPDATES)
   _known('env_families', options.env_families, sorted(envs.FAMILIES))
-  _known('env_backends', options.env_backends,
-         ('default', *simulator.BACKENDS))
+  _known('env_backends', options.env_backends, ('default', *simulator.BACKENDS))
   if not options.algorithms:
     raise BenchmarkError('--algorithms: at least one')
   for name in _NUMBERS:
@@ -105,24 +106,29 @@ def validate(options: Options):
       raise BenchmarkError(f'--{name}: a list of numbers of at least 1')
   if any(SHARED_SEEDS % number for number in options.devices):
     raise BenchmarkError(
-        f'--devices: {SHARED_SEEDS} seeds are spread over them, so each'
-        f' number must divide {SHARED_SEEDS}')
+      f'--devices: {SHARED_SEEDS} seeds are spread over them, so each'
+      f' number must divide {SHARED_SEEDS}'
+    )
   if (options.overhead or options.trace_dir) and not options.updates:
     raise BenchmarkError(
-        '--overhead and --trace_dir are of updates: name'
-        f' {", ".join(_UPDATES)} in --only')
+      '--overhead and --trace_dir are of updates: name'
+      f' {", ".join(_UPDATES)} in --only'
+    )
   if options.matmul_precision != 'float32' and not (
-      options.updates or {'scaling', 'growth'} & set(options.parts)):
+    options.updates or {'scaling', 'growth'} & set(options.parts)
+  ):
     raise BenchmarkError(
-        '--matmul_precision is of updates, scaling and growth: name one of'
-        ' them in --only')
+      '--matmul_precision is of updates, scaling and growth: name one of'
+      ' them in --only'
+    )
   if options.overhead and 0 < options.chunk < 4:
     raise BenchmarkError('--overhead: needs a --chunk of at least 4')
   if options.repeats < 1:
     raise BenchmarkError('--repeats: must be at least 1')
   if not options.repeat_s > 0 or min(options.chunk, options.env_steps) < 0:
     raise BenchmarkError(
-        '--repeat_s must be above 0, --chunk and --env_steps not below 0')
+      '--repeat_s must be above 0, --chunk and --env_steps not below 0'
+    )
   if 'workdir' in options.only and not options.workdir:
     raise BenchmarkError('--only=workdir needs --workdir=DIR')
   if options.workdir:
@@ -138,57 +144,82 @@ def validate_device(options: Options):
   backend = jax.default_backend()
   if options.matmul_precision == 'tensorfloat32' and backend != 'gpu':
     raise BenchmarkError(
-        '--matmul_precision=tensorfloat32 exists on GPUs only, and this is a'
-        f' {backend}; choose float32 or bfloat16')
+      '--matmul_precision=tensorfloat32 exists on GPUs only, and this is a'
+      f' {backend}; choose float32 or bfloat16'
+    )
 
 
 def define_flags() -> dict[str, flags.FlagHolder]:
   """Under __main__ only: experiments.run defines some of the same names."""
   default = Options()
   numbers = lambda name, text: flags.DEFINE_list(
-      name, [str(number) for number in getattr(default, name)], text)
+    name, [str(number) for number in getattr(default, name)], text
+  )
   names = lambda name, text: flags.DEFINE_list(
-      name, list(getattr(default, name)), text)
+    name, list(getattr(default, name)), text
+  )
   return {
-      'only': names(
-          'only', f'What to measure, of: {", ".join(PARTS)}. Default: all but'
-          f' {", ".join(NAMED_PARTS)} (workdir if --workdir is given).'),
-      'profile': flags.DEFINE_string(
-          'profile', default.profile,
-          f'Sizes of the updates: {", ".join(PROFILES)}.'),
-      'matmul_precision': flags.DEFINE_string(
-          'matmul_precision', default.matmul_precision,
-          'Of the networks in updates, scaling and growth, and of the'
-          f' ceiling: {", ".join(PRECISIONS)} (tensorfloat32: GPUs only).'),
-      'seeds': numbers('seeds', 'Numbers of seeds to run side by side.'),
-      'repeats': flags.DEFINE_integer(
-          'repeats', default.repeats, 'Timings per figure (median).'),
-      'repeat_s': flags.DEFINE_float(
-          'repeat_s', None, 'Seconds per timing; default 2, 0.05 in smoke.'),
-      'chunk': flags.DEFINE_integer(
-          'chunk', default.chunk, 'Updates per compiled call; 0 chooses.'),
-      'overhead': flags.DEFINE_bool(
-          'overhead', default.overhead, 'Also time updates in calls of a'
-          ' quarter of the length, to see what a call costs by itself.'),
-      'trace_dir': flags.DEFINE_string(
-          'trace_dir', default.trace_dir, 'Folder for a profiler trace of one'
-          ' call of each kind of update; a small --chunk keeps it small.'),
-      'algorithms': names(
-          'algorithms', 'What scaling and growth measure, the first row of'
-          f' each, of: {", ".join(_UPDATES)}.'),
-      'devices': numbers(
-          'devices', 'Numbers of devices for scaling; 1 is always measured.'),
-      'env_families': names('env_families', 'Families to step.'),
-      'env_backends': names(
-          'env_backends', "Simulators to step; 'default' is each family's"
-          ' own. What a family refuses is listed with its reason.'),
-      'num_envs': numbers('num_envs', 'Numbers of environments side by side.'),
-      'env_steps': flags.DEFINE_integer(
-          'env_steps', default.env_steps,
-          'Steps from a reset per timed call; 0 fits them to --repeat_s.'),
-      'workdir': flags.DEFINE_string(
-          'workdir', default.workdir,
-          'A run whose wall time is to be listed.'),
+    'only': names(
+      'only',
+      f'What to measure, of: {", ".join(PARTS)}. Default: all but'
+      f' {", ".join(NAMED_PARTS)} (workdir if --workdir is given).',
+    ),
+    'profile': flags.DEFINE_string(
+      'profile',
+      default.profile,
+      f'Sizes of the updates: {", ".join(PROFILES)}.',
+    ),
+    'matmul_precision': flags.DEFINE_string(
+      'matmul_precision',
+      default.matmul_precision,
+      'Of the networks in updates, scaling and growth, and of the'
+      f' ceiling: {", ".join(PRECISIONS)} (tensorfloat32: GPUs only).',
+    ),
+    'seeds': numbers('seeds', 'Numbers of seeds to run side by side.'),
+    'repeats': flags.DEFINE_integer(
+      'repeats', default.repeats, 'Timings per figure (median).'
+    ),
+    'repeat_s': flags.DEFINE_float(
+      'repeat_s', None, 'Seconds per timing; default 2, 0.05 in smoke.'
+    ),
+    'chunk': flags.DEFINE_integer(
+      'chunk', default.chunk, 'Updates per compiled call; 0 chooses.'
+    ),
+    'overhead': flags.DEFINE_bool(
+      'overhead',
+      default.overhead,
+      'Also time updates in calls of a'
+      ' quarter of the length, to see what a call costs by itself.',
+    ),
+    'trace_dir': flags.DEFINE_string(
+      'trace_dir',
+      default.trace_dir,
+      'Folder for a profiler trace of one'
+      ' call of each kind of update; a small --chunk keeps it small.',
+    ),
+    'algorithms': names(
+      'algorithms',
+      'What scaling and growth measure, the first row of'
+      f' each, of: {", ".join(_UPDATES)}.',
+    ),
+    'devices': numbers(
+      'devices', 'Numbers of devices for scaling; 1 is always measured.'
+    ),
+    'env_families': names('env_families', 'Families to step.'),
+    'env_backends': names(
+      'env_backends',
+      "Simulators to step; 'default' is each family's"
+      ' own. What a family refuses is listed with its reason.',
+    ),
+    'num_envs': numbers('num_envs', 'Numbers of environments side by side.'),
+    'env_steps': flags.DEFINE_integer(
+      'env_steps',
+      default.env_steps,
+      'Steps from a reset per timed call; 0 fits them to --repeat_s.',
+    ),
+    'workdir': flags.DEFINE_string(
+      'workdir', default.workdir, 'A run whose wall time is to be listed.'
+    ),
   }
 
 
@@ -206,7 +237,8 @@ def from_flags(holders: Mapping[str, flags.FlagHolder]) -> Options:
       raise BenchmarkError(f'--{name}: {error}') from error
   if values['repeat_s'] is None:
     values['repeat_s'] = (
-        0.05 if values['profile'] == 'smoke' else Options.repeat_s)
+      0.05 if values['profile'] == 'smoke' else Options.repeat_s
+    )
   for name in ('only', 'algorithms', 'env_families', 'env_backends'):
     values[name] = tuple(values[name])
   return Options(**values)
@@ -238,40 +270,52 @@ def define_file_flags() -> dict[str, flags.FlagHolder]:
   """Under __main__ only."""
   path = lambda name, text: flags.DEFINE_string(name, '', text)
   return {
-      'out': path('out', 'JSON file to write.'),
-      'resume': flags.DEFINE_bool(
-          'resume', False, 'Keep what --out has, and skip the environments'
-          ' that it has. Only on the same machine with the same versions; use'
-          ' it only if the code has not changed.'),
-      'load': path('load', 'Measure nothing; print, compare and plot this.'),
-      'compare': path(
-          'compare', 'JSON file of an earlier result to compare with.'),
-      'plot': path('plot', 'PNG file to draw scaling and growth into.'),
+    'out': path('out', 'JSON file to write.'),
+    'resume': flags.DEFINE_bool(
+      'resume',
+      False,
+      'Keep what --out has, and skip the environments'
+      ' that it has. Only on the same machine with the same versions; use'
+      ' it only if the code has not changed.',
+    ),
+    'load': path('load', 'Measure nothing; print, compare and plot this.'),
+    'compare': path(
+      'compare', 'JSON file of an earlier result to compare with.'
+    ),
+    'plot': path('plot', 'PNG file to draw scaling and growth into.'),
   }
 
 
 def files_from_flags(
-    holders: Mapping[str, flags.FlagHolder], options: Options
+  holders: Mapping[str, flags.FlagHolder], options: Options
 ) -> Files:
   """Files of parsed flags.
 
   Raises:
     BenchmarkError: flags that exclude each other, or no such folder.
   """
-  files = Files(**{
-      name: holder.value if name == 'resume' else
-      pathlib.Path(holder.value) if holder.value else None
-      for name, holder in holders.items()})
+  files = Files(
+    **{
+      name: holder.value
+      if name == 'resume'
+      else pathlib.Path(holder.value)
+      if holder.value
+      else None
+      for name, holder in holders.items()
+    }
+  )
   if files.load and (files.out or files.resume or options.only):
     raise BenchmarkError(
-        '--load measures nothing: no --only, --out and --resume beside it')
+      '--load measures nothing: no --only, --out and --resume beside it'
+    )
   if files.resume and not files.out:
     raise BenchmarkError('--resume needs --out')
   for name in ('out', 'plot'):
     path = getattr(files, name)
     if path and not path.absolute().parent.is_dir():
       raise BenchmarkError(f'--{name}: no folder for {path}')
-  if files.plot and not (files.load or files.resume or
-                         {'scaling', 'growth'} & set(options.parts)):
+  if files.plot and not (
+    files.load or files.resume or {'scaling', 'growth'} & set(options.parts)
+  ):
     raise BenchmarkError('--plot: needs scaling or growth in --only')
   return files

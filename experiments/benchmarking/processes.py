@@ -32,14 +32,19 @@ class Worker:
   """
 
   def __init__(
-      self, module: str, environment: Mapping[str, str], **argument: Any
+    self, module: str, environment: Mapping[str, str], **argument: Any
   ):
     self._module = module
     self._errors = tempfile.TemporaryFile('w+')
     self._process = subprocess.Popen(
-        [sys.executable, '-m', module, json.dumps(argument)], cwd=_ROOT,
-        env={**os.environ, **environment}, text=True, stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=self._errors)
+      [sys.executable, '-m', module, json.dumps(argument)],
+      cwd=_ROOT,
+      env={**os.environ, **environment},
+      text=True,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self._errors,
+    )
 
   def __enter__(self) -> 'Worker':
     return self
@@ -68,8 +73,8 @@ class Worker:
     self._errors.seek(0)
     lines = self._errors.read().strip().splitlines() or ['no message']
     raise BenchmarkError(
-        f'{self._module}: its process ended with status {status}:'
-        f' {lines[-1]}')
+      f'{self._module}: its process ended with status {status}: {lines[-1]}'
+    )
 
   def ask(self) -> Any:
     """Asks for another answer and waits for it."""
@@ -99,8 +104,13 @@ def reply(value: Any):
 
 def options_from(values: Mapping[str, Any]) -> Options:
   """Options from `dataclasses.asdict` that went through JSON."""
-  return Options(**{
-      field.name: (tuple(values[field.name])
-                   if isinstance(values[field.name], list)
-                   else values[field.name])
-      for field in dataclasses.fields(Options)})
+  return Options(
+    **{
+      field.name: (
+        tuple(values[field.name])
+        if isinstance(values[field.name], list)
+        else values[field.name]
+      )
+      for field in dataclasses.fields(Options)
+    }
+  )

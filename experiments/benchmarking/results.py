@@ -17,11 +17,11 @@ Result = dict[str, Any]
 _UPDATE = ('algorithm', 'stage', 'variant', 'profile', 'matmul_precision')
 # Tables to compare: the columns that name a row, and the figure.
 _FIGURES = {
-    'updates': ((*_UPDATE, 'seeds'), 'updates_per_s'),
-    'scaling': ((*_UPDATE, 'kind', 'devices'), 'updates_per_s'),
-    'growth': ((*_UPDATE, 'factor', 'value'), 'ms_per_update'),
-    'startup': (('profile', 'cache'), 'first_update_s'),
-    'env_steps': (('family', 'backend', 'num_envs'), 'steps_per_s'),
+  'updates': ((*_UPDATE, 'seeds'), 'updates_per_s'),
+  'scaling': ((*_UPDATE, 'kind', 'devices'), 'updates_per_s'),
+  'growth': ((*_UPDATE, 'factor', 'value'), 'ms_per_update'),
+  'startup': (('profile', 'cache'), 'first_update_s'),
+  'env_steps': (('family', 'backend', 'num_envs'), 'steps_per_s'),
 }
 _TABLES = tuple(dict.fromkeys((*_FIGURES, *environments.TABLES)))
 
@@ -29,11 +29,11 @@ _TABLES = tuple(dict.fromkeys((*_FIGURES, *environments.TABLES)))
 def new_result() -> Result:
   """Nothing measured so far, on this machine."""
   return {
-      'machine': machines.machine(),
-      'versions': machines.versions(),
-      'ceiling_gflops': None,
-      'ceiling': {},
-      **{name: [] for name in _TABLES},
+    'machine': machines.machine(),
+    'versions': machines.versions(),
+    'ceiling_gflops': None,
+    'ceiling': {},
+    **{name: [] for name in _TABLES},
   }
 
 
@@ -53,11 +53,13 @@ def read_result(path: pathlib.Path, flag: str) -> Result:
     raise BenchmarkError(f'--{flag}: {path}: {error.strerror}') from error
   except ValueError as error:
     raise BenchmarkError(
-        f'--{flag}: {path}: damaged or no JSON: {error}') from error
+      f'--{flag}: {path}: damaged or no JSON: {error}'
+    ) from error
   what = _fault(result)
   if what:
     raise BenchmarkError(
-        f'--{flag}: {path}: not a result of this command ({what})')
+      f'--{flag}: {path}: not a result of this command ({what})'
+    )
   return {'ceiling_gflops': None, **result}
 
 
@@ -69,7 +71,8 @@ def _fault(result: Any) -> str:
     if not isinstance(result.get(name), dict):
       return f'no {name!r}'
   if result.get('ceiling_gflops') is not None and not (
-      isinstance(result['ceiling'].get('gflops'), dict)):
+    isinstance(result['ceiling'].get('gflops'), dict)
+  ):
     return "no 'gflops' in 'ceiling'"
   for name in _TABLES:
     rows = result.setdefault(name, [])
@@ -100,18 +103,20 @@ def resume_result(path: pathlib.Path) -> Result:
   different = differences(old, new)
   if different:
     raise BenchmarkError(
-        f'--resume: {path} was measured with another'
-        f' {", ".join(different)}; give another --out')
+      f'--resume: {path} was measured with another'
+      f' {", ".join(different)}; give another --out'
+    )
   return old
 
 
 def differences(old: Result, new: Result) -> dict[str, tuple[Any, Any]]:
   """What differs in machine and versions: name -> (old, new)."""
   return {
-      f'{part}.{name}': (old[part].get(name), new[part].get(name))
-      for part in ('machine', 'versions')
-      for name in {**old[part], **new[part]}
-      if name != 'load_average' and old[part].get(name) != new[part].get(name)}
+    f'{part}.{name}': (old[part].get(name), new[part].get(name))
+    for part in ('machine', 'versions')
+    for name in {**old[part], **new[part]}
+    if name != 'load_average' and old[part].get(name) != new[part].get(name)
+  }
 
 
 # Comparison.
@@ -127,8 +132,11 @@ def _figures(result: Result) -> Iterator[tuple[tuple, float]]:
   for name, (columns, figure) in _FIGURES.items():
     for row in result[name]:
       label = ' '.join(
-          f'{column}={row[column]}' if isinstance(row[column], int)
-          else row[column] for column in columns)
+        f'{column}={row[column]}'
+        if isinstance(row[column], int)
+        else row[column]
+        for column in columns
+      )
       yield (name, label, figure), row[figure]
 
 
@@ -136,10 +144,17 @@ def compare(old: Result, new: Result) -> list[dict[str, Any]]:
   """One row per figure that both results have."""
   before = dict(_figures(old))
   return [
-      {'table': name[0], 'row': name[1], 'figure': name[2],
-       'old': before[name], 'new': value,
-       'ratio': value / before[name] if before[name] else None}
-      for name, value in _figures(new) if name in before]
+    {
+      'table': name[0],
+      'row': name[1],
+      'figure': name[2],
+      'old': before[name],
+      'new': value,
+      'ratio': value / before[name] if before[name] else None,
+    }
+    for name, value in _figures(new)
+    if name in before
+  ]
 
 
 def print_comparison(old: Result, new: Result, name: str):
@@ -150,8 +165,10 @@ def print_comparison(old: Result, new: Result, name: str):
     new: measured now, or of another file.
     name: of the old one.
   """
-  print(f'\nCompared with {name} (ratio: new / old; above 1 is faster for'
-        ' rates, slower for ms and s)')
+  print(
+    f'\nCompared with {name} (ratio: new / old; above 1 is faster for'
+    ' rates, slower for ms and s)'
+  )
   different = differences(old, new)
   for what, (was, value) in different.items():
     print(f'warning: {what} differs: {was} -> {value}')

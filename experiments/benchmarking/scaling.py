@@ -35,16 +35,22 @@ class Side:
     for case in cases.first_cases(options.profile, options.algorithms):
       self._add('seeds', case, SHARED_SEEDS, devices, options)
       if case.algorithm != 'sac':  # it has one task
-        self._add('tasks', case.resized(num_tasks=_NUM_TASKS), 1, devices,
-                  options)
+        self._add(
+          'tasks', case.resized(num_tasks=_NUM_TASKS), 1, devices, options
+        )
 
   def _add(self, kind, case, seeds, devices, options):
     layout = parallel.make_layout(
-        seeds, case.get_stage().batch.num_tasks, devices, share=kind)
+      seeds, case.get_stage().batch.num_tasks, devices, share=kind
+    )
     self._runs.append(updates.prepare(case, layout, options))
-    self.rows.append({
-        'kind': kind, **updates.describe(self._runs[-1]),
-        'forced_devices': jax.default_backend() == 'cpu'})
+    self.rows.append(
+      {
+        'kind': kind,
+        **updates.describe(self._runs[-1]),
+        'forced_devices': jax.default_backend() == 'cpu',
+      }
+    )
 
   def measure(self) -> list[float]:
     """One more timing of each row, updates per second of all seeds."""
@@ -64,10 +70,10 @@ class _Forced:
 def _force(devices: int) -> dict[str, str]:
   others = re.sub(rf'{_FORCE}=\S*', '', os.environ.get('XLA_FLAGS', ''))
   return {
-      'XLA_FLAGS': f'{others} {_FORCE}={devices}'.strip(),
-      'JAX_PLATFORMS': 'cpu',
-      # A cached program would pass for a fast compilation.
-      'JAX_ENABLE_COMPILATION_CACHE': 'false',
+    'XLA_FLAGS': f'{others} {_FORCE}={devices}'.strip(),
+    'JAX_PLATFORMS': 'cpu',
+    # A cached program would pass for a fast compilation.
+    'JAX_ENABLE_COMPILATION_CACHE': 'false',
   }
 
 
@@ -89,9 +95,18 @@ def measure_scaling(options: Options) -> list[dict[str, Any]]:
       if not forced:
         sides.append(Side(devices, options))
       else:
-        sides.append(_Forced(stack.enter_context(processes.Worker(
-            __name__, _force(devices), devices=devices,
-            options=dataclasses.asdict(options)))))
+        sides.append(
+          _Forced(
+            stack.enter_context(
+              processes.Worker(
+                __name__,
+                _force(devices),
+                devices=devices,
+                options=dataclasses.asdict(options),
+              )
+            )
+          )
+        )
     rates = [[[] for _ in side.rows] for side in sides]
     for i in range(options.repeats):
       say(f'timing devices, round {i + 1} of {options.repeats}')
@@ -99,12 +114,15 @@ def measure_scaling(options: Options) -> list[dict[str, Any]]:
         for values, rate in zip(lists, side.measure()):
           values.append(rate)
   rows = [
-      {**row, 'updates_per_s': rounded(statistics.median(values)),
-       'updates_per_s_spread': [rounded(min(values)), rounded(max(values))],
-       'speed_up': rounded(
-           statistics.median(values) / statistics.median(first))}
-      for side, lists in zip(sides, rates)
-      for row, values, first in zip(side.rows, lists, rates[0])]
+    {
+      **row,
+      'updates_per_s': rounded(statistics.median(values)),
+      'updates_per_s_spread': [rounded(min(values)), rounded(max(values))],
+      'speed_up': rounded(statistics.median(values) / statistics.median(first)),
+    }
+    for side, lists in zip(sides, rates)
+    for row, values, first in zip(side.rows, lists, rates[0])
+  ]
   return sorted(rows, key=lambda row: (row['kind'], row['algorithm']))
 
 

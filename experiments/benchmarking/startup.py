@@ -27,17 +27,25 @@ def measure_startup(options: Options) -> list[dict[str, Any]]:
       for cache, times in starts.items():
         say(f'starting with the cache {cache}, round {i + 1}')
         environment = {
-            'JAX_COMPILATION_CACHE_DIR': folder,
-            'JAX_ENABLE_COMPILATION_CACHE': 'true'}
+          'JAX_COMPILATION_CACHE_DIR': folder,
+          'JAX_ENABLE_COMPILATION_CACHE': 'true',
+        }
         with processes.Worker(
-            __name__, environment, profile=profile, begin=time.time()
+          __name__, environment, profile=profile, begin=time.time()
         ) as worker:
           times.append(worker.receive())
   return [
-      {'profile': profile, 'cache': cache, 'starts': len(times), **{
-          name: rounded(statistics.median(each[name] for each in times))
-          for name in times[0]}}
-      for cache, times in starts.items()]
+    {
+      'profile': profile,
+      'cache': cache,
+      'starts': len(times),
+      **{
+        name: rounded(statistics.median(each[name] for each in times))
+        for name in times[0]
+      },
+    }
+    for cache, times in starts.items()
+  ]
 
 
 def _main():
@@ -53,7 +61,8 @@ def _main():
   jax_settings.configure()
   [case] = cases.first_cases(given['profile'], ('smac',))
   runner = updates.UpdateRunner(
-      case, chunk=1, layout=parallel.make_layout(1, max_devices=1))
+    case, chunk=1, layout=parallel.make_layout(1, max_devices=1)
+  )
   seconds['initialised_s'] = since_start()
   runner()
   seconds['first_update_s'] = since_start()

@@ -19,8 +19,7 @@ def make_folder(folder: str):
   try:
     pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise BenchmarkError(
-        f'--trace_dir: {folder}: {error.strerror}') from error
+    raise BenchmarkError(f'--trace_dir: {folder}: {error.strerror}') from error
 
 
 def trace(folder: str, calls: Mapping[str, Callable[[], Any]]):
@@ -29,6 +28,8 @@ def trace(folder: str, calls: Mapping[str, Callable[[], Any]]):
     say(f'tracing {name}')
     with jax.profiler.trace(str(pathlib.Path(folder) / name)):
       call()
-  say(f'traces: load {folder}/*/plugins/profile/*/*.trace.json.gz into'
-      ' https://ui.perfetto.dev, or run "pip install xprof" and'
-      f' "xprof --logdir={folder}"')
+  say(
+    f'traces: load {folder}/*/plugins/profile/*/*.trace.json.gz into'
+    ' https://ui.perfetto.dev, or run "pip install xprof" and'
+    f' "xprof --logdir={folder}"'
+  )

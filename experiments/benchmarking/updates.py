@@ -36,8 +36,11 @@ class UpdateRunner:
   """
 
   def __init__(
-      self, case: Case, chunk: int, layout: Layout,
-      matmul_precision: str = 'float32',
+    self,
+    case: Case,
+    chunk: int,
+    layout: Layout,
+    matmul_precision: str = 'float32',
   ):
     number = layout.num_seeds
     seeds = schedule.Seeds(schedule.seed_keys(0, number), layout)
@@ -48,21 +51,29 @@ class UpdateRunner:
     # Else every timed call would copy them to the devices.
     self._replay = layout.place(replay, None if shared else 0)
     self._state = layout.place(
-        jax.jit(jax.vmap(case.make().init))(seeds.keys), 0)
+      jax.jit(jax.vmap(case.make().init))(seeds.keys), 0
+    )
     self._update = loop.make_update(
-        case.get_stage, seeds, chunk, shared_replay=shared,
-        matmul_precision=matmul_precision)
+      case.get_stage,
+      seeds,
+      chunk,
+      shared_replay=shared,
+      matmul_precision=matmul_precision,
+    )
     stage, self._extras = case.get_stage(), {}
     if stage.annotate is not None:
       self._extras = preparation.annotate(
-          types.SimpleNamespace(runtime=Runtime()), seeds, stage, self._state,
-          self._replay)
+        types.SimpleNamespace(runtime=Runtime()),
+        seeds,
+        stage,
+        self._state,
+        self._replay,
+      )
     jax.block_until_ready((self._state, self._replay, self._extras))
 
   def __call__(self):
     """One chunk; waits for it, as the training loop does."""
-    self._state, metrics = self._update(
-        self._state, self._replay, self._extras)
+    self._state, metrics = self._update(self._state, self._replay, self._extras)
     jax.block_until_ready(metrics)
     return metrics
 
@@ -115,7 +126,7 @@ class Run(NamedTuple):
 
 
 def prepare(
-    case: Case, layout: Layout, options: Options, overhead: bool = False
+  case: Case, layout: Layout, options: Options, overhead: bool = False
 ) -> Run:
   """Compiles a case, and with `overhead` also in short calls."""
   seeds, gflop = layout.num_seeds, case.gflop()
@@ -124,17 +135,28 @@ def prepare(
   def timed(chunk):
     runner = UpdateRunner(case, chunk, layout, options.matmul_precision)
     return compile_seconds(runner), Timed(
-        runner, chunk * seeds, options.repeat_s)
+      runner, chunk * seeds, options.repeat_s
+    )
 
   compile_s, full = timed(chunk)
-  run = Run(case, layout, options.profile, options.matmul_precision, chunk,
-            gflop, compile_s, full)
+  run = Run(
+    case,
+    layout,
+    options.profile,
+    options.matmul_precision,
+    chunk,
+    gflop,
+    compile_s,
+    full,
+  )
   return run._replace(short=timed(chunk // 4)[1]) if overhead else run
 
 
 def time_runs(
-    runs: Sequence[Run], ways: Mapping[str, Timed], options: Options,
-    ways_every: int,
+  runs: Sequence[Run],
+  ways: Mapping[str, Timed],
+  options: Options,
+  ways_every: int,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Times every run in turn, `repeats` times.
 
@@ -161,13 +183,13 @@ def time_runs(
   ceiling = ceilings.record(ways, options)
   top = ceiling['gflops'][ceiling['best']]
   return ceiling, [
-      {**describe(run), **_speed(run, top),
-       'recompilations_while_timing': count}
-      for run, count in zip(runs, recompiled)]
+    {**describe(run), **_speed(run, top), 'recompilations_while_timing': count}
+    for run, count in zip(runs, recompiled)
+  ]
 
 
 def measure_updates(
-    options: Options, algorithms: Sequence[str]
+  options: Options, algorithms: Sequence[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """The ceiling and every case, all on one device.
 
@@ -179,13 +201,17 @@ def measure_updates(
   for case in cases.make_cases(options.profile, algorithms):
     for seeds in options.seeds:
       say(f'compiling {case.algorithm} {case.stage} {case.variant} x{seeds}')
-      runs.append(prepare(
-          case, parallel.make_layout(seeds, max_devices=1), options,
-          options.overhead))
+      runs.append(
+        prepare(
+          case,
+          parallel.make_layout(seeds, max_devices=1),
+          options,
+          options.overhead,
+        )
+      )
   ceiling, rows = time_runs(runs, ways, options, 1)
   if options.trace_dir:
-    tracing.trace(options.trace_dir, {
-        run.name: run.timed.call for run in runs})
+    tracing.trace(options.trace_dir, {run.name: run.timed.call for run in runs})
   return ceiling, rows
 
 
@@ -194,25 +220,25 @@ def describe(run: Run) -> dict[str, Any]:
   case, batch = run.case, run.case.get_stage().batch
   _, shapes = case.shapes()
   return {
-      'algorithm': case.algorithm,
-      'stage': case.stage,
-      'variant': case.variant,
-      'profile': run.profile,
-      'matmul_precision': run.matmul_precision,
-      'seeds': run.seeds,
-      'devices': len(run.layout.devices),
-      'gflop_per_update': rounded(run.gflop),
-      'compile_s': rounded(run.compile_s),
-      'updates_per_call': run.chunk,
-      'data': 'synthetic',
-      'sizes': {
-          'observation': case.spec.observation_size,
-          'action': case.spec.action_size,
-          'num_tasks': batch.num_tasks,
-          'query_size': batch.query_size,
-          'context_size': shapes.context_mask.shape[1],
-          'replay': [case.num_tasks, case.num_rows],
-      },
+    'algorithm': case.algorithm,
+    'stage': case.stage,
+    'variant': case.variant,
+    'profile': run.profile,
+    'matmul_precision': run.matmul_precision,
+    'seeds': run.seeds,
+    'devices': len(run.layout.devices),
+    'gflop_per_update': rounded(run.gflop),
+    'compile_s': rounded(run.compile_s),
+    'updates_per_call': run.chunk,
+    'data': 'synthetic',
+    'sizes': {
+      'observation': case.spec.observation_size,
+      'action': case.spec.action_size,
+      'num_tasks': batch.num_tasks,
+      'query_size': batch.query_size,
+      'context_size': shapes.context_mask.shape[1],
+      'replay': [case.num_tasks, case.num_rows],
+    },
   }
 
 
@@ -220,11 +246,11 @@ def _speed(run: Run, ceiling: float) -> dict[str, Any]:
   """Rates are of all seeds together, and so is the fraction."""
   rate, gflop = run.timed.rate, run.gflop
   values = {
-      'updates_per_s': rounded(rate),
-      'updates_per_s_spread': run.timed.spread,
-      'gflops': rounded(rate * gflop),
-      'fraction_of_ceiling': rounded(rate * gflop / ceiling),
-      'ms_per_update_of_all_seeds': rounded(1e3 * run.seeds / rate),
+    'updates_per_s': rounded(rate),
+    'updates_per_s_spread': run.timed.spread,
+    'gflops': rounded(rate * gflop),
+    'fraction_of_ceiling': rounded(rate * gflop / ceiling),
+    'ms_per_update_of_all_seeds': rounded(1e3 * run.seeds / rate),
   }
   return {**values, **overhead(run)} if run.short else values
 
@@ -237,11 +263,12 @@ def overhead(run: Run) -> dict[str, Any]:
   """
   short = run.chunk // 4
   full_us, short_us = (
-      1e6 * run.seeds / timed.rate for timed in (run.timed, run.short))
+    1e6 * run.seeds / timed.rate for timed in (run.timed, run.short)
+  )
   per_call = (short_us - full_us) / (1 / short - 1 / run.chunk)
   return {
-      'us_per_update': rounded(full_us),
-      'updates_per_short_call': short,
-      'us_per_update_in_short_calls': rounded(short_us),
-      'overhead_us_per_call': rounded(per_call),
+    'us_per_update': rounded(full_us),
+    'updates_per_short_call': short,
+    'us_per_update_in_short_calls': rounded(short_us),
+    'overhead_us_per_call': rounded(per_call),
   }

@@ -17,8 +17,9 @@ def timing_file(workdir: str) -> pathlib.Path:
   path = pathlib.Path(workdir) / 'timing.json'
   if not path.is_file():
     raise BenchmarkError(
-        f'--workdir: {path} not found; give the --workdir of a run of'
-        ' experiments.run')
+      f'--workdir: {path} not found; give the --workdir of a run of'
+      ' experiments.run'
+    )
   return path
 
 
@@ -33,12 +34,17 @@ def read_workdir(workdir: str) -> dict[str, Any]:
     timing = {k: float(v) for k, v in json.loads(path.read_text()).items()}
   except (ValueError, TypeError, AttributeError) as error:
     raise BenchmarkError(
-        f'{path}: not a file of stage names and seconds: {error}') from error
+      f'{path}: not a file of stage names and seconds: {error}'
+    ) from error
   total = sum(timing.values())
   return {
-      'total_s': rounded(total),
-      'stages': [
-          {'stage': name, 'seconds': rounded(seconds),
-           'share': rounded(seconds / total if total else 0.0)}
-          for name, seconds in sorted(timing.items(), key=lambda kv: -kv[1])],
+    'total_s': rounded(total),
+    'stages': [
+      {
+        'stage': name,
+        'seconds': rounded(seconds),
+        'share': rounded(seconds / total if total else 0.0),
+      }
+      for name, seconds in sorted(timing.items(), key=lambda kv: -kv[1])
+    ],
   }

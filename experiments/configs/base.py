@@ -32,16 +32,16 @@ Changes = Mapping[str, Any]  # nested, to ExperimentConfig
 Profiles = Mapping[str, Changes]  # name of a size -> what it changes further
 
 FAMILIES: dict[str, tuple[Changes, Profiles]] = {
-    **point_robot.FAMILIES,
-    **robots.FAMILIES,
-    **manipulation.FAMILIES,
+  **point_robot.FAMILIES,
+  **robots.FAMILIES,
+  **manipulation.FAMILIES,
 }
 _OF_SMAC = ('smac', 'online')
 # Which parts of an algorithm's file make up a profile, the last one winning.
 _LAYERS = {
-    'smoke': ('all', 'cpu', 'smoke'),
-    'cpu': ('all', 'cpu'),
-    'paper': ('all', 'paper'),
+  'smoke': ('all', 'cpu', 'smoke'),
+  'cpu': ('all', 'cpu'),
+  'paper': ('all', 'paper'),
 }
 
 
@@ -59,25 +59,28 @@ def family_parts(family: str) -> tuple[dict, dict[str, dict]]:
   """
   changes, profiles = smac_parts(family)
   common = lambda parts: {
-      key: value for key, value in parts.items() if key not in _OF_SMAC}
+    key: value for key, value in parts.items() if key not in _OF_SMAC
+  }
   return common(changes), {
-      name: common(parts) for name, parts in profiles.items()}
+    name: common(parts) for name, parts in profiles.items()
+  }
 
 
 def smac_parts(family: str) -> tuple[Changes, Profiles]:
   """The same with SMAC's own settings, which stand in the families' files."""
   if family not in FAMILIES:
     raise ValueError(
-        f'no config for family {family!r}; known: {", ".join(FAMILIES)}')
+      f'no config for family {family!r}; known: {", ".join(FAMILIES)}'
+    )
   return FAMILIES[family]
 
 
 def config_of(
-    algorithm: str,
-    sizes: Profiles = {},
-    families: Mapping[str, Profiles] = {},
-    data: str = '',
-    robot_data: str = '',
+  algorithm: str,
+  sizes: Profiles = {},
+  families: Mapping[str, Profiles] = {},
+  data: str = '',
+  robot_data: str = '',
 ) -> Callable[..., ml_collections.ConfigDict]:
   """The `get_config` of an algorithm's file; see the module's example.
 
@@ -98,16 +101,21 @@ def config_of(
     unknown = set(parts) - {'all', *_LAYERS}
     if unknown:
       raise ValueError(
-          f'{algorithm}: no size {", ".join(sorted(unknown))}; known: all,'
-          f' {", ".join(_LAYERS)}')
+        f'{algorithm}: no size {", ".join(sorted(unknown))}; known: all,'
+        f' {", ".join(_LAYERS)}'
+      )
 
   def get_config(family: str = 'point_robot') -> ml_collections.ConfigDict:
     changes, profiles = family_parts(family)
-    return make_config(*_with_parts(
-        {**changes, 'algorithm': algorithm}, profiles,
-        _from_source(
-            family in robots.FAMILIES and robot_data or data, family),
-        sizes, families.get(family, {})))
+    return make_config(
+      *_with_parts(
+        {**changes, 'algorithm': algorithm},
+        profiles,
+        _from_source(family in robots.FAMILIES and robot_data or data, family),
+        sizes,
+        families.get(family, {}),
+      )
+    )
 
   return get_config
 
@@ -119,8 +127,9 @@ def data_config(family: str, source: str = '') -> ml_collections.ConfigDict:
     family: a key of FAMILIES.
     source: as `data` of `config_of`.
   """
-  return make_config(*_with_parts(
-      *family_parts(family), _from_source(source, family)))
+  return make_config(
+    *_with_parts(*family_parts(family), _from_source(source, family))
+  )
 
 
 def _from_source(source: str, family: str) -> Profiles:
@@ -132,15 +141,17 @@ def _from_source(source: str, family: str) -> Profiles:
   if source == 'sac':
     whole = {'rl_slice': 'all', 'encoder_size': 0}
     collect = {
-        'all': {**collect['all'], **whole},
-        'cpu': robots.SAC_LOGS if robot else {}, 'smoke': whole}
+      'all': {**collect['all'], **whole},
+      'cpu': robots.SAC_LOGS if robot else {},
+      'smoke': whole,
+    }
   elif source == 'pearl' and robot:
     collect |= {'cpu': robots.PEARL_LOGS, 'smoke': robots.PEARL_SMOKE_LOGS}
   return {name: {'collect': part} for name, part in collect.items()}
 
 
 def _with_parts(
-    changes: Changes, profiles: Profiles, *parts: Profiles
+  changes: Changes, profiles: Profiles, *parts: Profiles
 ) -> tuple[Changes, Profiles]:
   """(changes, profiles) of a family with what files change by size."""
 
@@ -151,11 +162,12 @@ def _with_parts(
     return base
 
   return merged(changes, 'all'), {
-      name: merged(base, *_LAYERS[name]) for name, base in profiles.items()}
+    name: merged(base, *_LAYERS[name]) for name, base in profiles.items()
+  }
 
 
 def make_config(
-    changes: Changes, profiles: Profiles
+  changes: Changes, profiles: Profiles
 ) -> ml_collections.ConfigDict:
   """What a config file's `get_config` returns.
 
@@ -184,6 +196,9 @@ def _unset_options(family: str) -> dict[str, config_dict.FieldReference]:
   if any(p.kind is p.VAR_KEYWORD for p in parameters):
     return {}
   return {
-      p.name: config_dict.placeholder(
-          int if p.default is None else type(p.default))
-      for p in parameters if p.default is not p.empty}
+    p.name: config_dict.placeholder(
+      int if p.default is None else type(p.default)
+    )
+    for p in parameters
+    if p.default is not p.empty
+  }

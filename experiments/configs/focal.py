@@ -10,37 +10,41 @@ from experiments.configs import base, recipes
 NO_DIVERGENCE = {'divergence_weight': 0.0, 'learn_divergence_weight': False}
 # What kind of learner it is; sizes stay those of the profile.
 FIRST_RELEASE = {
-    'latent_size': 20,
-    'use_terminal': False,
-    'value_network': True,
-    'entropy_in_target': True,
-    'reward_scale': 5.0,
-    'mean_weight': 1e-3,
-    'log_std_weight': 1e-3,
-    'divergence_weight': 50.0,
-    'learn_divergence_weight': True,
-    'value_penalty': False,
+  'latent_size': 20,
+  'use_terminal': False,
+  'value_network': True,
+  'entropy_in_target': True,
+  'reward_scale': 5.0,
+  'mean_weight': 1e-3,
+  'log_std_weight': 1e-3,
+  'divergence_weight': 50.0,
+  'learn_divergence_weight': True,
+  'value_penalty': False,
 }
 
 _SMALL = {
-    'encoder_hidden': (64, 64),
-    'critic_hidden': (64, 64),
-    'actor_hidden': (64, 64),
-    'value_hidden': (64, 64),
-    'divergence_hidden': (64, 64),
-    'discount': 0.9,
-    'context_lr': 1e-3,
-    'critic_lr': 1e-3,
-    'actor_lr': 1e-3,
-    'value_lr': 1e-3,
-    'target_rate': 0.01,
-    'num_updates': 3000,
-    'num_tasks': 16,
-    'query_size': 32,
-    'context_size': 64,
+  'encoder_hidden': (64, 64),
+  'critic_hidden': (64, 64),
+  'actor_hidden': (64, 64),
+  'value_hidden': (64, 64),
+  'divergence_hidden': (64, 64),
+  'discount': 0.9,
+  'context_lr': 1e-3,
+  'critic_lr': 1e-3,
+  'actor_lr': 1e-3,
+  'value_lr': 1e-3,
+  'target_rate': 0.01,
+  'num_updates': 3000,
+  'num_tasks': 16,
+  'query_size': 32,
+  'context_size': 64,
 }
 _TINY = {
-    'num_updates': 20, 'num_tasks': 2, 'query_size': 16, 'context_size': 16}
+  'num_updates': 20,
+  'num_tasks': 2,
+  'query_size': 16,
+  'context_size': 16,
+}
 
 
 def sizes(name: str, **small) -> dict:
@@ -55,8 +59,8 @@ def settings(name: str, published: dict, **cpu) -> dict:
   """
   kind = {k: v for k, v in published.items() if k not in _SIZES}
   return {
-      'paper': {name: published},
-      'cpu': {name: recipes.merge(kind, cpu)},
+    'paper': {name: published},
+    'cpu': {name: recipes.merge(kind, cpu)},
   }
 
 
@@ -68,17 +72,22 @@ POINT = {**NO_DIVERGENCE, 'discount': 0.9, 'reward_scale': 100.0}
 # the divergence, values of 12,000 updates are too rough to act on, and the
 # cheetah stands still (tried with 3,000 to 16,000, see BUILD_NOTES).
 ROBOT = {
-    'divergence_weight': 200.0, 'learn_divergence_weight': False,
-    'divergence_lr': 1e-3, 'reward_scale': 5.0, 'target_rate': 0.02,
-    'num_updates': 12_000, 'num_tasks': 8, 'query_size': 32,
+  'divergence_weight': 200.0,
+  'learn_divergence_weight': False,
+  'divergence_lr': 1e-3,
+  'reward_scale': 5.0,
+  'target_rate': 0.02,
+  'num_updates': 12_000,
+  'num_tasks': 8,
+  'query_size': 32,
 }
 _POINT = settings('focal', POINT, reward_scale=5.0)
 FAMILIES = {
-    'point_robot': _POINT,
-    'sparse_point_robot': _POINT,
-    'cheetah_vel': settings('focal', NO_DIVERGENCE, **ROBOT),
-    'cheetah_dir': settings('focal', {'divergence_lr': 4e-5}, **ROBOT),
-    'ant_dir': settings('focal', {}, **ROBOT),
+  'point_robot': _POINT,
+  'sparse_point_robot': _POINT,
+  'cheetah_vel': settings('focal', NO_DIVERGENCE, **ROBOT),
+  'cheetah_dir': settings('focal', {'divergence_lr': 4e-5}, **ROBOT),
+  'ant_dir': settings('focal', {}, **ROBOT),
 }
 ABLATIONS = {'first_release': {'focal': FIRST_RELEASE}}
 

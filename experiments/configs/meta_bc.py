@@ -3,8 +3,17 @@
 from experiments.configs import base, macaw
 
 _COMMON = (
-    'hidden', 'latent_size', 'policy_lr', 'step_size_lr', 'inner_policy_lr',
-    'stride', 'num_updates', 'num_tasks', 'context_size', 'query_size')
+  'hidden',
+  'latent_size',
+  'policy_lr',
+  'step_size_lr',
+  'inner_policy_lr',
+  'stride',
+  'num_updates',
+  'num_tasks',
+  'context_size',
+  'query_size',
+)
 
 
 def _shared(parts: dict) -> dict:
@@ -15,7 +24,8 @@ def _shared(parts: dict) -> dict:
 
 SIZES = {name: _shared(parts) for name, parts in macaw.SIZES.items()}
 FAMILIES = {
-    family: {name: _shared(parts) for name, parts in sizes.items()}
-    for family, sizes in macaw.FAMILIES.items()}
+  family: {name: _shared(parts) for name, parts in sizes.items()}
+  for family, sizes in macaw.FAMILIES.items()
+}
 
 get_config = base.config_of('meta_bc', SIZES, FAMILIES, data='sac')

@@ -4,148 +4,155 @@ from experiments.configs import recipes
 
 # For rewards of magnitude 1, 20-step episodes and few updates.
 _SMALL = {
-    'discount': 0.9,
-    'kl_weight': 0.003,
-    'context_lr': 1e-3,
-    'critic_lr': 1e-3,
-    'actor_lr': 1e-3,
+  'discount': 0.9,
+  'kl_weight': 0.003,
+  'context_lr': 1e-3,
+  'critic_lr': 1e-3,
+  'actor_lr': 1e-3,
 }
 POINT_ROBOT = {
-    'num_seeds': 6,
-    'family': {
-        'name': 'point_robot',
-        'options': {'goals': 'semicircle'},
-        'task_list': 'default',
-        'num_train': 32,
-        'num_test': 20,
+  'num_seeds': 6,
+  'family': {
+    'name': 'point_robot',
+    'options': {'goals': 'semicircle'},
+    'task_list': 'default',
+    'num_train': 32,
+    'num_test': 20,
+  },
+  'collect': {
+    'iterations': 40,
+    'initial_steps': 200,
+    'rl_size': 800,
+    'gather': {
+      'tasks_per_iteration': 16,
+      'prior_steps': 40,
+      'posterior_steps': 60,
+      'context_size': 64,
     },
-    'collect': {
-        'iterations': 40,
-        'initial_steps': 200,
-        'rl_size': 800,
-        'gather': {
-            'tasks_per_iteration': 16,
-            'prior_steps': 40,
-            'posterior_steps': 60,
-            'context_size': 64,
-        },
-        'specialists': recipes.specialists(
-            3000, 400, 100, 100, width=64, batch_size=64, discount=0.9),
-        'behaviour': {
-            **recipes.widths(64),
-            'value_hidden': (64, 64, 64),
-            **_SMALL,
-            'value_lr': 1e-3,
-            # One latent per episode, as in PEARL's first release: prior
-            # episodes then head for other tasks' goals, and a task's data
-            # leave the task ambiguous given the state.
-            'latent_resample_period': 0,
-            'online': {
-                'num_updates': 250,
-                'num_tasks': 8,
-                'query_size': 64,
-                'context_size': 40,
-                'task_repeat': 1,
-            },
-        },
+    'specialists': recipes.specialists(
+      3000, 400, 100, 100, width=64, batch_size=64, discount=0.9
+    ),
+    'behaviour': {
+      **recipes.widths(64),
+      'value_hidden': (64, 64, 64),
+      **_SMALL,
+      'value_lr': 1e-3,
+      # One latent per episode, as in PEARL's first release: prior
+      # episodes then head for other tasks' goals, and a task's data
+      # leave the task ambiguous given the state.
+      'latent_resample_period': 0,
+      'online': {
+        'num_updates': 250,
+        'num_tasks': 8,
+        'query_size': 64,
+        'context_size': 40,
+        'task_repeat': 1,
+      },
     },
-    'smac': {
-        **recipes.widths(64),
-        **_SMALL,
-        'awac_temperature': 1.0,
-        'offline': {
-            'num_updates': 3000,
-            'num_tasks': 8,
-            'query_size': 32,
-            'context_size': 64,
-        },
-        'online': {
-            'num_updates': 1000,
-            'num_tasks': 8,
-            'query_size': 32,
-            'context_size': 64,
-            'task_repeat': 1,
-            'sequence_size': 40,
-        },
+  },
+  'smac': {
+    **recipes.widths(64),
+    **_SMALL,
+    'awac_temperature': 1.0,
+    'offline': {
+      'num_updates': 3000,
+      'num_tasks': 8,
+      'query_size': 32,
+      'context_size': 64,
     },
     'online': {
-        'iterations': 3,
-        'headline': 'matched',
-        'oracle': 'oracle',
-        'variants': recipes.VARIANTS,
-        'gather': {
-            'tasks_per_iteration': 32,
-            'prior_steps': 40,
-            'posterior_steps': 60,
-            'context_size': 64,
-            'label_context_size': 64,
-        },
+      'num_updates': 1000,
+      'num_tasks': 8,
+      'query_size': 32,
+      'context_size': 64,
+      'task_repeat': 1,
+      'sequence_size': 40,
     },
-    'evaluation': {
-        'num_repeats': 4,
-        'num_steps': 60,
-        'context_size': 64,
-        'num_train_tasks': 32,
-        'every_updates': 1000,
+  },
+  'online': {
+    'iterations': 3,
+    'headline': 'matched',
+    'oracle': 'oracle',
+    'variants': recipes.VARIANTS,
+    'gather': {
+      'tasks_per_iteration': 32,
+      'prior_steps': 40,
+      'posterior_steps': 60,
+      'context_size': 64,
+      'label_context_size': 64,
     },
+  },
+  'evaluation': {
+    'num_repeats': 4,
+    'num_steps': 60,
+    'context_size': 64,
+    'num_train_tasks': 32,
+    'every_updates': 1000,
+  },
 }
 _PUBLISHED_NETS = {
-    'encoder_hidden': (200, 200, 200),
-    'decoder_hidden': (64, 64),
-    'critic_hidden': (300, 300, 300),
-    'actor_hidden': (300, 300, 300),
+  'encoder_hidden': (200, 200, 200),
+  'decoder_hidden': (64, 64),
+  'critic_hidden': (300, 300, 300),
+  'actor_hidden': (300, 300, 300),
 }
 
 # PEARL's point robot (goals in a square, reward scale 100) at published network
 # and batch sizes. SMAC was not published on it: what is not listed here, the
 # online data per iteration among it, stays as in the family's `cpu` profile.
 _POINT_ROBOT_ALGORITHM = {
-    **_PUBLISHED_NETS,
-    'discount': 0.99,
-    'kl_weight': 0.1,
-    'context_lr': 3e-4,
-    'critic_lr': 3e-4,
-    'actor_lr': 3e-4,
-    'reward_scale': 100.0,
+  **_PUBLISHED_NETS,
+  'discount': 0.99,
+  'kl_weight': 0.1,
+  'context_lr': 3e-4,
+  'critic_lr': 3e-4,
+  'actor_lr': 3e-4,
+  'reward_scale': 100.0,
 }
 POINT_ROBOT_PAPER = {
-    'family': {
-        'options': {'goals': 'square'},
-        'task_list': 'pearl',
-        'num_train': 80,
-        'num_test': 20,
+  'family': {
+    'options': {'goals': 'square'},
+    'task_list': 'pearl',
+    'num_train': 80,
+    'num_test': 20,
+  },
+  'collect': {
+    'iterations': 50,
+    'rl_size': 400,
+    'gather': {
+      'tasks_per_iteration': 40,
+      'prior_steps': 200,
+      'posterior_steps': 200,
     },
-    'collect': {
-        'iterations': 50,
-        'rl_size': 400,
-        'gather': {
-            'tasks_per_iteration': 40,
-            'prior_steps': 200,
-            'posterior_steps': 200,
-        },
-        'behaviour': {
-            **_POINT_ROBOT_ALGORITHM,
-            'value_hidden': (300, 300, 300),
-            'value_lr': 3e-4,
-            'online': {
-                'num_updates': 1000, 'num_tasks': 16, 'query_size': 256,
-                'context_size': 64},
-        },
+    'behaviour': {
+      **_POINT_ROBOT_ALGORITHM,
+      'value_hidden': (300, 300, 300),
+      'value_lr': 3e-4,
+      'online': {
+        'num_updates': 1000,
+        'num_tasks': 16,
+        'query_size': 256,
+        'context_size': 64,
+      },
     },
-    'smac': {
-        **_POINT_ROBOT_ALGORITHM,
-        'awac_temperature': 100.0,
-        'offline': {'num_updates': 50_000, 'num_tasks': 4, 'query_size': 128},
-        'online': {
-            'num_updates': 4000, 'num_tasks': 4, 'query_size': 256,
-            'task_repeat': 4},
-    },
+  },
+  'smac': {
+    **_POINT_ROBOT_ALGORITHM,
+    'awac_temperature': 100.0,
+    'offline': {'num_updates': 50_000, 'num_tasks': 4, 'query_size': 128},
     'online': {
-        'iterations': 50,
-        'headline': 'smac',
-        'variants': recipes.PAPER_VARIANTS,
+      'num_updates': 4000,
+      'num_tasks': 4,
+      'query_size': 256,
+      'task_repeat': 4,
     },
-    'evaluation': {'num_train_tasks': 20, 'every_updates': 10_000},
+  },
+  'online': {
+    'iterations': 50,
+    'headline': 'smac',
+    'variants': recipes.PAPER_VARIANTS,
+  },
+  'evaluation': {'num_train_tasks': 20, 'every_updates': 10_000},
 }
 
 # The sparse reward serves contexts, losses and scores alike (in PEARL the
@@ -153,16 +160,20 @@ POINT_ROBOT_PAPER = {
 _SPARSE = {'family': {'name': 'sparse_point_robot'}}
 
 _PROFILES = {
-    'smoke': recipes.merge(recipes.SMOKE, {'collect': {'rl_size': 200}}),
-    'cpu': {},
-    'paper': POINT_ROBOT_PAPER,
+  'smoke': recipes.merge(recipes.SMOKE, {'collect': {'rl_size': 200}}),
+  'cpu': {},
+  'paper': POINT_ROBOT_PAPER,
 }
 FAMILIES = {
-    'point_robot': (POINT_ROBOT, _PROFILES),
-    'sparse_point_robot': (recipes.merge(POINT_ROBOT, _SPARSE), {
-        **_PROFILES,
-        # oyster's sparse point robot: the semicircle's 80 and 20 goals.
-        'paper': recipes.merge(POINT_ROBOT_PAPER, {
-            'family': {'options': {'goals': 'semicircle'}}}),
-    }),
+  'point_robot': (POINT_ROBOT, _PROFILES),
+  'sparse_point_robot': (
+    recipes.merge(POINT_ROBOT, _SPARSE),
+    {
+      **_PROFILES,
+      # oyster's sparse point robot: the semicircle's 80 and 20 goals.
+      'paper': recipes.merge(
+        POINT_ROBOT_PAPER, {'family': {'options': {'goals': 'semicircle'}}}
+      ),
+    },
+  ),
 }

@@ -6,47 +6,47 @@ from experiments.configs import recipes
 # the first 1200 transitions of PEARL's replay, that is, of an untrained
 # policy; the encoder data its last 400 of prior exploration.
 CHEETAH_VEL = {
-    'chunk': 250,
-    'num_seeds': 4,
-    'family': {
-        'name': 'cheetah_vel',
-        'options': {'backend': 'spring', 'observation': 'paper'},
-        'task_list': 'smac',
-        'num_train': 100,
-        'num_test': 30,
-    },
-    'collect': {
-        'iterations': 50,
-        'rl_slice': 'first',
-        'rl_size': 1200,
-        'encoder_size': 400,
-    },
-    'online': {
-        'iterations': 51,
-        'share_encoder_buffer': False,
-        'variants': recipes.PAPER_VARIANTS,
-    },
-    'evaluation': {'every_iterations': 5},
+  'chunk': 250,
+  'num_seeds': 4,
+  'family': {
+    'name': 'cheetah_vel',
+    'options': {'backend': 'spring', 'observation': 'paper'},
+    'task_list': 'smac',
+    'num_train': 100,
+    'num_test': 30,
+  },
+  'collect': {
+    'iterations': 50,
+    'rl_slice': 'first',
+    'rl_size': 1200,
+    'encoder_size': 400,
+  },
+  'online': {
+    'iterations': 51,
+    'share_encoder_buffer': False,
+    'variants': recipes.PAPER_VARIANTS,
+  },
+  'evaluation': {'every_iterations': 5},
 }
 
 # Ant-Direction as published: the last 1200 transitions serve both roles.
 ANT_DIR = {
-    'chunk': 250,
-    'num_seeds': 4,
-    'family': {
-        'name': 'ant_dir',
-        'options': {'backend': 'spring'},
-        'task_list': 'smac',
-        'num_train': 100,
-        'num_test': 20,
-    },
-    'collect': {'iterations': 100, 'rl_slice': 'last', 'rl_size': 1200},
-    'online': {
-        'iterations': 501,
-        'share_encoder_buffer': True,
-        'variants': recipes.PAPER_VARIANTS,
-    },
-    'evaluation': {'every_iterations': 5},
+  'chunk': 250,
+  'num_seeds': 4,
+  'family': {
+    'name': 'ant_dir',
+    'options': {'backend': 'spring'},
+    'task_list': 'smac',
+    'num_train': 100,
+    'num_test': 20,
+  },
+  'collect': {'iterations': 100, 'rl_slice': 'last', 'rl_size': 1200},
+  'online': {
+    'iterations': 501,
+    'share_encoder_buffer': True,
+    'variants': recipes.PAPER_VARIANTS,
+  },
+  'evaluation': {'every_iterations': 5},
 }
 
 # Logs of one SAC learner per task at the `cpu` size: the last quarter of each
@@ -64,138 +64,156 @@ PEARL_SMOKE_LOGS = {'rl_slice': 'last', 'rl_size': 200, 'encoder_size': 0}
 # discount and a target rate for 24,000 updates: with 0.99 and 0.005 values
 # were still falling at the end, and the cheetah did not move.
 _ROBOT_CPU_ALGORITHM = {
-    **recipes.widths(128),
-    'discount': 0.95,
-    'target_rate': 0.01,
-    'context_lr': 1e-3,
-    'critic_lr': 1e-3,
-    'actor_lr': 1e-3,
+  **recipes.widths(128),
+  'discount': 0.95,
+  'target_rate': 0.01,
+  'context_lr': 1e-3,
+  'critic_lr': 1e-3,
+  'actor_lr': 1e-3,
 }
 ROBOT_CPU = {
-    'num_seeds': 4,
-    'chunk': 200,
-    'family': {'num_train': 16, 'num_test': 10},
-    'collect': {
-        'iterations': 40,
-        'initial_steps': 600,
-        'source': 'sac',
-        **SAC_LOGS,
-        'gather': {'tasks_per_iteration': 8},
-        'specialists': recipes.specialists(
-            40_000, 2000, 400, 300, width=64, batch_size=128, discount=0.97),
-        'behaviour': {
-            **_ROBOT_CPU_ALGORITHM,
-            'value_hidden': (128, 128, 128),
-            'latent_resample_period': 0,
-            # At 5 the entropy outweighs what an action changes in 20 steps
-            # (1 / (1 - discount)) and the policy stays near uniform.
-            'reward_scale': 30.0,
-            'online': {'num_updates': 600, 'query_size': 64},
-        },
+  'num_seeds': 4,
+  'chunk': 200,
+  'family': {'num_train': 16, 'num_test': 10},
+  'collect': {
+    'iterations': 40,
+    'initial_steps': 600,
+    'source': 'sac',
+    **SAC_LOGS,
+    'gather': {'tasks_per_iteration': 8},
+    'specialists': recipes.specialists(
+      40_000, 2000, 400, 300, width=64, batch_size=128, discount=0.97
+    ),
+    'behaviour': {
+      **_ROBOT_CPU_ALGORITHM,
+      'value_hidden': (128, 128, 128),
+      'latent_resample_period': 0,
+      # At 5 the entropy outweighs what an action changes in 20 steps
+      # (1 / (1 - discount)) and the policy stays near uniform.
+      'reward_scale': 30.0,
+      'online': {'num_updates': 600, 'query_size': 64},
     },
-    'smac': {
-        **_ROBOT_CPU_ALGORITHM,
-        # At the published 0.1 the posterior collapsed onto the prior (KL 0.01
-        # halfway, 0.00 at the end) and every task got the same policy.
-        'kl_weight': 0.003,
-        'awac_temperature': 30.0,
-        'offline': {'num_updates': 6000, 'num_tasks': 8, 'query_size': 32},
-        'online': {'num_updates': 800, 'query_size': 64},
-    },
-    'online': {
-        'iterations': 3,
-        'share_encoder_buffer': False,
-        'headline': 'matched',
-        'gather': {'tasks_per_iteration': 16},
-    },
-    'evaluation': {
-        'num_repeats': 2,
-        'num_train_tasks': 16,
-        'every_updates': 5000,
-        'every_iterations': 3,
-    },
+  },
+  'smac': {
+    **_ROBOT_CPU_ALGORITHM,
+    # At the published 0.1 the posterior collapsed onto the prior (KL 0.01
+    # halfway, 0.00 at the end) and every task got the same policy.
+    'kl_weight': 0.003,
+    'awac_temperature': 30.0,
+    'offline': {'num_updates': 6000, 'num_tasks': 8, 'query_size': 32},
+    'online': {'num_updates': 800, 'query_size': 64},
+  },
+  'online': {
+    'iterations': 3,
+    'share_encoder_buffer': False,
+    'headline': 'matched',
+    'gather': {'tasks_per_iteration': 16},
+  },
+  'evaluation': {
+    'num_repeats': 2,
+    'num_train_tasks': 16,
+    'every_updates': 5000,
+    'every_iterations': 3,
+  },
 }
 ROBOT_CPU['online']['variants'] = {
-    'matched': recipes.MATCHED,
-    'oracle': recipes.ORACLE,
-    'smac': recipes.RELEASED,
+  'matched': recipes.MATCHED,
+  'oracle': recipes.ORACLE,
+  'smac': recipes.RELEASED,
 }
-ROBOT_SMOKE = recipes.merge(recipes.merge(ROBOT_CPU, recipes.SMOKE), {
+ROBOT_SMOKE = recipes.merge(
+  recipes.merge(ROBOT_CPU, recipes.SMOKE),
+  {
     'num_seeds': 1,
     'collect': {
-        'source': 'pearl',
-        **PEARL_SMOKE_LOGS,
-        'initial_steps': 200,
-        'gather': {'prior_steps': 200, 'posterior_steps': 400},
+      'source': 'pearl',
+      **PEARL_SMOKE_LOGS,
+      'initial_steps': 200,
+      'gather': {'prior_steps': 200, 'posterior_steps': 400},
     },
     'online': {
-        'iterations': 1,
-        'gather': {'prior_steps': 200, 'posterior_steps': 400},
+      'iterations': 1,
+      'gather': {'prior_steps': 200, 'posterior_steps': 400},
     },
     'evaluation': {'every_iterations': 1},
-})
+  },
+)
 ROBOT_SMOKE['online']['variants'] = {
-    'matched': recipes.MATCHED, 'oracle': recipes.ORACLE}
+  'matched': recipes.MATCHED,
+  'oracle': recipes.ORACLE,
+}
 
 # The other families, as Ant-Direction. Published with SMAC (spec smac 3.2):
 # task counts, PEARL's iterations and the slice of humanoid_dir and the two
 # dynamics families. Next observations in the context there: PEARL's settings;
 # whether SMAC's runs had them is not known.
-HUMANOID_DIR = recipes.merge(ANT_DIR, {
+HUMANOID_DIR = recipes.merge(
+  ANT_DIR,
+  {
     'family': {'name': 'humanoid_dir', 'num_train': 50, 'num_test': 5},
-})
-ANT_GOAL = recipes.merge(ANT_DIR, {
+  },
+)
+ANT_GOAL = recipes.merge(
+  ANT_DIR,
+  {
     'family': {
-        'name': 'ant_goal',
-        'task_list': 'pearl',
-        'num_train': 150,
-        'num_test': 30,
+      'name': 'ant_goal',
+      'task_list': 'pearl',
+      'num_train': 150,
+      'num_test': 30,
     },
-})
-CHEETAH_DIR = recipes.merge(ANT_DIR, {
+  },
+)
+CHEETAH_DIR = recipes.merge(
+  ANT_DIR,
+  {
     'family': {
-        'name': 'cheetah_dir',
-        'options': {'observation': 'paper'},
-        'task_list': 'pearl',
-        'num_train': 2,
-        'num_test': 2,
+      'name': 'cheetah_dir',
+      'options': {'observation': 'paper'},
+      'task_list': 'pearl',
+      'num_train': 2,
+      'num_test': 2,
     },
-})
+  },
+)
 
 
 def _dynamics(name: str) -> dict:
   """A family that varies the body: MJX, next observations in the context."""
-  return recipes.merge(ANT_DIR, {
+  return recipes.merge(
+    ANT_DIR,
+    {
       'family': {
-          'name': name,
-          'options': {'backend': 'mjx'},
-          'num_train': 50,
-          'num_test': 5,
+        'name': name,
+        'options': {'backend': 'mjx'},
+        'num_train': 50,
+        'num_test': 5,
       },
       'collect': {
-          'iterations': 40,
-          'behaviour': {'use_next_observation': True},
+        'iterations': 40,
+        'behaviour': {'use_next_observation': True},
       },
       'smac': {'use_next_observation': True},
-  })
+    },
+  )
 
 
 def _profiles(changes: dict) -> dict:
   """Profiles of one family; published ones run on MJX."""
   sizes = {'family': changes}
   return {
-      'smoke': recipes.merge(ROBOT_SMOKE, sizes),
-      'cpu': recipes.merge(ROBOT_CPU, sizes),
-      'paper': {'family': {'options': {'backend': 'mjx'}}},
+    'smoke': recipes.merge(ROBOT_SMOKE, sizes),
+    'cpu': recipes.merge(ROBOT_CPU, sizes),
+    'paper': {'family': {'options': {'backend': 'mjx'}}},
   }
 
 
 FAMILIES = {
-    'cheetah_vel': (CHEETAH_VEL, _profiles({})),
-    'cheetah_dir': (CHEETAH_DIR, _profiles({'num_train': 2, 'num_test': 2})),
-    'ant_dir': (ANT_DIR, _profiles({})),
-    'ant_goal': (ANT_GOAL, _profiles({})),
-    'humanoid_dir': (HUMANOID_DIR, _profiles({'num_test': 4})),
-    'walker_params': (_dynamics('walker_params'), _profiles({'num_test': 4})),
-    'hopper_params': (_dynamics('hopper_params'), _profiles({'num_test': 4})),
+  'cheetah_vel': (CHEETAH_VEL, _profiles({})),
+  'cheetah_dir': (CHEETAH_DIR, _profiles({'num_train': 2, 'num_test': 2})),
+  'ant_dir': (ANT_DIR, _profiles({})),
+  'ant_goal': (ANT_GOAL, _profiles({})),
+  'humanoid_dir': (HUMANOID_DIR, _profiles({'num_test': 4})),
+  'walker_params': (_dynamics('walker_params'), _profiles({'num_test': 4})),
+  'hopper_params': (_dynamics('hopper_params'), _profiles({'num_test': 4})),
 }

@@ -37,18 +37,22 @@ class Entry(NamedTuple):
 
 
 ALGORITHMS = {
-    'borel': Entry(borel.Config, borel.make, borel.validate),
-    'csro': Entry(csro.Config, csro.make, focal.validate),
-    'focal': Entry(focal.Config, focal.make, focal.validate),
-    'macaw': Entry(macaw.Config, macaw.make, macaw.validate),
-    'meta_bc': Entry(meta_bc.Config, meta_bc.make, meta_bc.validate),
-    'multitask': Entry(multitask.Config, multitask.make),
-    'pearl': Entry(pearl.Config, pearl.make),
-    'sac': Entry(sac.Config, sac.make),
-    'smac': Entry(
-        smac.Config, smac.make, smac.validate, online_variants=True,
-        variant_fixed=smac.VARIANT_FIXED),
-    'unicorn': Entry(unicorn.Config, unicorn.make, unicorn.validate),
+  'borel': Entry(borel.Config, borel.make, borel.validate),
+  'csro': Entry(csro.Config, csro.make, focal.validate),
+  'focal': Entry(focal.Config, focal.make, focal.validate),
+  'macaw': Entry(macaw.Config, macaw.make, macaw.validate),
+  'meta_bc': Entry(meta_bc.Config, meta_bc.make, meta_bc.validate),
+  'multitask': Entry(multitask.Config, multitask.make),
+  'pearl': Entry(pearl.Config, pearl.make),
+  'sac': Entry(sac.Config, sac.make),
+  'smac': Entry(
+    smac.Config,
+    smac.make,
+    smac.validate,
+    online_variants=True,
+    variant_fixed=smac.VARIANT_FIXED,
+  ),
+  'unicorn': Entry(unicorn.Config, unicorn.make, unicorn.validate),
 }
 
 

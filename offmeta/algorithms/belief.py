@@ -64,7 +64,7 @@ class Tracker:
     return self._with(steps.next_observation, ends)
 
   def advance(
-      self, params: Params, hidden: Array, steps: Transition, mask: Array
+    self, params: Params, hidden: Array, steps: Transition, mask: Array
   ) -> Array:
     """Hidden states after each step.
 
@@ -78,8 +78,13 @@ class Tracker:
       [..., T, H].
     """
     return self.encoder.advance(
-        params, hidden, self.next_observation(steps), steps.action,
-        steps.reward, mask)
+      params,
+      hidden,
+      self.next_observation(steps),
+      steps.action,
+      steps.reward,
+      mask,
+    )
 
   def start(self, batch: tuple[int, ...] = ()) -> Array:
     """The hidden state [..., H] that knows nothing."""
@@ -99,10 +104,11 @@ class Tracker:
     start = self.start(mask.shape[:-1])
     after = self.advance(params, start, steps, mask)
     return self.encoder.read(
-        params, jnp.concatenate([start[..., None, :], after], axis=-2))
+      params, jnp.concatenate([start[..., None, :], after], axis=-2)
+    )
 
   def annotate(
-      self, params: Params, steps: Transition, mask: Array
+    self, params: Params, steps: Transition, mask: Array
   ) -> dict[str, Array]:
     """What RL on the belief MDP needs to know of each step.
 
@@ -124,31 +130,34 @@ class Tracker:
     begins = self._begins(steps) * mask
     next_begins = jnp.append(begins[1:], 0.0)
     return {
-        'belief': belief[:-1],
-        'next_belief': belief[1:],
-        'begins': begins,
-        'next_begins': next_begins,
-        'next_observation': jnp.where(
-            next_begins[:, None] > 0,
-            jnp.roll(steps.observation, -1, axis=0), steps.next_observation),
+      'belief': belief[:-1],
+      'next_belief': belief[1:],
+      'begins': begins,
+      'next_begins': next_begins,
+      'next_observation': jnp.where(
+        next_begins[:, None] > 0,
+        jnp.roll(steps.observation, -1, axis=0),
+        steps.next_observation,
+      ),
     }
 
   def augmented(
-      self, observation: Array, begins: Array, belief: Array
+    self, observation: Array, begins: Array, belief: Array
   ) -> Array:
     """The state of the belief MDP: [..., O], [...], [..., 2 Z] -> [..., .]."""
-    return jnp.concatenate(
-        [self._with(observation, begins), belief], axis=-1)
+    return jnp.concatenate([self._with(observation, begins), belief], axis=-1)
 
   def augment(self, query: Transition) -> Transition:
     """Transitions of the belief MDP, from annotated ones [...]."""
     extras = query.extras
     return query._replace(
-        observation=self.augmented(
-            query.observation, extras['begins'], extras['belief']),
-        next_observation=self.augmented(
-            extras['next_observation'], extras['next_begins'],
-            extras['next_belief']))
+      observation=self.augmented(
+        query.observation, extras['begins'], extras['belief']
+      ),
+      next_observation=self.augmented(
+        extras['next_observation'], extras['next_begins'], extras['next_belief']
+      ),
+    )
 
   def policy(self, actor: Network, deterministic: bool) -> Policy:
     """Acts on (observation, belief), and updates the belief in every step.
@@ -168,7 +177,8 @@ class Tracker:
     def act(params, belief, observation, key):
       read = self.encoder.read(params['encoder'], belief.hidden)
       distribution = actor.apply(
-          params['actor'], self.augmented(observation, belief.begins, read))
+        params['actor'], self.augmented(observation, belief.begins, read)
+      )
       if deterministic:
         return distribution.mode(), {}
       noise = jax.random.normal(key, distribution.mean.shape)
@@ -178,7 +188,8 @@ class Tracker:
       del key
       one = jax.tree.map(lambda x: x[None], transition)
       after = self.advance(
-          params['encoder'], belief.hidden, one, jnp.ones((1,)))
+        params['encoder'], belief.hidden, one, jnp.ones((1,))
+      )
       return Belief(after[0], jnp.zeros(()))
 
     def adapt(params, belief, context, valid, key):

@@ -110,22 +110,25 @@ def make_networks(spec: EnvSpec, config: Config) -> Networks:
   a, z = spec.action_size, config.latent_size
   embeddings = (config.observation_embedding, config.action_embedding)
   encoder = recurrent.belief_encoder(
-      o, a, z, config.gru_size, embeddings + (config.reward_embedding,))
+    o, a, z, config.gru_size, embeddings + (config.reward_embedding,)
+  )
   of_states = sac.make_networks(
-      spec._replace(observation_size=o + 2 * z), config.rl)
+    spec._replace(observation_size=o + 2 * z), config.rl
+  )
   return Networks(
-      tracker=belief.Tracker(
-          encoder, config.gru_size, spec.episode_length, boundaries),
-      decoder=recurrent.reward_decoder(
-          o, a, z, config.decoder_hidden, embeddings,
-          config.decode_whole_step),
-      critic=of_states.critic,
-      actor=of_states.actor,
+    tracker=belief.Tracker(
+      encoder, config.gru_size, spec.episode_length, boundaries
+    ),
+    decoder=recurrent.reward_decoder(
+      o, a, z, config.decoder_hidden, embeddings, config.decode_whole_step
+    ),
+    critic=of_states.critic,
+    actor=of_states.actor,
   )
 
 
 def _choose_times(
-    order: Array, counts: Array, number: int
+  order: Array, counts: Array, number: int
 ) -> tuple[Array, Array]:
   """Which beliefs of a sequence are decoded, and their weights.
 
@@ -145,12 +148,12 @@ def _choose_times(
 
 
 def vae_losses(
-    params: dict[str, Params],
-    steps: Transition,
-    mask: Array,
-    noise: dict[str, Array],
-    networks: Networks,
-    config: Config,
+  params: dict[str, Params],
+  steps: Transition,
+  mask: Array,
+  noise: dict[str, Array],
+  networks: Networks,
+  config: Config,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
   """The negative ELBO (spec baselines A2.2), and what to log.
 
@@ -171,34 +174,45 @@ def vae_losses(
     Scalar terms {'reward', 'kl'} whose sum is minimised, scalars to log.
   """
   mean, log_variance = jnp.split(
-      networks.tracker.along(params['encoder'], steps, mask), 2, axis=-1)
+    networks.tracker.along(params['encoder'], steps, mask), 2, axis=-1
+  )
   counts = jnp.concatenate([jnp.ones_like(mask[..., :1]), mask], axis=-1)
-  before = lambda x: jnp.concatenate(  # q_-1 is N(0, I)
-      [jnp.zeros_like(x[..., :1, :]), x[..., :-1, :]], axis=-2)
+  before = (
+    lambda x: jnp.concatenate(  # q_-1 is N(0, I)
+      [jnp.zeros_like(x[..., :1, :]), x[..., :-1, :]], axis=-2
+    )
+  )
   kl = latent_losses.kl_between(  # 0 past the end, where q_t stays
-      mean, jnp.exp(log_variance), before(mean),
-      jnp.exp(before(log_variance)))
+    mean, jnp.exp(log_variance), before(mean), jnp.exp(before(log_variance))
+  )
 
   times, weights = _choose_times(
-      noise['order'], counts, noise['latent'].shape[-2])
+    noise['order'], counts, noise['latent'].shape[-2]
+  )
   at_times = lambda x: jnp.take_along_axis(x, times[..., None], axis=-2)
   z = at_times(mean) + jnp.exp(0.5 * at_times(log_variance)) * noise['latent']
   decoded = networks.decoder.apply(
-      params['decoder'], z, networks.tracker.observation(steps),
-      steps.action, networks.tracker.next_observation(steps))
+    params['decoder'],
+    z,
+    networks.tracker.observation(steps),
+    steps.action,
+    networks.tracker.next_observation(steps),
+  )
   rewards = jnp.broadcast_to(steps.reward[..., None, :], decoded.shape)
   errors = weights * jnp.sum(
-      mask[..., None, :] * td.squared_error(decoded, rewards), axis=-1)
+    mask[..., None, :] * td.squared_error(decoded, rewards), axis=-1
+  )
   terms = {
-      'reward': jnp.mean(jnp.sum(errors, axis=-1)),
-      'kl': config.kl_weight * jnp.mean(jnp.sum(kl, axis=-1)),
+    'reward': jnp.mean(jnp.sum(errors, axis=-1)),
+    'kl': config.kl_weight * jnp.mean(jnp.sum(kl, axis=-1)),
   }
   pairs = jnp.sum(weights, axis=-1) * jnp.sum(mask, axis=-1)
   logs = {
-      'decoder/loss': terms['reward'],
-      'decoder/squared_error': jnp.mean(
-          jnp.sum(errors, axis=-1) / jnp.maximum(pairs, 1.0)),
-      'encoder/kl': jnp.mean(jnp.sum(kl, axis=-1)),
+    'decoder/loss': terms['reward'],
+    'decoder/squared_error': jnp.mean(
+      jnp.sum(errors, axis=-1) / jnp.maximum(pairs, 1.0)
+    ),
+    'encoder/kl': jnp.mean(jnp.sum(kl, axis=-1)),
   }
   return terms, logs
 
@@ -211,11 +225,13 @@ def validate(config: Config):
   """
   if config.relabel_rewards and config.num_episodes == 1:
     raise ValueError(
-        'borel: relabel_rewards replaces the first episode of each sequence,'
-        ' and with num_episodes=1 nothing else is left; set one of the two')
+      'borel: relabel_rewards replaces the first episode of each sequence,'
+      ' and with num_episodes=1 nothing else is left; set one of the two'
+    )
   for name, value, least in (
-      ('num_episodes', config.num_episodes, 1),
-      ('vae.num_decoded', config.vae.num_decoded, 0)):
+    ('num_episodes', config.num_episodes, 1),
+    ('vae.num_decoded', config.vae.num_decoded, 0),
+  ):
     if value < least:
       raise ValueError(f'borel: {name}={value}; the least is {least}')
 
@@ -228,38 +244,39 @@ def init_state(key: Key, networks: Networks, config: Config) -> LearnerState:
   """An untrained learner; target critics are copies."""
   keys = [jax.random.fold_in(key, i) for i in range(4)]
   params = {
-      'vae': {
-          'encoder': networks.tracker.encoder.init(keys[0]),
-          'decoder': networks.decoder.init(keys[1]),
-      },
-      **sac.init_params(keys[2], networks, config.rl),
+    'vae': {
+      'encoder': networks.tracker.encoder.init(keys[0]),
+      'decoder': networks.decoder.init(keys[1]),
+    },
+    **sac.init_params(keys[2], networks, config.rl),
   }
   optimizers = _vae_optimizer(config) | sac.make_optimizers(config.rl)
-  return optim.first_state(
-      keys[3], params, optimizers, params['critic'])
+  return optim.first_state(keys[3], params, optimizers, params['critic'])
 
 
 def vae_update(
-    state: LearnerState,
-    batch: MetaBatch,
-    networks: Networks,
-    config: Config,
-    axis_name: str | None,
+  state: LearnerState,
+  batch: MetaBatch,
+  networks: Networks,
+  config: Config,
+  axis_name: str | None,
 ) -> tuple[LearnerState, dict[str, Array]]:
   """One step of encoder and decoder; all else stays what it is."""
   number = config.vae.num_sequences
   length = batch.context_mask.shape[1] // number
   decoded = min(config.vae.num_decoded or length + 1, length + 1)
   steps, mask = jax.tree.map(
-      lambda x: x.reshape((x.shape[0], number, length) + x.shape[2:]),
-      (batch.context, batch.context_mask))
+    lambda x: x.reshape((x.shape[0], number, length) + x.shape[2:]),
+    (batch.context, batch.context_mask),
+  )
   latent_keys, order_keys = [
-      latent.slot_keys(state.key, state.step, batch.slot, i) for i in (0, 1)]
+    latent.slot_keys(state.key, state.step, batch.slot, i) for i in (0, 1)
+  ]
   noise = {
-      'latent': task_noise(
-          latent_keys, (number, decoded, config.latent_size)),
-      'order': jax.vmap(lambda key: jax.random.uniform(
-          key, (number, length + 1)))(order_keys),
+    'latent': task_noise(latent_keys, (number, decoded, config.latent_size)),
+    'order': jax.vmap(
+      lambda key: jax.random.uniform(key, (number, length + 1))
+    )(order_keys),
   }
 
   def total(params):
@@ -267,45 +284,53 @@ def vae_update(
     return sum(terms.values()), logs
 
   gradients, logs = parallel.pmean(
-      jax.grad(total, has_aux=True)(state.params['vae']), axis_name)
+    jax.grad(total, has_aux=True)(state.params['vae']), axis_name
+  )
   params, opt_state = optim.step_groups(
-      _vae_optimizer(config), {'vae': gradients}, state.opt_state,
-      state.params)
+    _vae_optimizer(config), {'vae': gradients}, state.opt_state, state.params
+  )
   return state.replace(
-      step=state.step + 1, params=params, opt_state=opt_state), logs
+    step=state.step + 1, params=params, opt_state=opt_state
+  ), logs
 
 
 def make_stages(
-    networks: Networks, length: int, config: Config, axis_name: str | None
+  networks: Networks, length: int, config: Config, axis_name: str | None
 ) -> tuple[Stage, Stage]:
   """The VAE on sequences of `length` steps, then SAC under its beliefs."""
   vae, rl, tracker = config.vae, config.rl, networks.tracker
 
   def rl_update(state, batch):
     return sac.update(
-        state, tracker.augment(batch.query), batch.slot, networks, rl,
-        axis_name)
+      state, tracker.augment(batch.query), batch.slot, networks, rl, axis_name
+    )
 
   def annotate(state, steps, mask):
     return tracker.annotate(state.params['vae']['encoder'], steps, mask)
 
   return Stage(
-      'vae', vae.num_updates,
-      BatchSpec(
-          num_tasks=vae.num_tasks, context_size=1, query_size=1,
-          context='sequences', sequence_size=length,
-          num_sequences=vae.num_sequences),
-      lambda state, batch: vae_update(
-          state, batch, networks, config, axis_name),
+    'vae',
+    vae.num_updates,
+    BatchSpec(
+      num_tasks=vae.num_tasks,
+      context_size=1,
+      query_size=1,
+      context='sequences',
+      sequence_size=length,
+      num_sequences=vae.num_sequences,
+    ),
+    lambda state, batch: vae_update(state, batch, networks, config, axis_name),
   ), Stage(
-      'rl', rl.num_updates,
-      BatchSpec(
-          num_tasks=rl.num_tasks, context_size=1, query_size=rl.batch_size),
-      rl_update, annotate)
+    'rl',
+    rl.num_updates,
+    BatchSpec(num_tasks=rl.num_tasks, context_size=1, query_size=rl.batch_size),
+    rl_update,
+    annotate,
+  )
 
 
 def make(
-    spec: EnvSpec, config: Config, axis_name: str | None = None
+  spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """BOReL for one family; it has no online stage.
 
@@ -324,21 +349,21 @@ def make(
 
   def actor_params(state):
     return {
-        'encoder': state.params['vae']['encoder'],
-        'actor': state.params['actor'],
+      'encoder': state.params['vae']['encoder'],
+      'actor': state.params['actor'],
     }
 
   return Algorithm(
-      init=lambda key: init_state(key, networks, config),
-      offline=make_stages(networks, length, config, axis_name),
-      online=(),
-      begin_online=lambda state: state,
-      explore=tracker.policy(networks.actor, deterministic=False),
-      evaluate=tracker.policy(networks.actor, deterministic=True),
-      evaluate_given_context=tracker.policy(networks.actor, True),
-      actor_params=actor_params,
-      relabel=None,
-      data=DataSpec(
-          sequence_episodes=config.num_episodes,
-          mix_rewards=config.relabel_rewards),
+    init=lambda key: init_state(key, networks, config),
+    offline=make_stages(networks, length, config, axis_name),
+    online=(),
+    begin_online=lambda state: state,
+    explore=tracker.policy(networks.actor, deterministic=False),
+    evaluate=tracker.policy(networks.actor, deterministic=True),
+    evaluate_given_context=tracker.policy(networks.actor, True),
+    actor_params=actor_params,
+    relabel=None,
+    data=DataSpec(
+      sequence_episodes=config.num_episodes, mix_rewards=config.relabel_rewards
+    ),
   )

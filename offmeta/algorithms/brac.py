@@ -81,9 +81,7 @@ class Networks(NamedTuple):
   divergence: Network | None  # (s, a, z) -> [...]
 
 
-def make_networks(
-    spec: EnvSpec, latent_size: int, config: Config
-) -> Networks:
+def make_networks(spec: EnvSpec, latent_size: int, config: Config) -> Networks:
   """Networks of specs baselines A3.3 and A3.4."""
   o, a, z = spec.observation_size, spec.action_size, latent_size
   bias = config.hidden_bias
@@ -93,42 +91,56 @@ def make_networks(
   if config.regularised:
     divergence = critics.scalar((o, a, z), config.divergence_hidden, bias)
   return Networks(
-      critic=critics.q_ensemble((o, a, z), config.critic_hidden, 2, bias),
-      actor=actors.tanh_gaussian_actor((o, z), a, config.actor_hidden, bias),
-      value=value, divergence=divergence)
+    critic=critics.q_ensemble((o, a, z), config.critic_hidden, 2, bias),
+    actor=actors.tanh_gaussian_actor((o, z), a, config.actor_hidden, bias),
+    value=value,
+    divergence=divergence,
+  )
 
 
 def make_optimizers(
-    networks: Networks, config: Config
+  networks: Networks, config: Config
 ) -> dict[str, optax.GradientTransformation]:
   """Adam for each group."""
   return {
-      name: optax.adam(getattr(config, f'{name}_lr'))
-      for name, network in networks._asdict().items() if network is not None
+    name: optax.adam(getattr(config, f'{name}_lr'))
+    for name, network in networks._asdict().items()
+    if network is not None
   }
 
 
 def _estimate(
-    critic: Params, query: Transition, action: Array, z: Array,
-    networks: Networks,
+  critic: Params,
+  query: Transition,
+  action: Array,
+  z: Array,
+  networks: Networks,
 ) -> Array:
   """Dhat [M, B] (A3.3), with gradients into critic and own action."""
   logged, own = [
-      networks.divergence.apply(critic, query.observation, a, z)
-      for a in (query.action, action)]
+    networks.divergence.apply(critic, query.observation, a, z)
+    for a in (query.action, action)
+  ]
   return divergence_losses.dual_kl(logged, own)
 
 
 def _soft_value(log_prob: Array, q: Array, config: Config) -> Array:
   """The smaller of q [2, M, B] with entropy, if that is set; detached."""
   return policy_losses.soft_value_target(
-      log_prob, jnp.min(q, axis=0),
-      config.entropy_weight if config.entropy_in_target else 0.0)
+    log_prob,
+    jnp.min(q, axis=0),
+    config.entropy_weight if config.entropy_in_target else 0.0,
+  )
 
 
 def divergence_terms(
-    params: Mapping[str, Params], query: Transition, z: Array, noise: Array,
-    mix: Array, networks: Networks, config: Config,
+  params: Mapping[str, Params],
+  query: Transition,
+  z: Array,
+  noise: Array,
+  mix: Array,
+  networks: Networks,
+  config: Config,
 ) -> Terms:
   """What the dual critic descends: -Dhat, and its slope (A3.3).
 
@@ -143,12 +155,14 @@ def divergence_terms(
     config: hyper-parameters.
   """
   action, _ = networks.actor.apply(
-      params['actor'], query.observation, z).sample(noise)
+    params['actor'], query.observation, z
+  ).sample(noise)
   action = jax.lax.stop_gradient(action)
 
   def c(a):
     return networks.divergence.apply(
-        params['divergence'], query.observation, a, z)
+      params['divergence'], query.observation, a, z
+    )
 
   mixed = action + mix[..., None] * (query.action - action)
   if config.gradient_penalty == 'action':
@@ -157,16 +171,22 @@ def divergence_terms(
     slope = c(mixed)[..., None]
   penalty = jnp.mean(divergence_losses.slope_penalty(slope))
   return {
-      'divergence/loss': -jnp.mean(
-          _estimate(params['divergence'], query, action, z, networks)),
-      'divergence/penalty': config.gradient_penalty_weight * penalty,
+    'divergence/loss': -jnp.mean(
+      _estimate(params['divergence'], query, action, z, networks)
+    ),
+    'divergence/penalty': config.gradient_penalty_weight * penalty,
   }
 
 
 def critic_terms(
-    params: Mapping[str, Params], target: Params, weight: Array,
-    query: Transition, z: Array, noise: Mapping[str, Array],
-    networks: Networks, config: Config,
+  params: Mapping[str, Params],
+  target: Params,
+  weight: Array,
+  query: Transition,
+  z: Array,
+  noise: Mapping[str, Array],
+  networks: Networks,
+  config: Config,
 ) -> Terms:
   """TD error; its divergence is that of (s, a), not of s' (A3.3, A3.4).
 
@@ -184,25 +204,41 @@ def critic_terms(
     next_value = networks.value.apply(target, query.next_observation, z)
   else:
     action, log_prob = networks.actor.apply(
-        params['actor'], query.next_observation, z).sample(noise['next'])
-    next_value = _soft_value(log_prob, networks.critic.apply(
-        target, query.next_observation, action, z), config)
+      params['actor'], query.next_observation, z
+    ).sample(noise['next'])
+    next_value = _soft_value(
+      log_prob,
+      networks.critic.apply(target, query.next_observation, action, z),
+      config,
+    )
   if config.regularised and config.value_penalty:
-    own, _ = networks.actor.apply(
-        params['actor'], query.observation, z).sample(noise['own'])
+    own, _ = networks.actor.apply(params['actor'], query.observation, z).sample(
+      noise['own']
+    )
     next_value -= weight * _estimate(
-        params['divergence'], query, own, z, networks)
+      params['divergence'], query, own, z, networks
+    )
   y = td.td_target(  # detached
-      query.reward, query.discount, next_value, config.discount,
-      config.reward_scale)
+    query.reward,
+    query.discount,
+    next_value,
+    config.discount,
+    config.reward_scale,
+  )
   q = networks.critic.apply(
-      params['critic'], query.observation, query.action, z)
+    params['critic'], query.observation, query.action, z
+  )
   return {'critic/loss': jnp.mean(td.ensemble_squared_error(q, y))}
 
 
 def actor_terms(
-    params: Mapping[str, Params], weight: Array, query: Transition, z: Array,
-    noise: Array, networks: Networks, config: Config,
+  params: Mapping[str, Params],
+  weight: Array,
+  query: Transition,
+  z: Array,
+  noise: Array,
+  networks: Networks,
+  config: Config,
 ) -> tuple[Terms, dict[str, Array]]:
   """What the policy and, if there is one, the value network descend.
 
@@ -222,22 +258,29 @@ def actor_terms(
   distribution = networks.actor.apply(params['actor'], query.observation, z)
   action, log_prob = distribution.sample(noise)
   q = networks.critic.apply(
-      stop(params['critic']), query.observation, action, z)
+    stop(params['critic']), query.observation, action, z
+  )
   terms = {
-      'actor/loss': jnp.mean(policy_losses.soft_policy(
-          log_prob, jnp.min(q, axis=0), config.entropy_weight)),
-      'actor/regulariser': (
-          config.mean_weight * jnp.mean(jnp.square(distribution.mean))
-          + config.log_std_weight * jnp.mean(jnp.square(distribution.log_std))),
+    'actor/loss': jnp.mean(
+      policy_losses.soft_policy(
+        log_prob, jnp.min(q, axis=0), config.entropy_weight
+      )
+    ),
+    'actor/regulariser': (
+      config.mean_weight * jnp.mean(jnp.square(distribution.mean))
+      + config.log_std_weight * jnp.mean(jnp.square(distribution.log_std))
+    ),
   }
   logs = {'critic/q': jnp.mean(q), 'actor/entropy': -jnp.mean(log_prob)}
   if config.value_network:
     value = networks.value.apply(params['value'], query.observation, z)
     terms['value/loss'] = jnp.mean(
-        td.squared_error(value, _soft_value(log_prob, q, config)))
+      td.squared_error(value, _soft_value(log_prob, q, config))
+    )
   if config.regularised:
     estimate = jnp.mean(
-        _estimate(stop(params['divergence']), query, action, z, networks))
+      _estimate(stop(params['divergence']), query, action, z, networks)
+    )
     logs |= {'divergence/estimate': estimate, 'divergence/weight': weight}
     if config.policy_penalty:
       terms['actor/divergence'] = weight * estimate
@@ -245,9 +288,14 @@ def actor_terms(
 
 
 def update(
-    state: LearnerState, learner: Learner, query: Transition, z: Array,
-    noise: Mapping[str, Array], networks: Networks, config: Config,
-    step: Callable[..., tuple[Learner, dict[str, Array]]],
+  state: LearnerState,
+  learner: Learner,
+  query: Transition,
+  z: Array,
+  noise: Mapping[str, Array],
+  networks: Networks,
+  config: Config,
+  step: Callable[..., tuple[Learner, dict[str, Array]]],
 ) -> tuple[LearnerState, dict[str, Array]]:
   """The dual critic's steps, one of the Qs, one of the policy (and V).
 
@@ -270,29 +318,60 @@ def update(
   alpha = state.extras['divergence_weight']
   weight = jnp.clip(alpha, 0.0, config.max_divergence_weight)
   for i in range(config.divergence_steps if config.regularised else 0):
-    learner, new = step(learner, ('divergence',), lambda params: (
+    learner, new = step(
+      learner,
+      ('divergence',),
+      lambda params: (
         divergence_terms(
-            params, query, z, noise['dual'][:, i], noise['mix'][:, i],
-            networks, config), {}))
+          params,
+          query,
+          z,
+          noise['dual'][:, i],
+          noise['mix'][:, i],
+          networks,
+          config,
+        ),
+        {},
+      ),
+    )
     logs |= new
-  learner, new = step(learner, ('critic',), lambda params: (
+  learner, new = step(
+    learner,
+    ('critic',),
+    lambda params: (
       critic_terms(
-          params, state.target_params, weight, query, z, noise, networks,
-          config), {}))
+        params, state.target_params, weight, query, z, noise, networks, config
+      ),
+      {},
+    ),
+  )
   logs |= new
   groups = ('actor', 'value') if config.value_network else ('actor',)
-  learner, new = step(learner, groups, lambda params: actor_terms(
-      params, weight, query, z, noise['own'], networks, config))
+  learner, new = step(
+    learner,
+    groups,
+    lambda params: actor_terms(
+      params, weight, query, z, noise['own'], networks, config
+    ),
+  )
   logs |= new
   if config.learn_divergence_weight:
     alpha = divergence_losses.next_weight(
-        alpha, logs['divergence/estimate'], config.target_divergence,
-        config.divergence_weight_rate)
+      alpha,
+      logs['divergence/estimate'],
+      config.target_divergence,
+      config.divergence_weight_rate,
+    )
   params, opt_state = learner
   target = optim.polyak(
-      state.target_params,
-      params['value' if config.value_network else 'critic'],
-      config.target_rate)
+    state.target_params,
+    params['value' if config.value_network else 'critic'],
+    config.target_rate,
+  )
   return state.replace(
-      step=state.step + 1, params=params, target_params=target,
-      opt_state=opt_state, extras={'divergence_weight': alpha}), logs
+    step=state.step + 1,
+    params=params,
+    target_params=target,
+    opt_state=opt_state,
+    extras={'divergence_weight': alpha},
+  ), logs

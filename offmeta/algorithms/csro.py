@@ -53,41 +53,48 @@ def representation(spec: EnvSpec, config: Config) -> focal.Representation:
   """First the model, then the encoder against the new model (A4)."""
   encoder = focal.make_encoder(spec, config)
   model = context.bounded_gaussian(
-      (spec.observation_size, spec.action_size), config.latent_size,
-      config.model_hidden, config.hidden_bias)
+    (spec.observation_size, spec.action_size),
+    config.latent_size,
+    config.model_hidden,
+    config.hidden_bias,
+  )
 
   def read(params, batch, noise):
     """A latent per transition [M, N, Z], and what (s, a) tells of it."""
     points = encoder.apply(params['context']['encoder'], batch.context, noise)
     predicted = model.apply(
-        params['club']['model'], batch.context.observation,
-        batch.context.action)
+      params['club']['model'], batch.context.observation, batch.context.action
+    )
     return points, predicted
 
   def model_terms(params, batch, noise, axis_name):
     del axis_name
     points, predicted = read(params, batch, noise)
-    loss = jnp.mean(metric.gaussian_nll(
-        jax.lax.stop_gradient(points), *predicted), axis=-1)
-    return {'club/model': config.model_weight * jnp.mean(
-        policy_losses.masked_mean(loss, batch.context_mask))}
+    loss = jnp.mean(
+      metric.gaussian_nll(jax.lax.stop_gradient(points), *predicted), axis=-1
+    )
+    return {
+      'club/model': config.model_weight
+      * jnp.mean(policy_losses.masked_mean(loss, batch.context_mask))
+    }
 
   def encoder_terms(params, batch, noise, axis_name):
     points, predicted = read(params, batch, noise)
     bound = metric.club_bound(points, *predicted, batch.context_mask)
     z = context.masked_mean(points, batch.context_mask)
     return {
-        **focal.metric_terms(z, batch, config, axis_name),
-        'encoder/club': config.mi_weight * jnp.mean(bound),
+      **focal.metric_terms(z, batch, config, axis_name),
+      'encoder/club': config.mi_weight * jnp.mean(bound),
     }
 
   return focal.Representation(
-      {'context': {'encoder': encoder}, 'club': {'model': model}},
-      (('club', model_terms), ('context', encoder_terms)))
+    {'context': {'encoder': encoder}, 'club': {'model': model}},
+    (('club', model_terms), ('context', encoder_terms)),
+  )
 
 
 def make(
-    spec: EnvSpec, config: Config, axis_name: str | None = None
+  spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """CSRO for one family; see `focal.build`."""
   return focal.build(spec, config, representation(spec, config), axis_name)

@@ -97,33 +97,40 @@ def validate(config: Config):
     ValueError: names the switch and what it takes.
   """
   known = {
-      'gradient_penalty': ('action', 'value'),
-      'context': ('transitions', 'sequences'),
+    'gradient_penalty': ('action', 'value'),
+    'context': ('transitions', 'sequences'),
   }
   for name, values in known.items():
     if getattr(config, name) not in values:
       raise ValueError(
-          f'{name}={getattr(config, name)!r}; choose one of {values}')
+        f'{name}={getattr(config, name)!r}; choose one of {values}'
+      )
 
 
 def make_encoder(
-    spec: EnvSpec, config: Config, stochastic: bool = False
+  spec: EnvSpec, config: Config, stochastic: bool = False
 ) -> Network:
   """The encoder of single transitions (A3.2; stochastic: A5)."""
   return context.transition_encoder(
-      spec.observation_size, spec.action_size, config.latent_size,
-      config.encoder_hidden, config.use_next_observation, config.use_terminal,
-      stochastic, config.hidden_bias)
+    spec.observation_size,
+    spec.action_size,
+    config.latent_size,
+    config.encoder_hidden,
+    config.use_next_observation,
+    config.use_terminal,
+    stochastic,
+    config.hidden_bias,
+  )
 
 
 def metric_terms(
-    z: Array, batch: MetaBatch, config: Config, axis_name: str | None
+  z: Array, batch: MetaBatch, config: Config, axis_name: str | None
 ) -> Terms:
   """The distance metric loss of latents [M, Z] (A3.2)."""
   same, other = metric.distance_metric(z, batch.task_id, axis_name)
   return {
-      'encoder/same_task': config.metric_weight * same,
-      'encoder/other_tasks': config.metric_weight * other,
+    'encoder/same_task': config.metric_weight * same,
+    'encoder/other_tasks': config.metric_weight * other,
   }
 
 
@@ -137,11 +144,12 @@ def representation(spec: EnvSpec, config: Config) -> Representation:
     return metric_terms(z, batch, config, axis_name)
 
   return Representation(
-      {'context': {'encoder': encoder}}, (('context', encoder_terms),))
+    {'context': {'encoder': encoder}}, (('context', encoder_terms),)
+  )
 
 
 def init_state(
-    key: Key, groups: Mapping[str, Any], optimizers: Mapping, config: Config
+  key: Key, groups: Mapping[str, Any], optimizers: Mapping, config: Config
 ) -> LearnerState:
   """An untrained learner; the target is a copy.
 
@@ -152,38 +160,51 @@ def init_state(
     config: hyper-parameters.
   """
   networks, structure = jax.tree.flatten(
-      groups, is_leaf=lambda x: isinstance(x, Network))
-  params = jax.tree.unflatten(structure, [
+    groups, is_leaf=lambda x: isinstance(x, Network)
+  )
+  params = jax.tree.unflatten(
+    structure,
+    [
       network.init(jax.random.fold_in(key, i))
-      for i, network in enumerate(networks)])
+      for i, network in enumerate(networks)
+    ],
+  )
   target = params['value' if config.value_network else 'critic']
   return optim.first_state(
-      jax.random.fold_in(key, len(networks)), params, optimizers, target,
-      extras={'divergence_weight': jnp.float32(config.divergence_weight)})
+    jax.random.fold_in(key, len(networks)),
+    params,
+    optimizers,
+    target,
+    extras={'divergence_weight': jnp.float32(config.divergence_weight)},
+  )
 
 
 def draw_noise(
-    state: LearnerState, batch: MetaBatch, config: Config
+  state: LearnerState, batch: MetaBatch, config: Config
 ) -> dict[str, Array]:
   """The random numbers of one update, one key per task slot."""
   keys = [
-      latent.slot_keys(state.key, state.step, batch.slot, i) for i in range(5)]
+    latent.slot_keys(state.key, state.step, batch.slot, i) for i in range(5)
+  ]
   shape, steps = batch.query.action.shape[1:], config.divergence_steps
   mix = jax.vmap(lambda key: jax.random.uniform(key, (steps,) + shape[:1]))
   return {
-      'points': task_noise(
-          keys[0], batch.context_mask.shape[1:] + (config.latent_size,)),
-      'own': task_noise(keys[1], shape),
-      'next': task_noise(keys[2], shape),
-      'dual': task_noise(keys[3], (steps,) + shape),
-      'mix': mix(keys[4]),
+    'points': task_noise(
+      keys[0], batch.context_mask.shape[1:] + (config.latent_size,)
+    ),
+    'own': task_noise(keys[1], shape),
+    'next': task_noise(keys[2], shape),
+    'dual': task_noise(keys[3], (steps,) + shape),
+    'mix': mix(keys[4]),
   }
 
 
 def descend(
-    learner: Learner, optimizers: Mapping, groups: tuple[str, ...],
-    loss: Callable[..., tuple[Terms, dict[str, Array]]],
-    axis_name: str | None,
+  learner: Learner,
+  optimizers: Mapping,
+  groups: tuple[str, ...],
+  loss: Callable[..., tuple[Terms, dict[str, Array]]],
+  axis_name: str | None,
 ) -> tuple[Learner, dict[str, Array]]:
   """One step of some groups down the sum of a loss's terms.
 
@@ -204,15 +225,18 @@ def descend(
     return sum(terms.values()), {**terms, **logs}
 
   gradients, logs = parallel.pmean(
-      jax.grad(total, has_aux=True)({name: params[name] for name in groups}),
-      axis_name)
+    jax.grad(total, has_aux=True)({name: params[name] for name in groups}),
+    axis_name,
+  )
   chosen = {name: optimizers[name] for name in groups}
   return optim.step_groups(chosen, gradients, opt_state, params), logs
 
 
 def build(
-    spec: EnvSpec, config: Config, learned: Representation,
-    axis_name: str | None,
+  spec: EnvSpec,
+  config: Config,
+  learned: Representation,
+  axis_name: str | None,
 ) -> Algorithm:
   """Control on a learned representation.
 
@@ -230,13 +254,13 @@ def build(
   used = {k: v for k, v in networks._asdict().items() if v is not None}
   groups = {**learned.networks, **used}
   optimizers = {
-      **{name: optax.adam(config.context_lr) for name in learned.networks},
-      **brac.make_optimizers(networks, config)}
+    **{name: optax.adam(config.context_lr) for name in learned.networks},
+    **brac.make_optimizers(networks, config),
+  }
   encoder = learned.networks['context']['encoder']
 
   def encode(params, transitions, mask, noise):
-    return context.masked_mean(
-        encoder.apply(params, transitions, noise), mask)
+    return context.masked_mean(encoder.apply(params, transitions, noise), mask)
 
   def encode_with_key(params, transitions, valid, key):
     noise = jax.random.normal(key, valid.shape + (config.latent_size,))
@@ -245,41 +269,54 @@ def build(
   def update(state, batch):
     noise = draw_noise(state, batch, config)
     step = lambda learner, groups, loss: descend(
-        learner, optimizers, groups, loss, axis_name)
+      learner, optimizers, groups, loss, axis_name
+    )
     # Of the encoder before its step; what control learns, it learns of this.
-    z = jax.lax.stop_gradient(encode(
-        state.params['context']['encoder'], batch.context, batch.context_mask,
-        noise['points']))
+    z = jax.lax.stop_gradient(
+      encode(
+        state.params['context']['encoder'],
+        batch.context,
+        batch.context_mask,
+        noise['points'],
+      )
+    )
     z = jnp.broadcast_to(
-        z[:, None], batch.query.reward.shape + (config.latent_size,))
+      z[:, None], batch.query.reward.shape + (config.latent_size,)
+    )
     learner, logs = (state.params, state.opt_state), {}
     for group, terms in learned.steps:
-      learner, new = step(learner, (group,), lambda params: (
-          terms(params, batch, noise['points'], axis_name), {}))
+      learner, new = step(
+        learner,
+        (group,),
+        lambda params: (terms(params, batch, noise['points'], axis_name), {}),
+      )
       logs |= new
     state, new = brac.update(
-        state, learner, batch.query, z, noise, networks, config, step)
+      state, learner, batch.query, z, noise, networks, config, step
+    )
     return state, logs | new
 
   whole = config.context == 'sequences'
   batch = BatchSpec(
-      num_tasks=config.num_tasks, context_size=config.context_size,
-      query_size=config.query_size, context=config.context,
-      sequence_size=spec.episode_length if whole else 0)
+    num_tasks=config.num_tasks,
+    context_size=config.context_size,
+    query_size=config.query_size,
+    context=config.context,
+    sequence_size=spec.episode_length if whole else 0,
+  )
   return Algorithm(
-      init=lambda key: init_state(key, groups, optimizers, config),
-      offline=(Stage('offline', config.num_updates, batch, update),),
-      online=(),
-      begin_online=lambda state: state,
-      relabel=None,
-      data=DataSpec(sequence_episodes=int(whole)),
-      **latent.point_acting(
-          encode_with_key, networks.actor, config.latent_size),
+    init=lambda key: init_state(key, groups, optimizers, config),
+    offline=(Stage('offline', config.num_updates, batch, update),),
+    online=(),
+    begin_online=lambda state: state,
+    relabel=None,
+    data=DataSpec(sequence_episodes=int(whole)),
+    **latent.point_acting(encode_with_key, networks.actor, config.latent_size),
   )
 
 
 def make(
-    spec: EnvSpec, config: Config, axis_name: str | None = None
+  spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """FOCAL for one family; see `build`."""
   return build(spec, config, representation(spec, config), axis_name)

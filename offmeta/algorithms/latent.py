@@ -48,17 +48,18 @@ def _choose(distribution: TanhNormal, deterministic: bool, key: Key):
   """An action and no extras, as `Policy.act` returns them."""
   if deterministic:
     return distribution.mode(), {}
-  action, _ = distribution.sample(jax.random.normal(
-      key, distribution.mean.shape))
+  action, _ = distribution.sample(
+    jax.random.normal(key, distribution.mean.shape)
+  )
   return action, {}
 
 
 def latent_policy(
-    encode: Callable[..., Gaussian],
-    action_distribution: Callable,
-    latent_size: int,
-    deterministic: bool,
-    resample_period: int,
+  encode: Callable[..., Gaussian],
+  action_distribution: Callable,
+  latent_size: int,
+  deterministic: bool,
+  resample_period: int,
 ) -> Policy:
   """A policy conditioned on samples of a posterior.
 
@@ -106,7 +107,7 @@ def latent_policy(
 
 
 def context_acting(
-    encoder: Network, actor: Network, latent_size: int, resample_period: int
+  encoder: Network, actor: Network, latent_size: int, resample_period: int
 ) -> dict[str, Any]:
   """The acting half of an `Algorithm` with an encoder and an actor.
 
@@ -134,19 +135,20 @@ def context_acting(
 
   def policy(deterministic, period):
     return latent_policy(
-        encode, distribution, latent_size, deterministic, period)
+      encode, distribution, latent_size, deterministic, period
+    )
 
   return dict(
-      explore=policy(False, resample_period),
-      evaluate=policy(True, resample_period),
-      evaluate_given_context=policy(True, 0),
-      actor_params=_actor_params,
-      posterior=posterior,
+    explore=policy(False, resample_period),
+    evaluate=policy(True, resample_period),
+    evaluate_given_context=policy(True, 0),
+    actor_params=_actor_params,
+    posterior=posterior,
   )
 
 
 def point_acting(
-    encode: Callable[..., Array], actor: Network, latent_size: int
+  encode: Callable[..., Array], actor: Network, latent_size: int
 ) -> dict[str, Any]:
   """The acting half of an `Algorithm` whose belief is one latent, no more.
 
@@ -184,16 +186,16 @@ def point_acting(
     return Policy(init=init, act=act, observe=observe, adapt=adapt)
 
   return dict(
-      explore=policy(False),
-      evaluate=policy(True),
-      evaluate_given_context=policy(True),
-      actor_params=_actor_params,
+    explore=policy(False),
+    evaluate=policy(True),
+    evaluate_given_context=policy(True),
+    actor_params=_actor_params,
   )
 
 
 def _actor_params(state: LearnerState) -> dict[str, Any]:
   """What acting needs of a learner."""
   return {
-      'encoder': state.params['context']['encoder'],
-      'actor': state.params['actor'],
+    'encoder': state.params['context']['encoder'],
+    'actor': state.params['actor'],
   }

@@ -43,8 +43,11 @@ from offmeta.types import (
 
 
 def losses(
-    params: dict[str, Params], batch: MetaBatch, networks: Networks,
-    config: Config, axis_name: str | None,
+  params: dict[str, Params],
+  batch: MetaBatch,
+  networks: Networks,
+  config: Config,
+  axis_name: str | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
   """Both losses after adaptation (spec macaw 2), and what to log.
 
@@ -64,36 +67,40 @@ def losses(
   """
   context, context_mask, query = _parts(batch, config)
   inner = macaw_losses.inner_loop(
-      params, context, context_mask, networks, config)
+    params, context, context_mask, networks, config
+  )
 
   def outer(value, target, policy, rows):
     mask = jnp.ones_like(rows.reward)
     returns_ = macaw_losses.bootstrapped_return(
-        networks.value, target, rows, config)
-    loss = macaw_losses.value_loss(
-        networks.value, value, rows, returns_, mask)
+      networks.value, target, rows, config
+    )
+    loss = macaw_losses.value_loss(networks.value, value, rows, returns_, mask)
     terms = macaw_losses.policy_loss(
-        networks, policy, value, rows, mask, config, head=False)
+      networks, policy, value, rows, mask, config, head=False
+    )
     return loss, terms
 
   value, policy = maml.over_tasks(config.task_loop)(outer)(
-      inner.value, inner.target, inner.policy, query)
+    inner.value, inner.target, inner.policy, query
+  )
   scale = 1.0
   if config.outer_norm == 'n_train':  # a sum over the meta-batch, divided
     number = value.shape[0] * parallel.axis_size(axis_name)
     scale = number / config.num_train_tasks
   terms = {
-      'value': scale * jnp.mean(value), 'policy': scale * jnp.mean(policy.awr)}
+    'value': scale * jnp.mean(value),
+    'policy': scale * jnp.mean(policy.awr),
+  }
   logs = {
-      'value/inner_loss': jnp.mean(inner.value_loss),
-      'value/outer_loss': jnp.mean(value),
-      'policy/inner_loss': jnp.mean(inner.policy_loss.awr),
-      'policy/advantage_loss': jnp.mean(inner.policy_loss.advantage),
-      'policy/outer_loss': jnp.mean(policy.awr),
-      'policy/max_weight': parallel.pmax(
-          jnp.max(policy.max_weight), axis_name),
-      'policy/step_size': _mean_step(params['policy_steps']),
-      'value/step_size': _mean_step(params['value_steps']),
+    'value/inner_loss': jnp.mean(inner.value_loss),
+    'value/outer_loss': jnp.mean(value),
+    'policy/inner_loss': jnp.mean(inner.policy_loss.awr),
+    'policy/advantage_loss': jnp.mean(inner.policy_loss.advantage),
+    'policy/outer_loss': jnp.mean(policy.awr),
+    'policy/max_weight': parallel.pmax(jnp.max(policy.max_weight), axis_name),
+    'policy/step_size': _mean_step(params['policy_steps']),
+    'value/step_size': _mean_step(params['value_steps']),
   }
   return terms, logs
 
@@ -104,7 +111,7 @@ def _mean_step(rho: Params) -> Array:
 
 
 def _parts(
-    batch: MetaBatch, config: Config
+  batch: MetaBatch, config: Config
 ) -> tuple[Transition, Array, Transition]:
   """Context, its mask and query."""
   if not config.disjoint_batches:
@@ -116,16 +123,19 @@ def _parts(
 
 
 def init_params(
-    key: Key, networks: Networks, config: Config
+  key: Key, networks: Networks, config: Config
 ) -> dict[str, Params]:
   """Both networks, their step sizes and the coefficient of the head."""
   params = {
-      name: network.init(jax.random.fold_in(key, i))
-      for i, (name, network) in enumerate(networks._asdict().items())}
+    name: network.init(jax.random.fold_in(key, i))
+    for i, (name, network) in enumerate(networks._asdict().items())
+  }
   params['policy_steps'] = optim.init_step_sizes(
-      params['policy'], config.inner_policy_lr)
+    params['policy'], config.inner_policy_lr
+  )
   params['value_steps'] = optim.init_step_sizes(
-      params['value'], config.inner_value_lr)
+    params['value'], config.inner_value_lr
+  )
   if config.advantage_coef:
     params['coefficient'] = jnp.log(jnp.float32(config.advantage_coef))
   return params
@@ -138,13 +148,20 @@ def _batch_spec(config: Config) -> BatchSpec:
     context, query = 1, context + query
   uniform = config.train_inner_sampling == 'uniform'
   return BatchSpec(
-      num_tasks=config.num_tasks, context_size=context, query_size=query,
-      context='transitions' if uniform else 'slice', replacement=False)
+    num_tasks=config.num_tasks,
+    context_size=context,
+    query_size=query,
+    context='transitions' if uniform else 'slice',
+    replacement=False,
+  )
 
 
 def adapt(
-    params: dict[str, Params], context: Transition, valid: Array,
-    networks: Networks, config: Config,
+  params: dict[str, Params],
+  context: Transition,
+  valid: Array,
+  networks: Networks,
+  config: Config,
 ) -> macaw_losses.Inner:
   """Both inner steps on one task's context [N, ...], valid [N].
 
@@ -152,15 +169,19 @@ def adapt(
   """
   if 'return_to_go' not in context.extras:
     context = context._replace(
-        extras=returns.annotate(context, valid, config.discount))
+      extras=returns.annotate(context, valid, config.discount)
+    )
   one = jax.tree.map(lambda x: x[None], (context, valid))
   inner = macaw_losses.inner_loop(params, *one, networks, config)
   return jax.tree.map(lambda x: x[0], inner)
 
 
 def _adapted_params(
-    params: dict[str, Params], context: Transition, valid: Array,
-    networks: Networks, config: Config,
+  params: dict[str, Params],
+  context: Transition,
+  valid: Array,
+  networks: Networks,
+  config: Config,
 ) -> dict[str, Params]:
   """The groups after the same steps, whose weights are those of `adapt`."""
   inner = adapt(params, context, valid, networks, config)
@@ -168,14 +189,16 @@ def _adapted_params(
   params = dict(params)
   for name, network in networks._asdict().items():
     _, pull_back = jax.vjp(network.generate, params[name])
-    gradients, = pull_back(inner.gradients[name])
+    (gradients,) = pull_back(inner.gradients[name])
     params[name] = optim.inner_sgd(params[name], gradients, steps[name])
   return params
 
 
 def _finetune_stages(
-    networks: Networks, optimizers: dict, config: Config,
-    axis_name: str | None,
+  networks: Networks,
+  optimizers: dict,
+  config: Config,
+  axis_name: str | None,
 ) -> tuple[Stage, Stage]:
   """Plain steps on one task's own data (spec macaw 6.3).
 
@@ -185,14 +208,24 @@ def _finetune_stages(
 
   def of_value(params, rows, mask):
     return macaw_losses.value_loss(
-        networks.value, networks.value.generate(params['value']), rows,
-        rows.extras['return_to_go'], mask)
+      networks.value,
+      networks.value.generate(params['value']),
+      rows,
+      rows.extras['return_to_go'],
+      mask,
+    )
 
   def of_policy(params, rows, mask):
     value = networks.value.generate(params['value'])
     return macaw_losses.policy_loss(
-        networks, networks.policy.generate(params['policy']), value, rows,
-        mask, config, head=False).awr
+      networks,
+      networks.policy.generate(params['policy']),
+      value,
+      rows,
+      mask,
+      config,
+      head=False,
+    ).awr
 
   def stage(group, loss, num_steps):
     others = tuple(name for name in optimizers if name != group)
@@ -205,28 +238,36 @@ def _finetune_stages(
         return jnp.mean(loss(params, batch.query, mask))
 
       value, gradient = parallel.pmean(
-          jax.value_and_grad(mean_loss)(state.params[group]), axis_name)
+        jax.value_and_grad(mean_loss)(state.params[group]), axis_name
+      )
       params, opt_state = optim.step_groups(
-          optimizers, {group: gradient}, state.opt_state, state.params, others)
+        optimizers, {group: gradient}, state.opt_state, state.params, others
+      )
       return state.replace(
-          step=state.step + 1, params=params, opt_state=opt_state
+        step=state.step + 1, params=params, opt_state=opt_state
       ), {f'{group}/loss': value}
 
     return Stage(
-        f'finetune_{group}', num_steps,
-        BatchSpec(
-            num_tasks=1, context_size=1,
-            query_size=config.finetune.batch_size, replacement=False),
-        update)
+      f'finetune_{group}',
+      num_steps,
+      BatchSpec(
+        num_tasks=1,
+        context_size=1,
+        query_size=config.finetune.batch_size,
+        replacement=False,
+      ),
+      update,
+    )
 
   finetune = config.finetune
   return (
-      stage('value', of_value, finetune.value_updates),
-      stage('policy', of_policy, finetune.policy_updates))
+    stage('value', of_value, finetune.value_updates),
+    stage('policy', of_policy, finetune.policy_updates),
+  )
 
 
 def make(
-    spec: EnvSpec, config: Config, axis_name: str | None = None
+  spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """MACAW for one family.
 
@@ -242,24 +283,27 @@ def make(
   validate(config)
   if config.outer_norm == 'n_train' and config.num_train_tasks < 1:
     raise ValueError(
-        "macaw: outer_norm='n_train' divides by num_train_tasks, which is"
-        f' {config.num_train_tasks}')
+      "macaw: outer_norm='n_train' divides by num_train_tasks, which is"
+      f' {config.num_train_tasks}'
+    )
   networks = make_networks(spec, config)
   optimizers = {
-      'policy': optax.adam(config.policy_lr),
-      'value': optax.adam(config.value_lr),
-      'policy_steps': optax.adam(config.step_size_lr),
-      'value_steps': optax.adam(config.step_size_lr),
+    'policy': optax.adam(config.policy_lr),
+    'value': optax.adam(config.value_lr),
+    'policy_steps': optax.adam(config.step_size_lr),
+    'value_steps': optax.adam(config.step_size_lr),
   }
   if config.advantage_coef:
     optimizers['coefficient'] = optax.adam(config.step_size_lr)
   finetune_optimizers = {
-      name: optax.adam(config.finetune.lr) for name in ('value', 'policy')}
+    name: optax.adam(config.finetune.lr) for name in ('value', 'policy')
+  }
 
   def init(key):
     params = init_params(key, networks, config)
     return optim.first_state(
-        jax.random.fold_in(key, len(networks)), params, optimizers)
+      jax.random.fold_in(key, len(networks)), params, optimizers
+    )
 
   def update(state, batch):
     def total(params):
@@ -267,34 +311,40 @@ def make(
       return sum(terms.values()), logs
 
     gradients, logs = parallel.pmean(
-        jax.grad(total, has_aux=True)(state.params), axis_name)
+      jax.grad(total, has_aux=True)(state.params), axis_name
+    )
     params, opt_state = optim.step_groups(
-        optimizers, gradients, state.opt_state, state.params)
+      optimizers, gradients, state.opt_state, state.params
+    )
     return state.replace(
-        step=state.step + 1, params=params, opt_state=opt_state), logs
+      step=state.step + 1, params=params, opt_state=opt_state
+    ), logs
 
   def begin_finetune(state, context, valid):
     params = _adapted_params(state.params, context, valid, networks, config)
     return state.replace(
-        step=jnp.zeros_like(state.step), params=params,
-        opt_state=optim.init_groups(finetune_optimizers, params))
+      step=jnp.zeros_like(state.step),
+      params=params,
+      opt_state=optim.init_groups(finetune_optimizers, params),
+    )
 
   return Algorithm(
-      init=init,
-      offline=(
-          Stage('meta', config.num_updates, _batch_spec(config), update),),
-      online=(),
-      begin_online=lambda state: state,
-      relabel=None,
-      data=DataSpec(
-          returns_discount=config.discount, stride=config.stride,
-          context_part=config.context_part,
-          context_rows=config.context_rows),
-      begin_finetune=begin_finetune,
-      finetune=_finetune_stages(
-          networks, finetune_optimizers, config, axis_name),
-      **maml.acting(
-          networks.policy,
-          lambda *given: adapt(*given, networks, config).policy,
-          config.action_std),
+    init=init,
+    offline=(Stage('meta', config.num_updates, _batch_spec(config), update),),
+    online=(),
+    begin_online=lambda state: state,
+    relabel=None,
+    data=DataSpec(
+      returns_discount=config.discount,
+      stride=config.stride,
+      context_part=config.context_part,
+      context_rows=config.context_rows,
+    ),
+    begin_finetune=begin_finetune,
+    finetune=_finetune_stages(networks, finetune_optimizers, config, axis_name),
+    **maml.acting(
+      networks.policy,
+      lambda *given: adapt(*given, networks, config).policy,
+      config.action_std,
+    ),
   )

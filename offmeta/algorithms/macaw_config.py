@@ -67,30 +67,36 @@ def validate(config: Config):
     ValueError: names the switch and what it takes.
   """
   known = {
-      'layer': tuple(weight_transform.LAYERS),
-      'adapt': ('all', 'latent_only'),
-      'bootstrap_terminal': ('release', 'none'),
-      'train_inner_sampling': ('contiguous', 'uniform'),
-      'outer_norm': ('n_train', 'meta_batch'),
-      'task_loop': ('scan', 'vmap'),
-      'context_part': ('all', 'first', 'middle', 'last'),
+    'layer': tuple(weight_transform.LAYERS),
+    'adapt': ('all', 'latent_only'),
+    'bootstrap_terminal': ('release', 'none'),
+    'train_inner_sampling': ('contiguous', 'uniform'),
+    'outer_norm': ('n_train', 'meta_batch'),
+    'task_loop': ('scan', 'vmap'),
+    'context_part': ('all', 'first', 'middle', 'last'),
   }
   for name, values in known.items():
     if getattr(config, name) not in values:
       raise ValueError(
-          f'macaw: {name}={getattr(config, name)!r}; choose one of {values}')
+        f'macaw: {name}={getattr(config, name)!r}; choose one of {values}'
+      )
   if config.adapt == 'latent_only' and config.layer == 'dense':
     raise ValueError(
-        "macaw: adapt='latent_only' with layer='dense', which has no latent")
+      "macaw: adapt='latent_only' with layer='dense', which has no latent"
+    )
   if config.disjoint_batches and config.train_inner_sampling != 'uniform':
     raise ValueError(
-        "macaw: disjoint_batches needs train_inner_sampling='uniform'")
+      "macaw: disjoint_batches needs train_inner_sampling='uniform'"
+    )
   if config.context_part != 'all' and (
-      config.context_rows < config.context_size):
+    config.context_rows < config.context_size
+  ):
     raise ValueError(
-        f'macaw: context_rows={config.context_rows} are fewer than'
-        f' context_size={config.context_size}')
+      f'macaw: context_rows={config.context_rows} are fewer than'
+      f' context_size={config.context_size}'
+    )
   if config.disjoint_batches and config.context_part != 'all':
     raise ValueError(
-        "macaw: disjoint_batches with contexts from a part of the log; set"
-        " context_part='all'")
+      'macaw: disjoint_batches with contexts from a part of the log; set'
+      " context_part='all'"
+    )

@@ -26,12 +26,18 @@ def make_networks(spec: EnvSpec, config: Config) -> Networks:
   """Networks of spec macaw 3; without a coefficient there is no head."""
   head = config.head_hidden if config.advantage_coef else 0
   return Networks(
-      policy=weight_transform.policy_network(
-          spec.observation_size, spec.action_size, config.hidden, head,
-          config.layer, config.latent_size, config.head_relu_on_action),
-      value=weight_transform.value_network(
-          spec.observation_size, config.hidden, config.layer,
-          config.latent_size),
+    policy=weight_transform.policy_network(
+      spec.observation_size,
+      spec.action_size,
+      config.hidden,
+      head,
+      config.layer,
+      config.latent_size,
+      config.head_relu_on_action,
+    ),
+    value=weight_transform.value_network(
+      spec.observation_size, config.hidden, config.layer, config.latent_size
+    ),
   )
 
 
@@ -39,8 +45,11 @@ def make_networks(spec: EnvSpec, config: Config) -> Networks:
 
 
 def value_loss(
-    network: AdaptableNetwork, weights: Weights, rows: Transition,
-    target: Array, mask: Array,
+  network: AdaptableNetwork,
+  weights: Weights,
+  rows: Transition,
+  target: Array,
+  mask: Array,
 ) -> Array:
   """Mean squared error [...] of the value, from a target [..., B]."""
   value = network.apply_generated(weights, rows.observation)
@@ -48,8 +57,10 @@ def value_loss(
 
 
 def bootstrapped_return(
-    network: AdaptableNetwork, weights: Weights, rows: Transition,
-    config: Config,
+  network: AdaptableNetwork,
+  weights: Weights,
+  rows: Transition,
+  config: Config,
 ) -> Array:
   """mc + Gamma V(s_T) [..., B] as the switches have it, no gradient.
 
@@ -81,32 +92,41 @@ class PolicyLoss(NamedTuple):
 
 
 def policy_loss(
-    networks: Networks, weights: Weights, value: Weights, rows: Transition,
-    mask: Array, config: Config, head: bool,
+  networks: Networks,
+  weights: Weights,
+  value: Weights,
+  rows: Transition,
+  mask: Array,
+  config: Config,
+  head: bool,
 ) -> PolicyLoss:
   """Spec macaw 1.4; gradients flow into the policy's `weights` only.
 
   The head's target is the raw advantage; the standardised one makes weights.
   """
   advantage = jax.lax.stop_gradient(
-      bootstrapped_return(networks.value, value, rows, config)
-      - networks.value.apply_generated(value, rows.observation))
+    bootstrapped_return(networks.value, value, rows, config)
+    - networks.value.apply_generated(value, rows.observation)
+  )
   weight = policy_losses.exponential_advantage_weights(
-      advantage, mask, config.max_weight, config.temperature,
-      config.adv_std_eps)
+    advantage, mask, config.max_weight, config.temperature, config.adv_std_eps
+  )
   error = jnp.zeros_like(advantage)
   if head:
     mean, predicted = networks.policy.apply_generated(
-        weights, rows.observation, rows.action)
+      weights, rows.observation, rows.action
+    )
     error = td.squared_error(predicted, advantage)
   else:
     mean = networks.policy.apply_generated(weights, rows.observation)
   awr = policy_losses.weighted_log_likelihood(
-      Normal(mean, config.action_std).log_prob(rows.action), weight)
+    Normal(mean, config.action_std).log_prob(rows.action), weight
+  )
   return PolicyLoss(
-      awr=policy_losses.masked_mean(awr, mask),
-      advantage=policy_losses.masked_mean(error, mask),
-      max_weight=jnp.max(mask * weight, axis=-1))
+    awr=policy_losses.masked_mean(awr, mask),
+    advantage=policy_losses.masked_mean(error, mask),
+    max_weight=jnp.max(mask * weight, axis=-1),
+  )
 
 
 class Inner(NamedTuple):
@@ -128,8 +148,11 @@ class Inner(NamedTuple):
 
 
 def inner_loop(
-    params: dict[str, Params], context: Transition, mask: Array,
-    networks: Networks, config: Config,
+  params: dict[str, Params],
+  context: Transition,
+  mask: Array,
+  networks: Networks,
+  config: Config,
 ) -> Inner:
   """A value step on plain returns, then a policy step (spec macaw 1).
 
@@ -146,7 +169,8 @@ def inner_loop(
 
   def of_value(weights, rows, mask):
     loss = value_loss(
-        networks.value, weights, rows, rows.extras['return_to_go'], mask)
+      networks.value, weights, rows, rows.extras['return_to_go'], mask
+    )
     return loss, loss
 
   def of_policy(weights, value, rows, mask):
@@ -157,28 +181,47 @@ def inner_loop(
     return terms.awr + coefficient * terms.advantage, terms
 
   value, value_gradients, value_losses = maml.inner_step(
-      networks.value, params['value'], steps['value'], of_value,
-      config.task_loop, rows, mask)
+    networks.value,
+    params['value'],
+    steps['value'],
+    of_value,
+    config.task_loop,
+    rows,
+    mask,
+  )
   # (1 - rate) phi + rate phi' is a shorter step.
   shorter = jax.tree.map(lambda a: config.target_rate * a, steps['value'])
   target = jax.vmap(networks.value.step, (None, 0, None))(
-      params['value'], value_gradients, shorter)
+    params['value'], value_gradients, shorter
+  )
   # The losses stop these gradients, too; here it spares loops their zeros.
   value_fixed, target = jax.lax.stop_gradient((value, target))
   policy, policy_gradients, policy_terms = maml.inner_step(
-      networks.policy, params['policy'], steps['policy'], of_policy,
-      config.task_loop, value_fixed, rows, mask)
+    networks.policy,
+    params['policy'],
+    steps['policy'],
+    of_policy,
+    config.task_loop,
+    value_fixed,
+    rows,
+    mask,
+  )
   return Inner(
-      policy=policy, value=value, target=target,
-      gradients={'policy': policy_gradients, 'value': value_gradients},
-      value_loss=value_losses, policy_loss=policy_terms)
+    policy=policy,
+    value=value,
+    target=target,
+    gradients={'policy': policy_gradients, 'value': value_gradients},
+    value_loss=value_losses,
+    policy_loss=policy_terms,
+  )
 
 
 def step_sizes(params: dict[str, Params], config: Config) -> dict[str, Params]:
   """Inner step sizes of 'policy' and 'value'."""
   steps = {
-      name: optim.step_sizes(params[f'{name}_steps'])
-      for name in ('policy', 'value')}
+    name: optim.step_sizes(params[f'{name}_steps'])
+    for name in ('policy', 'value')
+  }
   if config.adapt == 'latent_only':
     return {k: weight_transform.only_latent(v) for k, v in steps.items()}
   return steps

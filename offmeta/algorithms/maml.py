@@ -34,8 +34,12 @@ def over_tasks(task_loop: str) -> Callable[[Callable], Callable]:
 
 
 def inner_step(
-    network: AdaptableNetwork, params: Params, steps: Params, loss: Callable,
-    task_loop: str, *rows: Any,
+  network: AdaptableNetwork,
+  params: Params,
+  steps: Params,
+  loss: Callable,
+  task_loop: str,
+  *rows: Any,
 ) -> tuple[Weights, Weights, Any]:
   """One step of gradient descent per task; it can be differentiated.
 
@@ -52,7 +56,8 @@ def inner_step(
   """
   weights = network.generate(params)
   gradients, aux = over_tasks(task_loop)(
-      lambda *one: jax.grad(loss, has_aux=True)(weights, *one))(*rows)
+    lambda *one: jax.grad(loss, has_aux=True)(weights, *one)
+  )(*rows)
   # All tasks at once even in a scan: they share the large matrices.
   adapted = jax.vmap(network.step, (None, 0, None))(params, gradients, steps)
   return adapted, gradients, aux
@@ -72,7 +77,7 @@ def only_valid(rows: Transition, mask: Array) -> Transition:
 
 
 def acting(
-    policy: AdaptableNetwork, adapt: Callable[..., Weights], action_std: float
+  policy: AdaptableNetwork, adapt: Callable[..., Weights], action_std: float
 ) -> dict[str, Any]:
   """The acting half of an `Algorithm`.
 
@@ -99,9 +104,14 @@ def acting(
     del belief, key
     known = jnp.any(valid > 0)
     # A step by nothing is the prior only up to rounding.
-    return Adapted(jax.tree.map(
+    return Adapted(
+      jax.tree.map(
         lambda new, old: jnp.where(known, new, old),
-        adapt(params, context, valid), prior(params)), known)
+        adapt(params, context, valid),
+        prior(params),
+      ),
+      known,
+    )
 
   def policy_of(noise_before: float, noise_after: float):
 
@@ -113,15 +123,15 @@ def acting(
       return jnp.clip(action, -1.0, 1.0), {}
 
     return Policy(
-        init=lambda params, key: Adapted(
-            prior(params), jnp.zeros((), bool)),
-        act=act,
-        observe=lambda params, belief, transition, key: belief,
-        adapt=adapted)
+      init=lambda params, key: Adapted(prior(params), jnp.zeros((), bool)),
+      act=act,
+      observe=lambda params, belief, transition, key: belief,
+      adapt=adapted,
+    )
 
   return dict(
-      explore=policy_of(action_std, action_std),
-      evaluate=policy_of(action_std, 0.0),
-      evaluate_given_context=policy_of(0.0, 0.0),
-      actor_params=lambda state: state.params,
+    explore=policy_of(action_std, action_std),
+    evaluate=policy_of(action_std, 0.0),
+    evaluate_given_context=policy_of(0.0, 0.0),
+    actor_params=lambda state: state.params,
   )

@@ -63,26 +63,34 @@ def validate(config: Config):
     ValueError: names the switch and what it takes.
   """
   known = {
-      'layer': tuple(weight_transform.LAYERS),
-      'train_inner_sampling': ('contiguous', 'uniform'),
-      'task_loop': ('scan', 'vmap'),
+    'layer': tuple(weight_transform.LAYERS),
+    'train_inner_sampling': ('contiguous', 'uniform'),
+    'task_loop': ('scan', 'vmap'),
   }
   for name, values in known.items():
     if getattr(config, name) not in values:
       raise ValueError(
-          f'meta_bc: {name}={getattr(config, name)!r}; choose one of {values}')
+        f'meta_bc: {name}={getattr(config, name)!r}; choose one of {values}'
+      )
 
 
 def make_network(spec: EnvSpec, config: Config) -> AdaptableNetwork:
   """s -> mean action."""
   return weight_transform.policy_network(
-      spec.observation_size, spec.action_size, config.hidden,
-      layer=config.layer, latent_size=config.latent_size)
+    spec.observation_size,
+    spec.action_size,
+    config.hidden,
+    layer=config.layer,
+    latent_size=config.latent_size,
+  )
 
 
 def cloning_loss(
-    network: AdaptableNetwork, weights: Weights, rows: Transition, mask: Array,
-    action_std: float,
+  network: AdaptableNetwork,
+  weights: Weights,
+  rows: Transition,
+  mask: Array,
+  action_std: float,
 ) -> Array:
   """Mean of -log N(a; mu(s), std^2) over the rows that count, [].
 
@@ -99,8 +107,11 @@ def cloning_loss(
 
 
 def inner_loop(
-    params: dict[str, Params], context: Transition, mask: Array,
-    network: AdaptableNetwork, config: Config,
+  params: dict[str, Params],
+  context: Transition,
+  mask: Array,
+  network: AdaptableNetwork,
+  config: Config,
 ) -> tuple[Weights, Array]:
   """One step per task on its context, leaves [M, N, ...].
 
@@ -113,14 +124,22 @@ def inner_loop(
     return value, value
 
   weights, _, losses_ = maml.inner_step(
-      network, params['policy'], optim.step_sizes(params['policy_steps']),
-      loss, config.task_loop, maml.only_valid(context, mask), mask)
+    network,
+    params['policy'],
+    optim.step_sizes(params['policy_steps']),
+    loss,
+    config.task_loop,
+    maml.only_valid(context, mask),
+    mask,
+  )
   return weights, losses_
 
 
 def losses(
-    params: dict[str, Params], batch: MetaBatch, network: AdaptableNetwork,
-    config: Config,
+  params: dict[str, Params],
+  batch: MetaBatch,
+  network: AdaptableNetwork,
+  config: Config,
 ) -> tuple[Array, dict[str, Array]]:
   """The loss after adaptation, and what to log.
 
@@ -133,18 +152,22 @@ def losses(
     config: hyper-parameters.
   """
   weights, inner = inner_loop(
-      params, batch.context, batch.context_mask, network, config)
+    params, batch.context, batch.context_mask, network, config
+  )
   outer = maml.over_tasks(config.task_loop)(
-      lambda weights, rows: cloning_loss(
-          network, weights, rows, jnp.ones_like(rows.reward),
-          config.action_std))(weights, batch.query)
+    lambda weights, rows: cloning_loss(
+      network, weights, rows, jnp.ones_like(rows.reward), config.action_std
+    )
+  )(weights, batch.query)
   total = jnp.mean(outer)
   return total, {
-      'policy/inner_loss': jnp.mean(inner), 'policy/outer_loss': total}
+    'policy/inner_loss': jnp.mean(inner),
+    'policy/outer_loss': total,
+  }
 
 
 def make(
-    spec: EnvSpec, config: Config, axis_name: str | None = None
+  spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """Meta-BC for one family.
 
@@ -159,26 +182,29 @@ def make(
   validate(config)
   network = make_network(spec, config)
   optimizers = {
-      'policy': optax.adam(config.policy_lr),
-      'policy_steps': optax.adam(config.step_size_lr),
+    'policy': optax.adam(config.policy_lr),
+    'policy_steps': optax.adam(config.step_size_lr),
   }
 
   def init(key):
     policy = network.init(jax.random.fold_in(key, 0))
     params = {
-        'policy': policy,
-        'policy_steps': optim.init_step_sizes(policy, config.inner_policy_lr)}
-    return optim.first_state(
-        jax.random.fold_in(key, 1), params, optimizers)
+      'policy': policy,
+      'policy_steps': optim.init_step_sizes(policy, config.inner_policy_lr),
+    }
+    return optim.first_state(jax.random.fold_in(key, 1), params, optimizers)
 
   def update(state, batch):
     gradients, logs = parallel.pmean(
-        jax.grad(losses, has_aux=True)(state.params, batch, network, config),
-        axis_name)
+      jax.grad(losses, has_aux=True)(state.params, batch, network, config),
+      axis_name,
+    )
     params, opt_state = optim.step_groups(
-        optimizers, gradients, state.opt_state, state.params)
+      optimizers, gradients, state.opt_state, state.params
+    )
     return state.replace(
-        step=state.step + 1, params=params, opt_state=opt_state), logs
+      step=state.step + 1, params=params, opt_state=opt_state
+    ), logs
 
   def adapt(params, context, valid):
     one = jax.tree.map(lambda x: x[None], (context, valid))
@@ -187,15 +213,18 @@ def make(
 
   uniform = config.train_inner_sampling == 'uniform'
   batch = BatchSpec(
-      num_tasks=config.num_tasks, context_size=config.context_size,
-      query_size=config.query_size,
-      context='transitions' if uniform else 'slice', replacement=False)
+    num_tasks=config.num_tasks,
+    context_size=config.context_size,
+    query_size=config.query_size,
+    context='transitions' if uniform else 'slice',
+    replacement=False,
+  )
   return Algorithm(
-      init=init,
-      offline=(Stage('meta', config.num_updates, batch, update),),
-      online=(),
-      begin_online=lambda state: state,
-      relabel=None,
-      data=DataSpec(stride=config.stride, shared=True),
-      **maml.acting(network, adapt, config.action_std),
+    init=init,
+    offline=(Stage('meta', config.num_updates, batch, update),),
+    online=(),
+    begin_online=lambda state: state,
+    relabel=None,
+    data=DataSpec(stride=config.stride, shared=True),
+    **maml.acting(network, adapt, config.action_std),
   )

@@ -61,16 +61,21 @@ class Config:
 def _macaw(config: Config) -> MacawConfig:
   """What MACAW's parts read; no advantage head."""
   return MacawConfig(
-      hidden=config.hidden, layer=config.layer,
-      latent_size=config.latent_size, action_std=config.action_std,
-      temperature=config.temperature, max_weight=config.max_weight,
-      advantage_coef=0.0)
+    hidden=config.hidden,
+    layer=config.layer,
+    latent_size=config.latent_size,
+    action_std=config.action_std,
+    temperature=config.temperature,
+    max_weight=config.max_weight,
+    advantage_coef=0.0,
+  )
 
 
 def make_networks(spec: EnvSpec, config: Config) -> Networks:
   """Policy and value of (observation, one-hot task)."""
   wide = spec._replace(
-      observation_size=spec.observation_size + config.num_train_tasks)
+    observation_size=spec.observation_size + config.num_train_tasks
+  )
   return macaw_losses.make_networks(wide, _macaw(config))
 
 
@@ -82,16 +87,20 @@ def with_task(rows: Transition, task: Array) -> Transition:
     task: [..., num_train_tasks].
   """
   code = jnp.broadcast_to(
-      task[..., None, :], rows.reward.shape + task.shape[-1:])
+    task[..., None, :], rows.reward.shape + task.shape[-1:]
+  )
   join = lambda x: jnp.concatenate([x, code], axis=-1)
   return rows._replace(
-      observation=join(rows.observation), extras={
-          **rows.extras,
-          'last_observation': join(rows.extras['last_observation'])})
+    observation=join(rows.observation),
+    extras={
+      **rows.extras,
+      'last_observation': join(rows.extras['last_observation']),
+    },
+  )
 
 
 def value_loss(
-    networks: Networks, params: Params, rows: Transition, mask: Array
+  networks: Networks, params: Params, rows: Transition, mask: Array
 ) -> Array:
   """Squared error [...] of the value, from the plain return.
 
@@ -102,13 +111,21 @@ def value_loss(
     mask: [..., B].
   """
   return macaw_losses.value_loss(
-      networks.value, networks.value.generate(params), rows,
-      rows.extras['return_to_go'], mask)
+    networks.value,
+    networks.value.generate(params),
+    rows,
+    rows.extras['return_to_go'],
+    mask,
+  )
 
 
 def policy_loss(
-    networks: Networks, params: Params, value: Params, rows: Transition,
-    mask: Array, config: Config,
+  networks: Networks,
+  params: Params,
+  value: Params,
+  rows: Transition,
+  mask: Array,
+  config: Config,
 ) -> PolicyLoss:
   """Advantage-weighted regression [...]; no gradient into the value.
 
@@ -122,13 +139,22 @@ def policy_loss(
     config: hyper-parameters.
   """
   return macaw_losses.policy_loss(
-      networks, networks.policy.generate(params),
-      networks.value.generate(value), rows, mask, _macaw(config), head=False)
+    networks,
+    networks.policy.generate(params),
+    networks.value.generate(value),
+    rows,
+    mask,
+    _macaw(config),
+    head=False,
+  )
 
 
 def finetuned(
-    params: dict[str, Params], rows: Transition, mask: Array,
-    networks: Networks, config: Config,
+  params: dict[str, Params],
+  rows: Transition,
+  mask: Array,
+  networks: Networks,
+  config: Config,
 ) -> Params:
   """The policy's parameters after `finetune_steps` on one fixed batch.
 
@@ -140,30 +166,37 @@ def finetuned(
     config: hyper-parameters.
   """
   optimizers = {
-      'value': optax.adam(config.finetune_value_lr),
-      'policy': optax.adam(config.finetune_policy_lr)}
+    'value': optax.adam(config.finetune_value_lr),
+    'policy': optax.adam(config.finetune_policy_lr),
+  }
   loss = {
-      'value': lambda p, others: value_loss(networks, p, rows, mask),
-      'policy': lambda p, others: policy_loss(
-          networks, p, others['value'], rows, mask, config).awr}
+    'value': lambda p, others: value_loss(networks, p, rows, mask),
+    'policy': lambda p, others: (
+      policy_loss(networks, p, others['value'], rows, mask, config).awr
+    ),
+  }
 
   def step(carry, _):
     params, opt_state = carry
     for group in optimizers:  # the policy sees the new value
       gradient = jax.grad(loss[group])(params[group], params)
       params, opt_state = optim.step_groups(
-          {group: optimizers[group]}, {group: gradient}, opt_state, params)
+        {group: optimizers[group]}, {group: gradient}, opt_state, params
+      )
     return (params, opt_state), None
 
   start = {name: params[name] for name in optimizers}
   (params, _), _ = jax.lax.scan(
-      step, (start, optim.init_groups(optimizers, start)), None,
-      length=config.finetune_steps)
+    step,
+    (start, optim.init_groups(optimizers, start)),
+    None,
+    length=config.finetune_steps,
+  )
   return params['policy']
 
 
 def make(
-    spec: EnvSpec, config: Config, axis_name: str | None = None
+  spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """MT+FT for one family.
 
@@ -178,65 +211,78 @@ def make(
   """
   if config.num_train_tasks < 1:
     raise ValueError(
-        'multitask: the networks see the one-hot number of the task, but'
-        f' num_train_tasks is {config.num_train_tasks}')
+      'multitask: the networks see the one-hot number of the task, but'
+      f' num_train_tasks is {config.num_train_tasks}'
+    )
   networks = make_networks(spec, config)
   optimizers = {
-      'policy': optax.adam(config.policy_lr),
-      'value': optax.adam(config.value_lr),
+    'policy': optax.adam(config.policy_lr),
+    'value': optax.adam(config.value_lr),
   }
 
   def init(key):
     params = {
-        name: network.init(jax.random.fold_in(key, i))
-        for i, (name, network) in enumerate(networks._asdict().items())}
+      name: network.init(jax.random.fold_in(key, i))
+      for i, (name, network) in enumerate(networks._asdict().items())
+    }
     return optim.first_state(
-        jax.random.fold_in(key, len(networks)), params, optimizers)
+      jax.random.fold_in(key, len(networks)), params, optimizers
+    )
 
   def update(state, batch):
-    rows = with_task(batch.query, jax.nn.one_hot(
-        batch.task_id, config.num_train_tasks))
+    rows = with_task(
+      batch.query, jax.nn.one_hot(batch.task_id, config.num_train_tasks)
+    )
     mask = jnp.ones_like(rows.reward)
 
     def total(params):
       value = jnp.mean(value_loss(networks, params['value'], rows, mask))
       policy = policy_loss(
-          networks, params['policy'], params['value'], rows, mask, config)
+        networks, params['policy'], params['value'], rows, mask, config
+      )
       logs = {'value/loss': value, 'policy/loss': jnp.mean(policy.awr)}
       return sum(logs.values()), (logs, jnp.max(policy.max_weight))
 
     gradients, (logs, largest) = jax.grad(total, has_aux=True)(state.params)
     gradients, logs = parallel.pmean((gradients, logs), axis_name)
     params, opt_state = optim.step_groups(
-        optimizers, gradients, state.opt_state, state.params)
+      optimizers, gradients, state.opt_state, state.params
+    )
     logs['policy/max_weight'] = parallel.pmax(largest, axis_name)
     return state.replace(
-        step=state.step + 1, params=params, opt_state=opt_state), logs
+      step=state.step + 1, params=params, opt_state=opt_state
+    ), logs
 
   unknown = jnp.zeros(config.num_train_tasks)
 
   def adapt(params, context, valid):
     if 'return_to_go' not in context.extras:
       context = context._replace(
-          extras=returns.annotate(context, valid, config.discount))
+        extras=returns.annotate(context, valid, config.discount)
+      )
     rows = with_task(maml.only_valid(context, valid), unknown)
     return networks.policy.generate(
-        finetuned(params, rows, valid, networks, config))
+      finetuned(params, rows, valid, networks, config)
+    )
 
   # At meta-test observations come without a task.
   acting = networks.policy._replace(
-      apply_generated=lambda weights, x: networks.policy.apply_generated(
-          weights, jnp.concatenate([x, unknown])))
+    apply_generated=lambda weights, x: networks.policy.apply_generated(
+      weights, jnp.concatenate([x, unknown])
+    )
+  )
   batch = BatchSpec(
-      num_tasks=config.num_tasks, context_size=1,
-      query_size=config.query_size, replacement=False)
+    num_tasks=config.num_tasks,
+    context_size=1,
+    query_size=config.query_size,
+    replacement=False,
+  )
   return Algorithm(
-      init=init,
-      offline=(Stage('multitask', config.num_updates, batch, update),),
-      online=(),
-      begin_online=lambda state: state,
-      relabel=None,
-      data=DataSpec(
-          returns_discount=config.discount, stride=config.stride),
-      **maml.acting(acting, adapt, config.action_std),
+    init=init,
+    offline=(Stage('multitask', config.num_updates, batch, update),),
+    online=(),
+    begin_online=lambda state: state,
+    relabel=None,
+    data=DataSpec(returns_discount=config.discount, stride=config.stride),
+    **maml.acting(acting, adapt, config.action_std),
   )

@@ -95,30 +95,29 @@ def make_networks(spec: EnvSpec, config: Config) -> Networks:
   o, a, z = spec.observation_size, spec.action_size, config.latent_size
   bias = config.hidden_bias
   return Networks(
-      encoder=context.set_encoder(
-          o, a, z, config.encoder_hidden, config.use_next_observation, bias),
-      decoder=critics.scalar((o, a, z), config.decoder_hidden, bias),
-      critic=critics.q_ensemble((o, a, z), config.critic_hidden, 2, bias),
-      value=critics.scalar((o, z), config.value_hidden, bias),
-      actor=actors.tanh_gaussian_actor(
-          (o, z), a, config.actor_hidden, bias),
+    encoder=context.set_encoder(
+      o, a, z, config.encoder_hidden, config.use_next_observation, bias
+    ),
+    decoder=critics.scalar((o, a, z), config.decoder_hidden, bias),
+    critic=critics.q_ensemble((o, a, z), config.critic_hidden, 2, bias),
+    value=critics.scalar((o, z), config.value_hidden, bias),
+    actor=actors.tanh_gaussian_actor((o, z), a, config.actor_hidden, bias),
   )
 
 
 def _repeat(z: Array, batch_size: int) -> Array:
   """One latent per task [M, Z] for each of its transitions [M, B, Z]."""
-  return jnp.broadcast_to(
-      z[:, None], (z.shape[0], batch_size, z.shape[1]))
+  return jnp.broadcast_to(z[:, None], (z.shape[0], batch_size, z.shape[1]))
 
 
 def critic_losses(
-    params: dict[str, Params],
-    target_value: Params,
-    batch: MetaBatch,
-    noise: Array,
-    networks: Networks,
-    config: Config,
-    axis_name: str | None,
+  params: dict[str, Params],
+  target_value: Params,
+  batch: MetaBatch,
+  noise: Array,
+  networks: Networks,
+  config: Config,
+  axis_name: str | None,
 ) -> tuple[dict[str, Array], Array]:
   """Terms that train critics, encoder and decoder (A1.3 steps 2 to 4).
 
@@ -137,38 +136,45 @@ def critic_losses(
   stop = jax.lax.stop_gradient
   query = batch.query
   posterior = networks.encoder.apply(
-      params['context']['encoder'], batch.context, batch.context_mask)
+    params['context']['encoder'], batch.context, batch.context_mask
+  )
   z = _repeat(posterior.sample(noise), query.reward.shape[1])
   target = td.td_target(
-      query.reward, query.discount,
-      networks.value.apply(target_value, query.next_observation, stop(z)),
-      config.discount, config.reward_scale)
+    query.reward,
+    query.discount,
+    networks.value.apply(target_value, query.next_observation, stop(z)),
+    config.discount,
+    config.reward_scale,
+  )
   q = networks.critic.apply(
-      params['critic'], query.observation, query.action,
-      z if config.backprop_q_into_encoder else stop(z))
-  kl = latent_losses.kl_to_standard_normal(
-      posterior.mean, posterior.variance)
+    params['critic'],
+    query.observation,
+    query.action,
+    z if config.backprop_q_into_encoder else stop(z),
+  )
+  kl = latent_losses.kl_to_standard_normal(posterior.mean, posterior.variance)
   # A sum over all tasks: gradients are averaged over devices afterwards.
   kl_loss = jnp.sum(kl) * parallel.axis_size(axis_name)
   terms = {
-      'critic': jnp.mean(td.ensemble_squared_error(q, target)),
-      'kl': config.kl_weight * kl_loss,
+    'critic': jnp.mean(td.ensemble_squared_error(q, target)),
+    'kl': config.kl_weight * kl_loss,
   }
   if config.train_decoder:
     decoded = networks.decoder.apply(
-        params['context']['decoder'], query.observation, query.action, z)
+      params['context']['decoder'], query.observation, query.action, z
+    )
     terms['reward'] = jnp.mean(td.squared_error(decoded, query.reward))
   return terms, stop(z)
 
 
 def actor_losses(
-    params: dict[str, Params],
-    critic: Params,
-    batch: MetaBatch,
-    z: Array,
-    noise: Array,
-    networks: Networks,
-    config: Config,
+  params: dict[str, Params],
+  critic: Params,
+  batch: MetaBatch,
+  z: Array,
+  noise: Array,
+  networks: Networks,
+  config: Config,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
   """Terms that train value and actor (A1.3 steps 5 to 7).
 
@@ -187,47 +193,50 @@ def actor_losses(
   observation = batch.query.observation
   distribution = networks.actor.apply(params['actor'], observation, z)
   action, log_prob = distribution.sample(noise)
-  q = jnp.min(
-      networks.critic.apply(critic, observation, action, z), axis=0)
+  q = jnp.min(networks.critic.apply(critic, observation, action, z), axis=0)
   value = networks.value.apply(params['value'], observation, z)
   terms = {
-      'value': jnp.mean(td.squared_error(
-          value, policy_losses.soft_value_target(log_prob, q))),
-      'actor': jnp.mean(policy_losses.soft_policy(log_prob, q)),
-      'regulariser': policy_losses.output_penalty(
-          distribution.mean, distribution.log_std, config.mean_weight,
-          config.log_std_weight),
+    'value': jnp.mean(
+      td.squared_error(value, policy_losses.soft_value_target(log_prob, q))
+    ),
+    'actor': jnp.mean(policy_losses.soft_policy(log_prob, q)),
+    'regulariser': policy_losses.output_penalty(
+      distribution.mean,
+      distribution.log_std,
+      config.mean_weight,
+      config.log_std_weight,
+    ),
   }
   logs = {
-      'value/loss': terms['value'],
-      'actor/loss': terms['actor'],
-      'actor/entropy': -jnp.mean(log_prob),
-      'critic/q': jnp.mean(q),
+    'value/loss': terms['value'],
+    'actor/loss': terms['actor'],
+    'actor/entropy': -jnp.mean(log_prob),
+    'critic/q': jnp.mean(q),
   }
   return terms, logs
 
 
 def init_state(
-    key: Key, networks: Networks, optimizers: Mapping
+  key: Key, networks: Networks, optimizers: Mapping
 ) -> LearnerState:
   """An untrained learner; the target value network is a copy."""
   p = {
-      name: network.init(jax.random.fold_in(key, i))
-      for i, (name, network) in enumerate(networks._asdict().items())
+    name: network.init(jax.random.fold_in(key, i))
+    for i, (name, network) in enumerate(networks._asdict().items())
   }
   params = {
-      'context': {'encoder': p['encoder'], 'decoder': p['decoder']},
-      'critic': p['critic'],
-      'value': p['value'],
-      'actor': p['actor'],
+    'context': {'encoder': p['encoder'], 'decoder': p['decoder']},
+    'critic': p['critic'],
+    'value': p['value'],
+    'actor': p['actor'],
   }
   return optim.first_state(
-      jax.random.fold_in(key, len(networks)), params, optimizers,
-      params['value'])
+    jax.random.fold_in(key, len(networks)), params, optimizers, params['value']
+  )
 
 
 def make(
-    spec: EnvSpec, config: Config, axis_name: str | None = None
+  spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """PEARL for one family; it has no offline stage.
 
@@ -238,63 +247,88 @@ def make(
   """
   networks = make_networks(spec, config)
   optimizers = {
-      'context': optax.adam(config.context_lr),
-      'critic': optax.adam(config.critic_lr),
-      'value': optax.adam(config.value_lr),
-      'actor': optax.adam(config.actor_lr),
+    'context': optax.adam(config.context_lr),
+    'critic': optax.adam(config.critic_lr),
+    'value': optax.adam(config.value_lr),
+    'actor': optax.adam(config.actor_lr),
   }
 
   def update(state, batch):
     keys = [
-        latent.slot_keys(state.key, state.step, batch.slot, i)
-        for i in range(2)
+      latent.slot_keys(state.key, state.step, batch.slot, i) for i in range(2)
     ]
     latent_noise = task_noise(keys[0], (config.latent_size,))
     action_noise = task_noise(keys[1], batch.query.action.shape[1:])
 
     def first(params):
       terms, z = critic_losses(
-          params, state.target_params, batch, latent_noise, networks, config,
-          axis_name)
+        params,
+        state.target_params,
+        batch,
+        latent_noise,
+        networks,
+        config,
+        axis_name,
+      )
       return sum(terms.values()), (terms, z)
 
     group = {k: state.params[k] for k in ('context', 'critic')}
     gradients, (terms, z) = jax.grad(first, has_aux=True)(group)
     params, opt_state = optim.step_groups(
-        optimizers, parallel.pmean(gradients, axis_name), state.opt_state,
-        state.params, frozen=('value', 'actor'))
+      optimizers,
+      parallel.pmean(gradients, axis_name),
+      state.opt_state,
+      state.params,
+      frozen=('value', 'actor'),
+    )
 
     def second(group):
       terms, logs = actor_losses(
-          group, params['critic'], batch, z, action_noise, networks, config)
+        group, params['critic'], batch, z, action_noise, networks, config
+      )
       return sum(terms.values()), logs
 
     group = {k: state.params[k] for k in ('value', 'actor')}
     gradients, logs = jax.grad(second, has_aux=True)(group)
     params, opt_state = optim.step_groups(
-        optimizers, parallel.pmean(gradients, axis_name), opt_state, params,
-        frozen=('context', 'critic'))
-    logs.update({
-        'critic/loss': terms['critic'], 'encoder/kl_loss': terms['kl']})
+      optimizers,
+      parallel.pmean(gradients, axis_name),
+      opt_state,
+      params,
+      frozen=('context', 'critic'),
+    )
+    logs.update(
+      {'critic/loss': terms['critic'], 'encoder/kl_loss': terms['kl']}
+    )
     if config.train_decoder:
       logs['decoder/loss'] = terms['reward']
     targets = optim.polyak(
-        state.target_params, params['value'], config.target_rate)
+      state.target_params, params['value'], config.target_rate
+    )
     return state.replace(
-        step=state.step + 1, params=params, target_params=targets,
-        opt_state=opt_state), parallel.pmean(logs, axis_name)
+      step=state.step + 1,
+      params=params,
+      target_params=targets,
+      opt_state=opt_state,
+    ), parallel.pmean(logs, axis_name)
 
   online = config.online
   batch = BatchSpec(
-      num_tasks=online.num_tasks, context_size=online.context_size,
-      query_size=online.query_size, task_repeat=online.task_repeat)
+    num_tasks=online.num_tasks,
+    context_size=online.context_size,
+    query_size=online.query_size,
+    task_repeat=online.task_repeat,
+  )
   return Algorithm(
-      init=lambda key: init_state(key, networks, optimizers),
-      offline=(),
-      online=(Stage('online', online.num_updates, batch, update),),
-      begin_online=lambda state: state,
-      relabel=None,
-      **latent.context_acting(
-          networks.encoder, networks.actor, config.latent_size,
-          config.latent_resample_period),
+    init=lambda key: init_state(key, networks, optimizers),
+    offline=(),
+    online=(Stage('online', online.num_updates, batch, update),),
+    begin_online=lambda state: state,
+    relabel=None,
+    **latent.context_acting(
+      networks.encoder,
+      networks.actor,
+      config.latent_size,
+      config.latent_resample_period,
+    ),
   )

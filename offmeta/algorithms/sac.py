@@ -68,18 +68,18 @@ def make_networks(spec: EnvSpec, config: Config) -> Networks:
   """Twin critics and a tanh-Gaussian actor."""
   o, a = spec.observation_size, spec.action_size
   return Networks(
-      critic=critics.q_ensemble((o, a), config.critic_hidden),
-      actor=actors.tanh_gaussian_actor((o,), a, config.actor_hidden),
+    critic=critics.q_ensemble((o, a), config.critic_hidden),
+    actor=actors.tanh_gaussian_actor((o,), a, config.actor_hidden),
   )
 
 
 def losses(
-    params: dict[str, Params],
-    target_critic: Params,
-    query: Transition,
-    noise: tuple[Array, Array],
-    networks: Networks,
-    config: Config,
+  params: dict[str, Params],
+  target_critic: Params,
+  query: Transition,
+  noise: tuple[Array, Array],
+  networks: Networks,
+  config: Config,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
   """All loss terms of one update, and what to log (paper, section 5 and 6).
 
@@ -102,36 +102,41 @@ def losses(
   alpha = jnp.exp(params['temperature'])
 
   def value(critic, observation, action):
-    return jnp.min(
-        networks.critic.apply(critic, observation, action), axis=0)
+    return jnp.min(networks.critic.apply(critic, observation, action), axis=0)
 
   next_action, next_log_prob = networks.actor.apply(
-      params['actor'], query.next_observation).sample(next_noise)
+    params['actor'], query.next_observation
+  ).sample(next_noise)
   target = td.td_target(
-      query.reward, query.discount,
-      policy_losses.soft_value_target(
-          next_log_prob,
-          value(target_critic, query.next_observation, next_action), alpha),
-      config.discount, config.reward_scale)
-  q = networks.critic.apply(
-      params['critic'], query.observation, query.action)
+    query.reward,
+    query.discount,
+    policy_losses.soft_value_target(
+      next_log_prob,
+      value(target_critic, query.next_observation, next_action),
+      alpha,
+    ),
+    config.discount,
+    config.reward_scale,
+  )
+  q = networks.critic.apply(params['critic'], query.observation, query.action)
   action, log_prob = networks.actor.apply(
-      params['actor'], query.observation).sample(own_noise)
+    params['actor'], query.observation
+  ).sample(own_noise)
   own_q = value(stop(params['critic']), query.observation, action)
   target_entropy = config.target_entropy_per_action * action.shape[-1]
   terms = {
-      'critic': jnp.mean(td.ensemble_squared_error(q, target)),
-      'actor': jnp.mean(
-          policy_losses.soft_policy(log_prob, own_q, stop(alpha))),
-      'temperature': jnp.mean(
-          policy_losses.temperature_loss(alpha, log_prob, target_entropy)),
+    'critic': jnp.mean(td.ensemble_squared_error(q, target)),
+    'actor': jnp.mean(policy_losses.soft_policy(log_prob, own_q, stop(alpha))),
+    'temperature': jnp.mean(
+      policy_losses.temperature_loss(alpha, log_prob, target_entropy)
+    ),
   }
   logs = {
-      'critic/loss': terms['critic'],
-      'critic/q': jnp.mean(q),
-      'actor/loss': terms['actor'],
-      'actor/entropy': -jnp.mean(log_prob),
-      'temperature/alpha': alpha,
+    'critic/loss': terms['critic'],
+    'critic/q': jnp.mean(q),
+    'actor/loss': terms['actor'],
+    'actor/entropy': -jnp.mean(log_prob),
+    'temperature/alpha': alpha,
   }
   return terms, logs
 
@@ -139,43 +144,45 @@ def losses(
 def _policy(act: Callable) -> Policy:
   """A policy without a belief: (params, observation [O], key) -> action."""
   return Policy(
-      init=lambda params, key: (),
-      act=lambda params, state, observation, key: (
-          act(params, observation, key), {}),
-      observe=lambda params, state, transition, key: state,
-      adapt=lambda params, state, context, valid, key: state,
+    init=lambda params, key: (),
+    act=lambda params, state, observation, key: (
+      act(params, observation, key),
+      {},
+    ),
+    observe=lambda params, state, transition, key: state,
+    adapt=lambda params, state, context, valid, key: state,
   )
 
 
 def make_optimizers(
-    config: Config,
+  config: Config,
 ) -> dict[str, optax.GradientTransformation]:
   """One Adam per parameter group."""
   return {
-      'critic': optax.adam(config.critic_lr),
-      'actor': optax.adam(config.actor_lr),
-      'temperature': optax.adam(config.temperature_lr),
+    'critic': optax.adam(config.critic_lr),
+    'actor': optax.adam(config.actor_lr),
+    'temperature': optax.adam(config.temperature_lr),
   }
 
 
 def init_params(
-    key: Key, networks: Networks, config: Config
+  key: Key, networks: Networks, config: Config
 ) -> dict[str, Params]:
   """Groups 'critic', 'actor' and 'temperature' (log alpha, [])."""
   return {
-      'critic': networks.critic.init(jax.random.fold_in(key, 0)),
-      'actor': networks.actor.init(jax.random.fold_in(key, 1)),
-      'temperature': jnp.log(jnp.float32(config.temperature)),
+    'critic': networks.critic.init(jax.random.fold_in(key, 0)),
+    'actor': networks.actor.init(jax.random.fold_in(key, 1)),
+    'temperature': jnp.log(jnp.float32(config.temperature)),
   }
 
 
 def update(
-    state: LearnerState,
-    query: Transition,
-    slots: Array,
-    networks: Networks,
-    config: Config,
-    axis_name: str | None,
+  state: LearnerState,
+  query: Transition,
+  slots: Array,
+  networks: Networks,
+  config: Config,
+  axis_name: str | None,
 ) -> tuple[LearnerState, dict[str, Array]]:
   """One step of critics, actor, temperature and targets.
 
@@ -194,30 +201,38 @@ def update(
   optimizers = make_optimizers(config)
   frozen = () if config.learn_temperature else ('temperature',)
   noise = tuple(
-      task_noise(
-          latent.slot_keys(state.key, state.step, slots, i),
-          query.action.shape[1:])
-      for i in range(2))
+    task_noise(
+      latent.slot_keys(state.key, state.step, slots, i), query.action.shape[1:]
+    )
+    for i in range(2)
+  )
 
   def total(params):
     terms, logs = losses(
-        params, state.target_params, query, noise, networks, config)
+      params, state.target_params, query, noise, networks, config
+    )
     return sum(terms.values()), logs
 
   own = {name: state.params[name] for name in optimizers}
   gradients, logs = parallel.pmean(
-      jax.grad(total, has_aux=True)(own), axis_name)
+    jax.grad(total, has_aux=True)(own), axis_name
+  )
   params, opt_state = optim.step_groups(
-      optimizers, gradients, state.opt_state, state.params, frozen)
+    optimizers, gradients, state.opt_state, state.params, frozen
+  )
   targets = optim.polyak(
-      state.target_params, params['critic'], config.target_rate)
+    state.target_params, params['critic'], config.target_rate
+  )
   return state.replace(
-      step=state.step + 1, params=params, target_params=targets,
-      opt_state=opt_state), logs
+    step=state.step + 1,
+    params=params,
+    target_params=targets,
+    opt_state=opt_state,
+  ), logs
 
 
 def make(
-    spec: EnvSpec, config: Config, axis_name: str | None = None
+  spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """SAC for one task of a family; it has no offline stage.
 
@@ -231,8 +246,11 @@ def make(
   def init(key):
     params = init_params(key, networks, config)
     return optim.first_state(
-        jax.random.fold_in(key, len(networks)), params, make_optimizers(config),
-        params['critic'])
+      jax.random.fold_in(key, len(networks)),
+      params,
+      make_optimizers(config),
+      params['critic'],
+    )
 
   def explore(params, observation, key):
     distribution = networks.actor.apply(params, observation)
@@ -243,20 +261,25 @@ def make(
     del key
     return networks.actor.apply(params, observation).mode()
 
-  batch = BatchSpec(
-      num_tasks=1, context_size=1, query_size=config.batch_size)
+  batch = BatchSpec(num_tasks=1, context_size=1, query_size=config.batch_size)
   return Algorithm(
-      init=init,
-      offline=(),
-      online=(Stage(
-          'online', config.num_updates, batch,
-          lambda state, batch: update(
-              state, batch.query, batch.slot, networks, config, axis_name)),),
-      begin_online=lambda state: state,
-      explore=_policy(explore),
-      evaluate=_policy(evaluate),
-      evaluate_given_context=_policy(evaluate),
-      actor_params=lambda state: state.params['actor'],
-      relabel=None,
-      posterior=None,
+    init=init,
+    offline=(),
+    online=(
+      Stage(
+        'online',
+        config.num_updates,
+        batch,
+        lambda state, batch: update(
+          state, batch.query, batch.slot, networks, config, axis_name
+        ),
+      ),
+    ),
+    begin_online=lambda state: state,
+    explore=_policy(explore),
+    evaluate=_policy(evaluate),
+    evaluate_given_context=_policy(evaluate),
+    actor_params=lambda state: state.params['actor'],
+    relabel=None,
+    posterior=None,
   )

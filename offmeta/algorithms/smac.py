@@ -75,23 +75,24 @@ def make_networks(spec: EnvSpec, config: Config) -> Networks:
   """Networks of spec smac 2.1."""
   o, a, z = spec.observation_size, spec.action_size, config.latent_size
   return Networks(
-      encoder=context.set_encoder(
-          o, a, z, config.encoder_hidden, config.use_next_observation),
-      decoder=critics.scalar((o, a, z), config.decoder_hidden),
-      critic=critics.q_ensemble((o, a, z), config.critic_hidden),
-      actor=actors.tanh_gaussian_actor((o, z), a, config.actor_hidden),
+    encoder=context.set_encoder(
+      o, a, z, config.encoder_hidden, config.use_next_observation
+    ),
+    decoder=critics.scalar((o, a, z), config.decoder_hidden),
+    critic=critics.q_ensemble((o, a, z), config.critic_hidden),
+    actor=actors.tanh_gaussian_actor((o, z), a, config.actor_hidden),
   )
 
 
 def losses(
-    params: dict[str, Params],
-    target_critic: Params,
-    batch: MetaBatch,
-    noise: dict[str, Array],
-    networks: Networks,
-    config: Config,
-    online: bool,
-    axis_name: str | None,
+  params: dict[str, Params],
+  target_critic: Params,
+  batch: MetaBatch,
+  noise: dict[str, Array],
+  networks: Networks,
+  config: Config,
+  online: bool,
+  axis_name: str | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
   """All loss terms of one update, and what to log (spec smac 2.3 to 2.6).
 
@@ -117,84 +118,115 @@ def losses(
   stop = jax.lax.stop_gradient
   query = batch.query
   posterior = networks.encoder.apply(
-      params['context']['encoder'], batch.context, batch.context_mask)
+    params['context']['encoder'], batch.context, batch.context_mask
+  )
   z, next_z = _draw_latents(posterior, noise, query, config)
 
   decoded = networks.decoder.apply(
-      params['context']['decoder'], query.observation, query.action,
-      stop(z) if config.encoder_loss == 'q' else z)
+    params['context']['decoder'],
+    query.observation,
+    query.action,
+    stop(z) if config.encoder_loss == 'q' else z,
+  )
   terms, logs = smac_losses.context_terms(
-      posterior, decoded, query, config, axis_name)
+    posterior, decoded, query, config, axis_name
+  )
 
   next_action, next_log_prob = networks.actor.apply(
-      stop(params['actor']), query.next_observation, stop(next_z),
+    stop(params['actor']),
+    query.next_observation,
+    stop(next_z),
   ).sample(noise['next_action'])
   next_q = networks.critic.apply(
-      target_critic, query.next_observation, next_action, stop(z))
+    target_critic, query.next_observation, next_action, stop(z)
+  )
   q = networks.critic.apply(
-      params['critic'], query.observation, query.action,
-      stop(z) if config.encoder_loss == 'reward' else z)
+    params['critic'],
+    query.observation,
+    query.action,
+    stop(z) if config.encoder_loss == 'reward' else z,
+  )
   terms['critic'] = smac_losses.critic_term(
-      q, next_q, next_log_prob, query, config)
+    q, next_q, next_log_prob, query, config
+  )
 
   distribution = networks.actor.apply(
-      params['actor'], query.observation, stop(z))
+    params['actor'], query.observation, stop(z)
+  )
   own_action, own_log_prob = distribution.sample(noise['action'])
   q_weight = config.online_q_weight if online else 0.0
   if config.actor == 'awac' and not q_weight:
     own_action = stop(own_action)
   own_q = jnp.min(
-      networks.critic.apply(
-          stop(params['critic']), query.observation, own_action, stop(z)),
-      axis=0)
+    networks.critic.apply(
+      stop(params['critic']), query.observation, own_action, stop(z)
+    ),
+    axis=0,
+  )
   if config.actor == 'sac':
     terms['actor'], actor_logs = smac_losses.sac_term(
-        distribution, own_log_prob, own_q, config)
+      distribution, own_log_prob, own_q, config
+    )
   else:
     terms['actor'], actor_logs = smac_losses.awac_term(
-        distribution, query.action, jnp.min(q, axis=0), own_q, q_weight,
-        config, axis_name)
+      distribution,
+      query.action,
+      jnp.min(q, axis=0),
+      own_q,
+      q_weight,
+      config,
+      axis_name,
+    )
   logs |= actor_logs | {
-      'critic/loss': terms['critic'],
-      'critic/q': jnp.mean(q),
-      'actor/own_q': jnp.mean(own_q),
-      'actor/log_std': jnp.mean(distribution.log_std),
+    'critic/loss': terms['critic'],
+    'critic/q': jnp.mean(q),
+    'actor/own_q': jnp.mean(own_q),
+    'actor/log_std': jnp.mean(distribution.log_std),
   }
   return terms, logs
 
 
 def _draw_latents(
-    posterior: Gaussian, noise: dict[str, Array], query: Transition,
-    config: Config,
+  posterior: Gaussian,
+  noise: dict[str, Array],
+  query: Transition,
+  config: Config,
 ) -> tuple[Array, Array]:
   """z, and the one of the next action [M, B, Z]: one per task (2.2)."""
 
   def repeat(z):
     return jnp.broadcast_to(
-        z[:, None], query.reward.shape + (config.latent_size,))
+      z[:, None], query.reward.shape + (config.latent_size,)
+    )
 
   next_noise = 'next_latent' if config.independent_next_latent else 'latent'
-  return (repeat(posterior.sample(noise['latent'])),
-          repeat(posterior.sample(noise[next_noise])))
+  return (
+    repeat(posterior.sample(noise['latent'])),
+    repeat(posterior.sample(noise[next_noise])),
+  )
 
 
 def init_state(
-    key: Key, networks: Networks, optimizers: Mapping
+  key: Key, networks: Networks, optimizers: Mapping
 ) -> LearnerState:
   """An untrained learner; targets and labellers are copies."""
   names = ('encoder', 'decoder', 'critic', 'actor')
   p = {
-      name: getattr(networks, name).init(jax.random.fold_in(key, i))
-      for i, name in enumerate(names)
+    name: getattr(networks, name).init(jax.random.fold_in(key, i))
+    for i, name in enumerate(names)
   }
   params = {
-      'context': {'encoder': p['encoder'], 'decoder': p['decoder']},
-      'critic': p['critic'],
-      'actor': p['actor'],
+    'context': {'encoder': p['encoder'], 'decoder': p['decoder']},
+    'critic': p['critic'],
+    'actor': p['actor'],
   }
   return optim.first_state(
-      jax.random.fold_in(key, len(names)), params, optimizers, params['critic'],
-      extras=params['context'])
+    jax.random.fold_in(key, len(names)),
+    params,
+    optimizers,
+    params['critic'],
+    extras=params['context'],
+  )
 
 
 def make_stages(config: Config, update: Callable) -> tuple[Stage, Stage]:
@@ -206,25 +238,38 @@ def make_stages(config: Config, update: Callable) -> tuple[Stage, Stage]:
   """
   offline, online = config.offline, config.online
   return Stage(
-      'offline', offline.num_updates,
-      BatchSpec(
-          num_tasks=offline.num_tasks, context_size=offline.context_size,
-          query_size=offline.query_size),
-      lambda state, batch: update(state, batch, online=False),
+    'offline',
+    offline.num_updates,
+    BatchSpec(
+      num_tasks=offline.num_tasks,
+      context_size=offline.context_size,
+      query_size=offline.query_size,
+    ),
+    lambda state, batch: update(state, batch, online=False),
   ), Stage(
-      'online', online.num_updates,
-      BatchSpec(
-          num_tasks=online.num_tasks, context_size=online.context_size,
-          query_size=online.query_size, task_repeat=online.task_repeat,
-          context=online.context, sequence_size=online.sequence_size,
-          offline_share=online.offline_share,
-          online_share=online.online_share),
-      lambda state, batch: update(state, batch, online=True))
+    'online',
+    online.num_updates,
+    BatchSpec(
+      num_tasks=online.num_tasks,
+      context_size=online.context_size,
+      query_size=online.query_size,
+      task_repeat=online.task_repeat,
+      context=online.context,
+      sequence_size=online.sequence_size,
+      offline_share=online.offline_share,
+      online_share=online.online_share,
+    ),
+    lambda state, batch: update(state, batch, online=True),
+  )
 
 
 def predicted_reward(
-    labeller: Params, networks: Networks, context_: Transition, valid: Array,
-    data: Transition, noise: Array,
+  labeller: Params,
+  networks: Networks,
+  context_: Transition,
+  valid: Array,
+  data: Transition,
+  noise: Array,
 ) -> Array:
   """Rewards [...] by the decoder, given one latent for all of `data`.
 
@@ -239,11 +284,12 @@ def predicted_reward(
   z = posterior.sample(noise)
   z = jnp.broadcast_to(z, data.action.shape[:-1] + z.shape)
   return networks.decoder.apply(
-      labeller['decoder'], data.observation, data.action, z)
+    labeller['decoder'], data.observation, data.action, z
+  )
 
 
 def make(
-    spec: EnvSpec, config: Config, axis_name: str | None = None
+  spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """SMAC for one family.
 
@@ -261,23 +307,24 @@ def make(
   validate(config)
   networks = make_networks(spec, config)
   optimizers = {
-      'context': optax.adam(config.context_lr),
-      'critic': optax.adam(config.critic_lr),
-      'actor': optax.adam(config.actor_lr),
+    'context': optax.adam(config.context_lr),
+    'critic': optax.adam(config.critic_lr),
+    'actor': optax.adam(config.actor_lr),
   }
 
   def draw_noise(state, batch):
     query_shape = (batch.query.reward.shape[1], spec.action_size)
     shapes = {
-        'latent': (config.latent_size,),
-        'next_latent': (config.latent_size,),
-        'action': query_shape,
-        'next_action': query_shape,
+      'latent': (config.latent_size,),
+      'next_latent': (config.latent_size,),
+      'action': query_shape,
+      'next_action': query_shape,
     }
     return {
-        name: task_noise(
-            latent.slot_keys(state.key, state.step, batch.slot, i), shape)
-        for i, (name, shape) in enumerate(shapes.items())
+      name: task_noise(
+        latent.slot_keys(state.key, state.step, batch.slot, i), shape
+      )
+      for i, (name, shape) in enumerate(shapes.items())
     }
 
   def update(state, batch, online):
@@ -285,21 +332,36 @@ def make(
 
     def total(params):
       terms, logs = losses(
-          params, state.target_params, batch, noise, networks, config,
-          online, axis_name)
+        params,
+        state.target_params,
+        batch,
+        noise,
+        networks,
+        config,
+        online,
+        axis_name,
+      )
       return sum(terms.values()), logs
 
     gradients, logs = jax.grad(total, has_aux=True)(state.params)
     gradients, logs = parallel.pmean((gradients, logs), axis_name)
     frozen = online and not config.train_context_online
     params, opt_state = optim.step_groups(
-        optimizers, gradients, state.opt_state, state.params,
-        frozen=('context',) if frozen else ())
+      optimizers,
+      gradients,
+      state.opt_state,
+      state.params,
+      frozen=('context',) if frozen else (),
+    )
     targets = optim.polyak(
-        state.target_params, params['critic'], config.target_rate)
+      state.target_params, params['critic'], config.target_rate
+    )
     return state.replace(
-        step=state.step + 1, params=params, target_params=targets,
-        opt_state=opt_state), logs
+      step=state.step + 1,
+      params=params,
+      target_params=targets,
+      opt_state=opt_state,
+    ), logs
 
   def begin_online(state):
     snapshot = jax.tree.map(jnp.copy, state.params['context'])
@@ -308,17 +370,25 @@ def make(
   def relabel(state, context_, valid, data, key):
     current = config.label_with == 'current'
     return predicted_reward(
-        state.params['context'] if current else state.extras, networks,
-        context_, valid, data, jax.random.normal(key, (config.latent_size,)))
+      state.params['context'] if current else state.extras,
+      networks,
+      context_,
+      valid,
+      data,
+      jax.random.normal(key, (config.latent_size,)),
+    )
 
   offline, online = make_stages(config, update)
   return Algorithm(
-      init=lambda key: init_state(key, networks, optimizers),
-      offline=(offline,),
-      online=(online,),
-      begin_online=begin_online,
-      relabel=relabel,
-      **latent.context_acting(
-          networks.encoder, networks.actor, config.latent_size,
-          config.latent_resample_period),
+    init=lambda key: init_state(key, networks, optimizers),
+    offline=(offline,),
+    online=(online,),
+    begin_online=begin_online,
+    relabel=relabel,
+    **latent.context_acting(
+      networks.encoder,
+      networks.actor,
+      config.latent_size,
+      config.latent_resample_period,
+    ),
   )

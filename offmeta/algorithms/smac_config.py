@@ -79,23 +79,23 @@ class Config:
 # What an online variant inherits from the offline phase that it starts from:
 # shapes, how the policies act, and what that phase was trained by.
 VARIANT_FIXED = (
-    'latent_size',
-    'encoder_hidden',
-    'decoder_hidden',
-    'critic_hidden',
-    'actor_hidden',
-    'encoder_loss',
-    'actor',
-    'use_next_observation',
-    'latent_resample_period',
-    'offline',
+  'latent_size',
+  'encoder_hidden',
+  'decoder_hidden',
+  'critic_hidden',
+  'actor_hidden',
+  'encoder_loss',
+  'actor',
+  'use_next_observation',
+  'latent_resample_period',
+  'offline',
 )
 
 _CHOICES = {
-    'kl_over_tasks': ('mean', 'sum'),
-    'encoder_loss': ('reward', 'q', 'both'),
-    'actor': ('awac', 'sac'),
-    'label_with': ('snapshot', 'current'),
+  'kl_over_tasks': ('mean', 'sum'),
+  'encoder_loss': ('reward', 'q', 'both'),
+  'actor': ('awac', 'sac'),
+  'label_with': ('snapshot', 'current'),
 }
 
 
@@ -110,25 +110,29 @@ def validate(config: Config):
   _check_stages(config)
   if config.train_context_online and config.label_with == 'current':
     raise ValueError(
-        'smac: train_context_online with label_with="current" would train the'
-        ' decoder on its own drifting labels; use label_with="snapshot"')
+      'smac: train_context_online with label_with="current" would train the'
+      ' decoder on its own drifting labels; use label_with="snapshot"'
+    )
   if not config.awac_temperature > 0:
     raise ValueError(
-        f'smac.awac_temperature={config.awac_temperature}: must be positive;'
-        ' inf weighs all actions alike')
+      f'smac.awac_temperature={config.awac_temperature}: must be positive;'
+      ' inf weighs all actions alike'
+    )
   weights = {
-      'awac_weight': config.awac_weight,
-      'online_q_weight': config.online_q_weight,
-      'sac.entropy_weight': config.sac.entropy_weight,
+    'awac_weight': config.awac_weight,
+    'online_q_weight': config.online_q_weight,
+    'sac.entropy_weight': config.sac.entropy_weight,
   }
   for name, value in weights.items():
     if not value >= 0:
       raise ValueError(f'smac.{name}={value}: must not be negative')
   if config.actor == 'awac' and not (
-      config.awac_weight or config.online_q_weight):
+    config.awac_weight or config.online_q_weight
+  ):
     raise ValueError(
-        'smac: awac_weight and online_q_weight are both 0, so nothing would'
-        ' train the actor')
+      'smac: awac_weight and online_q_weight are both 0, so nothing would'
+      ' train the actor'
+    )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]):
@@ -142,19 +146,23 @@ def _check_stages(config: Config):
       value = getattr(getattr(config, stage), name)
       if value < 1:
         raise ValueError(
-            f'smac.{stage}.{name}: must be at least 1, not {value}')
+          f'smac.{stage}.{name}: must be at least 1, not {value}'
+        )
   online = config.online
   _check_choice(
-      'online.context', online.context, ('transitions', 'episodes', 'offline'))
+    'online.context', online.context, ('transitions', 'episodes', 'offline')
+  )
   for name in ('task_repeat', 'sequence_size'):
     if getattr(online, name) < 1:
       raise ValueError(
-          f'smac.online.{name}: must be at least 1, not'
-          f' {getattr(online, name)}')
+        f'smac.online.{name}: must be at least 1, not {getattr(online, name)}'
+      )
   if not 0 <= online.offline_share <= 1:
     raise ValueError(
-        f'smac.online.offline_share={online.offline_share}: from 0 to 1')
+      f'smac.online.offline_share={online.offline_share}: from 0 to 1'
+    )
   if online.online_share != -1 and not 0 <= online.online_share <= 1:
     raise ValueError(
-        f'smac.online.online_share={online.online_share}: from 0 to 1, or -1'
-        ' for uniform draws from all data')
+      f'smac.online.online_share={online.online_share}: from 0 to 1, or -1'
+      ' for uniform draws from all data'
+    )

@@ -13,13 +13,15 @@ from offmeta.types import Array, Transition
 
 
 def context_terms(
-    posterior: Gaussian, decoded: Array, query: Transition, config: Config,
-    axis_name: str | None,
+  posterior: Gaussian,
+  decoded: Array,
+  query: Transition,
+  config: Config,
+  axis_name: str | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
   """Reward error [M, B] and KL [M] (2.3): terms, logs."""
   reward_loss = jnp.mean(td.squared_error(decoded, query.reward))
-  kl = latent_losses.kl_to_standard_normal(
-      posterior.mean, posterior.variance)
+  kl = latent_losses.kl_to_standard_normal(posterior.mean, posterior.variance)
   kl_loss = jnp.mean(kl)
   if config.kl_over_tasks == 'sum':  # pmean over devices is applied later
     kl_loss = jnp.sum(kl) * parallel.axis_size(axis_name)
@@ -28,23 +30,36 @@ def context_terms(
 
 
 def critic_term(
-    q: Array, next_q: Array, next_log_prob: Array, query: Transition,
-    config: Config,
+  q: Array,
+  next_q: Array,
+  next_log_prob: Array,
+  query: Transition,
+  config: Config,
 ) -> Array:
   """TD error of all members q [K, M, B] (2.4); next_q [K, M, B] is fixed."""
   next_value = jnp.min(next_q, axis=0)
   if config.actor == 'sac' and config.sac.entropy_in_target:
     next_value = policy_losses.soft_value_target(
-        next_log_prob, next_value, config.sac.entropy_weight)
+      next_log_prob, next_value, config.sac.entropy_weight
+    )
   target = td.td_target(
-      query.reward, query.discount, next_value, config.discount,
-      config.reward_scale)
+    query.reward,
+    query.discount,
+    next_value,
+    config.discount,
+    config.reward_scale,
+  )
   return jnp.mean(td.ensemble_squared_error(q, target))
 
 
 def awac_term(
-    distribution: TanhNormal, action: Array, q: Array, own_q: Array,
-    q_weight: float, config: Config, axis_name: str | None,
+  distribution: TanhNormal,
+  action: Array,
+  q: Array,
+  own_q: Array,
+  q_weight: float,
+  config: Config,
+  axis_name: str | None,
 ) -> tuple[Array, dict[str, Array]]:
   """Advantage-weighted likelihood, and -Q of own actions (2.5, 2.6).
 
@@ -57,22 +72,22 @@ def awac_term(
     axis_name: device axis over which tasks are sharded.
   """
   weight = policy_losses.softmax_advantage_weights(
-      q - own_q, config.awac_temperature, axis_name)
+    q - own_q, config.awac_temperature, axis_name
+  )
   log_prob = distribution.log_prob(action)
-  awac_loss = jnp.mean(
-      policy_losses.weighted_log_likelihood(log_prob, weight))
+  awac_loss = jnp.mean(policy_losses.weighted_log_likelihood(log_prob, weight))
   loss = config.awac_weight * awac_loss
   if q_weight:
     loss += q_weight * jnp.mean(-own_q)
   return loss, {
-      'actor/awac_loss': awac_loss,
-      'actor/log_prob': jnp.mean(log_prob),
-      'actor/max_weight': parallel.pmax(jnp.max(weight), axis_name),
+    'actor/awac_loss': awac_loss,
+    'actor/log_prob': jnp.mean(log_prob),
+    'actor/max_weight': parallel.pmax(jnp.max(weight), axis_name),
   }
 
 
 def sac_term(
-    distribution: TanhNormal, log_prob: Array, own_q: Array, config: Config
+  distribution: TanhNormal, log_prob: Array, own_q: Array, config: Config
 ) -> tuple[Array, dict[str, Array]]:
   """PEARL's policy loss and regularisers (3.3; spec baselines A1.3 step 7).
 
@@ -83,8 +98,9 @@ def sac_term(
   """
   sac = config.sac
   loss = jnp.mean(
-      policy_losses.soft_policy(log_prob, own_q, sac.entropy_weight))
+    policy_losses.soft_policy(log_prob, own_q, sac.entropy_weight)
+  )
   loss += policy_losses.output_penalty(
-      distribution.mean, distribution.log_std, sac.mean_weight,
-      sac.log_std_weight)
+    distribution.mean, distribution.log_std, sac.mean_weight, sac.log_std_weight
+  )
   return loss, {'actor/sac_loss': loss, 'actor/entropy': -jnp.mean(log_prob)}

@@ -47,8 +47,9 @@ def validate(config: Config):
   focal.validate(config)
   if config.supervision not in ('reconstruction', 'classification'):
     raise ValueError(
-        f'supervision={config.supervision!r}; choose "reconstruction" or'
-        ' "classification"')
+      f'supervision={config.supervision!r}; choose "reconstruction" or'
+      ' "classification"'
+    )
 
 
 def _decoders(spec: EnvSpec, config: Config) -> dict[str, Network]:
@@ -56,17 +57,22 @@ def _decoders(spec: EnvSpec, config: Config) -> dict[str, Network]:
   if config.supervision == 'classification':
     if config.num_train_tasks < 1:
       raise ValueError(
-          'unicorn: supervision="classification" needs num_train_tasks, the'
-          ' number of training tasks')
+        'unicorn: supervision="classification" needs num_train_tasks, the'
+        ' number of training tasks'
+      )
     heads = ((config.num_train_tasks, 3e-3),)
-    return {'classifier': base.mlp(
-        (config.latent_size,), config.decoder_hidden, heads,
-        config.hidden_bias)}
+    return {
+      'classifier': base.mlp(
+        (config.latent_size,), config.decoder_hidden, heads, config.hidden_bias
+      )
+    }
   sizes = (config.latent_size, spec.observation_size, spec.action_size)
   return {
-      name: context.gaussian_model(
-          sizes, size, config.decoder_hidden, config.hidden_bias)
-      for name, size in (('dynamics', spec.observation_size), ('reward', 1))}
+    name: context.gaussian_model(
+      sizes, size, config.decoder_hidden, config.hidden_bias
+    )
+    for name, size in (('dynamics', spec.observation_size), ('reward', 1))
+  }
 
 
 def representation(spec: EnvSpec, config: Config) -> focal.Representation:
@@ -83,38 +89,44 @@ def representation(spec: EnvSpec, config: Config) -> focal.Representation:
     data = batch.context
     z = jnp.broadcast_to(z[:, None], data.reward.shape + z.shape[-1:])
     predicted, spread = decoders[name].apply(
-        params['context'][name], z, data.observation, data.action)
+      params['context'][name], z, data.observation, data.action
+    )
     loss = 2.0 * jnp.mean(metric.gaussian_nll(target, *predicted), axis=-1)
     return _SPREAD_WEIGHT * spread + jnp.mean(
-        policy_losses.masked_mean(loss, batch.context_mask))
+      policy_losses.masked_mean(loss, batch.context_mask)
+    )
 
   def reconstruction_terms(params, batch, noise, axis_name):
     z, data = latents(params, batch, noise), batch.context
     change = data.next_observation - data.observation
     return {
-        **focal.metric_terms(z, batch, config, axis_name),
-        'decoder/dynamics': model_term('dynamics', params, batch, z, change),
-        'decoder/reward': model_term(
-            'reward', params, batch, z, data.reward[..., None]),
+      **focal.metric_terms(z, batch, config, axis_name),
+      'decoder/dynamics': model_term('dynamics', params, batch, z, change),
+      'decoder/reward': model_term(
+        'reward', params, batch, z, data.reward[..., None]
+      ),
     }
 
   def classification_terms(params, batch, noise, axis_name):
     del axis_name
     logits = decoders['classifier'].apply(
-        params['context']['classifier'], latents(params, batch, noise))
-    return {'decoder/task': jnp.mean(
-        metric.cross_entropy(logits, batch.task_id))}
+      params['context']['classifier'], latents(params, batch, noise)
+    )
+    return {
+      'decoder/task': jnp.mean(metric.cross_entropy(logits, batch.task_id))
+    }
 
   terms = {
-      'reconstruction': reconstruction_terms,
-      'classification': classification_terms,
+    'reconstruction': reconstruction_terms,
+    'classification': classification_terms,
   }[config.supervision]
   return focal.Representation(
-      {'context': {'encoder': encoder, **decoders}}, (('context', terms),))
+    {'context': {'encoder': encoder, **decoders}}, (('context', terms),)
+  )
 
 
 def make(
-    spec: EnvSpec, config: Config, axis_name: str | None = None
+  spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """UNICORN for one family; see `focal.build`.
 

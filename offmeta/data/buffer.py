@@ -58,13 +58,12 @@ class Replay(NamedTuple):
     if not extras:
       return self
     data = self.rl.data
-    rl = self.rl._replace(
-        data=data._replace(extras={**data.extras, **extras}))
+    rl = self.rl._replace(data=data._replace(extras={**data.extras, **extras}))
     return Replay(rl, self.contexts())
 
 
 def make(
-    data: Transition, size: Array, capacity: int, max_sequences: int = 0
+  data: Transition, size: Array, capacity: int, max_sequences: int = 0
 ) -> Buffer:
   """A buffer that starts with the given data.
 
@@ -88,27 +87,27 @@ def make(
   size = jnp.asarray(size, jnp.int32)
   table = jnp.zeros((num_tasks, max_sequences), jnp.int32)
   return Buffer(
-      data=jax.tree.map(pad, data),
-      size=size,
-      offline_size=size,
-      sequence_start=table,
-      sequence_length=table,
-      num_sequences=jnp.zeros((num_tasks,), jnp.int32),
+    data=jax.tree.map(pad, data),
+    size=size,
+    offline_size=size,
+    sequence_start=table,
+    sequence_length=table,
+    num_sequences=jnp.zeros((num_tasks,), jnp.int32),
   )
 
 
 def empty(
-    example: Transition, num_tasks: int, capacity: int, max_sequences: int = 0
+  example: Transition, num_tasks: int, capacity: int, max_sequences: int = 0
 ) -> Buffer:
   """A buffer without data, for transitions like `example` (leaves [...])."""
   data = jax.tree.map(
-      lambda x: jnp.zeros((num_tasks, 0) + x.shape, x.dtype), example)
-  return make(
-      data, jnp.zeros((num_tasks,), jnp.int32), capacity, max_sequences)
+    lambda x: jnp.zeros((num_tasks, 0) + x.shape, x.dtype), example
+  )
+  return make(data, jnp.zeros((num_tasks,), jnp.int32), capacity, max_sequences)
 
 
 def append(
-    buffer: Buffer, task_id: Array, data: Transition, count: Array
+  buffer: Buffer, task_id: Array, data: Transition, count: Array
 ) -> Buffer:
   """Appends the first `count` rows of `data` [T, ...] to one task.
 
@@ -120,33 +119,32 @@ def append(
 
   def write(old, new):
     index = (task_id, start) + (0,) * (old.ndim - 2)
-    return jax.lax.dynamic_update_slice(
-        old, new[None].astype(old.dtype), index)
+    return jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), index)
 
   return buffer._replace(
-      data=jax.tree.map(write, buffer.data, data),
-      size=buffer.size.at[task_id].add(count.astype(jnp.int32)),
+    data=jax.tree.map(write, buffer.data, data),
+    size=buffer.size.at[task_id].add(count.astype(jnp.int32)),
   )
 
 
 def clear(buffer: Buffer, task_id: Array) -> Buffer:
   """Forgets one task's data (PEARL's encoder buffer, A1.4)."""
   return buffer._replace(
-      size=buffer.size.at[task_id].set(0),
-      offline_size=buffer.offline_size.at[task_id].set(0),
-      num_sequences=buffer.num_sequences.at[task_id].set(0),
+    size=buffer.size.at[task_id].set(0),
+    offline_size=buffer.offline_size.at[task_id].set(0),
+    num_sequences=buffer.num_sequences.at[task_id].set(0),
   )
 
 
 def record_sequence(
-    buffer: Buffer, task_id: Array, start: Array, length: Array
+  buffer: Buffer, task_id: Array, start: Array, length: Array
 ) -> Buffer:
   """Notes that rows [start, start + length) are one exploration sequence."""
   slot = buffer.num_sequences[task_id]
   return buffer._replace(
-      sequence_start=buffer.sequence_start.at[task_id, slot].set(start),
-      sequence_length=buffer.sequence_length.at[task_id, slot].set(length),
-      num_sequences=buffer.num_sequences.at[task_id].add(1),
+    sequence_start=buffer.sequence_start.at[task_id, slot].set(start),
+    sequence_length=buffer.sequence_length.at[task_id, slot].set(length),
+    num_sequences=buffer.num_sequences.at[task_id].add(1),
   )
 
 

@@ -21,14 +21,16 @@ def draw_tasks(key: Key, step: Array, spec: BatchSpec, num_train: int) -> Array:
     ValueError: without replacement more than there are.
   """
   key = jax.random.fold_in(
-      jax.random.fold_in(key, _TASKS), step - step % spec.task_repeat)
+    jax.random.fold_in(key, _TASKS), step - step % spec.task_repeat
+  )
   if spec.replacement:
     return jax.random.randint(key, (spec.num_tasks,), 0, num_train)
   if spec.num_tasks > num_train:
     raise ValueError(
-        f'a meta-batch of {spec.num_tasks} tasks, drawn without replacement,'
-        f' from {num_train} training tasks; make num_tasks smaller')
-  return jax.random.permutation(key, num_train)[:spec.num_tasks]
+      f'a meta-batch of {spec.num_tasks} tasks, drawn without replacement,'
+      f' from {num_train} training tasks; make num_tasks smaller'
+    )
+  return jax.random.permutation(key, num_train)[: spec.num_tasks]
 
 
 def uniform_rows(key: Key, size: Array, count: int) -> Array:
@@ -53,12 +55,17 @@ def distinct_rows(key: Key, size: Array, count: int, capacity: int) -> Array:
   _, rows = jax.lax.top_k(order, min(count, capacity))
   rows = jnp.pad(rows, (0, count - rows.shape[0]))
   return jnp.where(
-      jnp.arange(count) < size, rows, uniform_rows(k_more, size, count))
+    jnp.arange(count) < size, rows, uniform_rows(k_more, size, count)
+  )
 
 
 def draw_context(
-    key: Key, buffer: Buffer, task_id: Array, count: int, offline: bool,
-    replacement: bool = True,
+  key: Key,
+  buffer: Buffer,
+  task_id: Array,
+  count: int,
+  offline: bool,
+  replacement: bool = True,
 ) -> tuple[Transition, Array]:
   """`count` transitions of one task, uniform.
 
@@ -80,7 +87,7 @@ def draw_context(
 
 
 def draw_sequence(
-    key: Key, buffer: Buffer, task_id: Array, num_episodes: int, length: int
+  key: Key, buffer: Buffer, task_id: Array, num_episodes: int, length: int
 ) -> tuple[Transition, Array]:
   """The first episodes of a recorded sequence of one task.
 
@@ -107,7 +114,7 @@ def _rows(key, buffer, size, count, replacement):
 
 
 def _shared_rows(
-    key: Key, buffer: Buffer, task_id: Array, spec: BatchSpec
+  key: Key, buffer: Buffer, task_id: Array, spec: BatchSpec
 ) -> Array:
   """Query rows, `spec.online_share` of them from what came after the start."""
   offline = buffer.offline_size[task_id]
@@ -116,27 +123,28 @@ def _shared_rows(
   count = round(spec.online_share * spec.query_size)
   from_new = (jnp.arange(spec.query_size) < count) & (new > 0)
   return jnp.where(
-      from_new, offline + uniform_rows(k_new, new, spec.query_size),
-      uniform_rows(k_offline, offline, spec.query_size))
+    from_new,
+    offline + uniform_rows(k_new, new, spec.query_size),
+    uniform_rows(k_offline, offline, spec.query_size),
+  )
 
 
 def slice_rows(
-    key: Key, buffer: Buffer, task_id: Array, count: int
+  key: Key, buffer: Buffer, task_id: Array, count: int
 ) -> tuple[Array, Array]:
   """Rows [count] in a row from a random start, and their mask.
 
   Spec macaw 2.5. A shorter log is taken whole; the rest counts not.
   """
   size = buffer.size[task_id]
-  start = jax.random.randint(
-      key, (), 0, jnp.maximum(size - count + 1, 1))
+  start = jax.random.randint(key, (), 0, jnp.maximum(size - count + 1, 1))
   position = jnp.arange(count)
   mask = position < size
   return jnp.where(mask, start + position, 0), mask.astype(jnp.float32)
 
 
 def sequence_rows(
-    buffer: Buffer, task_id: Array, sequence: Array, length: int
+  buffer: Buffer, task_id: Array, sequence: Array, length: int
 ) -> tuple[Array, Array]:
   """Rows [length] of one recorded sequence of a task, and their mask.
 
@@ -153,18 +161,19 @@ def sequence_rows(
 
 
 def _sequences(
-    key: Key, buffer: Buffer, task_id: Array, number: int, length: int
+  key: Key, buffer: Buffer, task_id: Array, number: int, length: int
 ) -> tuple[Array, Array]:
   """Rows and mask [number * length]; all 0 without sequences."""
   known = buffer.num_sequences[task_id]
   chosen = uniform_rows(key, known, number)
-  rows, mask = jax.vmap(lambda sequence: sequence_rows(
-      buffer, task_id, sequence, length))(chosen)
+  rows, mask = jax.vmap(
+    lambda sequence: sequence_rows(buffer, task_id, sequence, length)
+  )(chosen)
   return rows.reshape(-1), mask.reshape(-1) * (known > 0)
 
 
 def _exploration_rows(
-    key: Key, buffer: Buffer, task_id: Array, spec: BatchSpec
+  key: Key, buffer: Buffer, task_id: Array, spec: BatchSpec
 ) -> tuple[Array, Array]:
   """Rows [N'] and mask [N'] of a context composed as at meta-test.
 
@@ -180,8 +189,9 @@ def _exploration_rows(
   in_sequence *= position < spec.sequence_size
   offline_size = buffer.offline_size[task_id]
   offline_rows = uniform_rows(k_rows, offline_size, length)
-  from_offline = (
-      jax.random.uniform(k_kind) < spec.offline_share) | (known == 0)
+  from_offline = (jax.random.uniform(k_kind) < spec.offline_share) | (
+    known == 0
+  )
   rows = jnp.where(from_offline, offline_rows, sequence_row)
   in_offline = (position < spec.context_size) & (offline_size > 0)
   mask = jnp.where(from_offline, in_offline, in_sequence)
@@ -189,7 +199,7 @@ def _exploration_rows(
 
 
 def sample_batch(
-    key: Key, step: Array, slots: Array, spec: BatchSpec, replay: Replay
+  key: Key, step: Array, slots: Array, spec: BatchSpec, replay: Replay
 ) -> MetaBatch:
   """The batch of one update for the given task slots.
 
@@ -214,8 +224,9 @@ def sample_batch(
 
   def query(k, task):
     if spec.online_share < 0:
-      rows = _rows(k, replay.rl, replay.rl.size[task], spec.query_size,
-                   spec.replacement)
+      rows = _rows(
+        k, replay.rl, replay.rl.size[task], spec.query_size, spec.replacement
+      )
     else:
       rows = _shared_rows(k, replay.rl, task, spec)
     return buffers.take(replay.rl, task, rows)
@@ -223,13 +234,19 @@ def sample_batch(
   def context(k, task):
     if spec.context in ('transitions', 'offline'):
       return draw_context(
-          k, contexts, task, spec.context_size, spec.context == 'offline',
-          spec.replacement)
+        k,
+        contexts,
+        task,
+        spec.context_size,
+        spec.context == 'offline',
+        spec.replacement,
+      )
     if spec.context == 'slice':
       rows, mask = slice_rows(k, contexts, task, spec.context_size)
     elif spec.context == 'sequences':
       rows, mask = _sequences(
-          k, contexts, task, spec.num_sequences, spec.sequence_size)
+        k, contexts, task, spec.num_sequences, spec.sequence_size
+      )
     elif spec.context == 'episodes':
       rows, mask = _exploration_rows(k, contexts, task, spec)
     else:
@@ -238,9 +255,9 @@ def sample_batch(
 
   context_data, mask = jax.vmap(context)(stream(_CONTEXT), tasks)
   return MetaBatch(
-      task_id=tasks,
-      slot=slots,
-      context=context_data,
-      context_mask=mask,
-      query=jax.vmap(query)(stream(_QUERY), tasks),
+    task_id=tasks,
+    slot=slots,
+    context=context_data,
+    context_mask=mask,
+    query=jax.vmap(query)(stream(_QUERY), tasks),
   )

@@ -23,16 +23,16 @@ from offmeta.envs.walker_params import WalkerParams
 from offmeta.types import EnvFamily
 
 FAMILIES: dict[str, Callable[..., EnvFamily]] = {
-    'ant_dir': AntDir,
-    'ant_goal': AntGoal,
-    'cheetah_dir': CheetahDir,
-    'cheetah_vel': CheetahVel,
-    'hopper_params': HopperParams,
-    'humanoid_dir': HumanoidDir,
-    'manipulation': Manipulation,
-    'point_robot': PointRobot,
-    'sparse_point_robot': SparsePointRobot,
-    'walker_params': WalkerParams,
+  'ant_dir': AntDir,
+  'ant_goal': AntGoal,
+  'cheetah_dir': CheetahDir,
+  'cheetah_vel': CheetahVel,
+  'hopper_params': HopperParams,
+  'humanoid_dir': HumanoidDir,
+  'manipulation': Manipulation,
+  'point_robot': PointRobot,
+  'sparse_point_robot': SparsePointRobot,
+  'walker_params': WalkerParams,
 }
 
 
@@ -48,15 +48,18 @@ def make(name: str, **options: Any) -> EnvFamily:
   """
   if name not in FAMILIES:
     raise ValueError(
-        f'unknown family {name!r}; known: {", ".join(sorted(FAMILIES))}')
+      f'unknown family {name!r}; known: {", ".join(sorted(FAMILIES))}'
+    )
   parameters = inspect.signature(FAMILIES[name]).parameters
   takes_any = any(
-      p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
+  )
   unknown = sorted(set(options) - set(parameters))
   if unknown and not takes_any:
     raise ValueError(
-        f'unknown option {", ".join(map(repr, unknown))} of family {name!r}; '
-        f'known: {", ".join(sorted(parameters)) or "none"}')
+      f'unknown option {", ".join(map(repr, unknown))} of family {name!r}; '
+      f'known: {", ".join(sorted(parameters)) or "none"}'
+    )
   return FAMILIES[name](**options)
 
 
@@ -72,10 +75,10 @@ def register(name: str, factory: Callable[..., EnvFamily]) -> None:
 
 
 __all__ = [
-    'FAMILIES',
-    'concatenate_tasks',
-    'make',
-    'num_tasks',
-    'register',
-    'take_tasks',
+  'FAMILIES',
+  'concatenate_tasks',
+  'make',
+  'num_tasks',
+  'register',
+  'take_tasks',
 ]

@@ -41,12 +41,57 @@ _SURVIVE_REWARD = 1.0
 _MAX_RADIUS = 3.0  # metres, of goals
 # MACAW's 50 fixed draws from U(0, 2 pi), in its order, to 4 decimals.
 _MACAW_ANGLES = (
-    1.2034, 0.4266, 4.9448, 4.1239, 4.0057, 3.6166, 0.2454, 2.2482, 5.9419,
-    0.3773, 5.4289, 5.5122, 0.3217, 4.0993, 3.4668, 3.7543, 3.0381, 1.7781,
-    1.8707, 3.5281, 2.4884, 4.9556, 2.6294, 0.9042, 0.9482, 0.3471, 4.5116,
-    1.8367, 1.2489, 5.2236, 3.5688, 0.5174, 3.4243, 0.9988, 4.2522, 0.7444,
-    2.7960, 5.5794, 5.0094, 0.4271, 6.0368, 4.1419, 4.5162, 4.6720, 5.5778,
-    0.8416, 4.8819, 5.2653, 5.2107, 0.1832)
+  1.2034,
+  0.4266,
+  4.9448,
+  4.1239,
+  4.0057,
+  3.6166,
+  0.2454,
+  2.2482,
+  5.9419,
+  0.3773,
+  5.4289,
+  5.5122,
+  0.3217,
+  4.0993,
+  3.4668,
+  3.7543,
+  3.0381,
+  1.7781,
+  1.8707,
+  3.5281,
+  2.4884,
+  4.9556,
+  2.6294,
+  0.9042,
+  0.9482,
+  0.3471,
+  4.5116,
+  1.8367,
+  1.2489,
+  5.2236,
+  3.5688,
+  0.5174,
+  3.4243,
+  0.9988,
+  4.2522,
+  0.7444,
+  2.7960,
+  5.5794,
+  5.0094,
+  0.4271,
+  6.0368,
+  4.1419,
+  4.5162,
+  4.6720,
+  5.5778,
+  0.8416,
+  4.8819,
+  5.2653,
+  5.2107,
+  0.1832,
+)
 _MACAW_TEST = (6, 17, 23, 30, 41)
 
 
@@ -60,26 +105,27 @@ class _Ant(brax_family.BraxFamily):
   """
 
   def __init__(
-      self,
-      backend: str,
-      n_frames: int | None,
-      solver_iterations: int | None,
-      ls_iterations: int | None,
-      *,
-      torso_contact: bool,
-      **family: Any,
+    self,
+    backend: str,
+    n_frames: int | None,
+    solver_iterations: int | None,
+    ls_iterations: int | None,
+    *,
+    torso_contact: bool,
+    **family: Any,
   ):
     base.require_choice('backend', backend, simulators.BACKENDS)
     simulator = simulators.make_simulator(
-        _model_xml(backend, torso_contact),
-        backend,
-        _N_FRAMES[backend] if n_frames is None else n_frames,
-        _DT,
-        solver_iterations,
-        ls_iterations,
+      _model_xml(backend, torso_contact),
+      backend,
+      _N_FRAMES[backend] if n_frames is None else n_frames,
+      _DT,
+      solver_iterations,
+      ls_iterations,
     )
     super().__init__(
-        simulator, feature_size=2, reset_noise=_RESET_NOISE, **family)
+      simulator, feature_size=2, reset_noise=_RESET_NOISE, **family
+    )
 
   def _start(self, key: Key) -> tuple[Array, Array]:
     """Gym's noisy start with a normalised quaternion."""
@@ -99,15 +145,15 @@ class AntDir(_Ant):
   name: ClassVar[str] = 'ant_dir'
 
   def __init__(
-      self,
-      *,
-      backend: str = 'spring',
-      reward: str = 'full',
-      terminate: bool = True,
-      episode_length: int = 200,
-      n_frames: int | None = None,
-      solver_iterations: int | None = None,
-      ls_iterations: int | None = None,
+    self,
+    *,
+    backend: str = 'spring',
+    reward: str = 'full',
+    terminate: bool = True,
+    episode_length: int = 200,
+    n_frames: int | None = None,
+    solver_iterations: int | None = None,
+    ls_iterations: int | None = None,
   ):
     """Makes the family.
 
@@ -128,12 +174,15 @@ class AntDir(_Ant):
     base.require_bool('terminate', terminate)
     self._full_reward = reward == 'full'
     super().__init__(
-        backend, n_frames, solver_iterations, ls_iterations,
-        torso_contact=False,
-        observation_size=27,
-        episode_length=episode_length,
-        terminates=terminate,
-        options={'reward': reward, 'terminate': terminate},
+      backend,
+      n_frames,
+      solver_iterations,
+      ls_iterations,
+      torso_contact=False,
+      observation_size=27,
+      episode_length=episode_length,
+      terminates=terminate,
+      options={'reward': reward, 'terminate': terminate},
     )
 
   def sample_tasks(self, key: Key, num_tasks: int) -> Task:
@@ -143,12 +192,13 @@ class AntDir(_Ant):
   def _task_lists(self) -> base.TaskLists:
     smac = lambda: base.uniform_list('angle', 2.0 * np.pi, 100, 20)
     return {
-        'default': smac,
-        'smac': smac,
-        'macaw': _macaw_angles,
-        'pearl': lambda: base.split_tasks(
-            'angle', np.array([0.0, np.pi]), [0, 1], [0, 1]),
-        'ood': base.ood_angles,
+      'default': smac,
+      'smac': smac,
+      'macaw': _macaw_angles,
+      'pearl': lambda: base.split_tasks(
+        'angle', np.array([0.0, np.pi]), [0, 1], [0, 1]
+      ),
+      'ood': base.ood_angles,
     }
 
   def _observe(self, physics: simulators.Physics, action: Array) -> Array:
@@ -157,7 +207,8 @@ class AntDir(_Ant):
     return jnp.concatenate([physics.q[2:], physics.qd])
 
   def _features(
-      self, before: simulators.Physics, after: simulators.Physics) -> Array:
+    self, before: simulators.Physics, after: simulators.Physics
+  ) -> Array:
     return (after.q[:2] - before.q[:2]) / _DT
 
   def _healthy(self, physics: simulators.Physics) -> Array:
@@ -167,15 +218,17 @@ class AntDir(_Ant):
   def reward(self, features: Array, action: Array, task: Task) -> Array:
     """The reward [...] of features [..., 2], action [..., 8]."""
     angle = task['angle']
-    forward = (
-        features[..., 0] * jnp.cos(angle) + features[..., 1] * jnp.sin(angle))
+    forward = features[..., 0] * jnp.cos(angle) + features[..., 1] * jnp.sin(
+      angle
+    )
     if not self._full_reward:
       return forward
     cost = jnp.sum(jnp.square(base.clip_action(action)), axis=-1)
     return forward - _DIR_CONTROL_WEIGHT * cost + _SURVIVE_REWARD
 
   def markers(
-      self, physics: simulators.Physics, task: Task) -> list[render.Geom]:
+    self, physics: simulators.Physics, task: Task
+  ) -> list[render.Geom]:
     """For pictures: an arrow in the task's direction."""
     return render.direction(physics.q[:2], task['angle'])
 
@@ -192,24 +245,27 @@ class AntGoal(_Ant):
   name: ClassVar[str] = 'ant_goal'
 
   def __init__(
-      self,
-      *,
-      backend: str = 'spring',
-      episode_length: int = 200,
-      n_frames: int | None = None,
-      solver_iterations: int | None = None,
-      ls_iterations: int | None = None,
+    self,
+    *,
+    backend: str = 'spring',
+    episode_length: int = 200,
+    n_frames: int | None = None,
+    solver_iterations: int | None = None,
+    ls_iterations: int | None = None,
   ):
     """Makes the family; for the options see `AntDir`."""
     super().__init__(
-        backend, n_frames, solver_iterations, ls_iterations,
-        # There is no termination, and a torso that only the feet keep up
-        # would sink through the floor.
-        torso_contact=True,
-        observation_size=29,
-        episode_length=episode_length,
-        terminates=False,
-        options={},
+      backend,
+      n_frames,
+      solver_iterations,
+      ls_iterations,
+      # There is no termination, and a torso that only the feet keep up
+      # would sink through the floor.
+      torso_contact=True,
+      observation_size=29,
+      episode_length=episode_length,
+      terminates=False,
+      options={},
     )
 
   def sample_tasks(self, key: Key, num_tasks: int) -> Task:
@@ -219,10 +275,10 @@ class AntGoal(_Ant):
 
   def _task_lists(self) -> base.TaskLists:
     return {
-        'default': _pearl_goals,
-        'pearl': _pearl_goals,
-        'csro': _csro_goals,
-        'ood': _ood_goals,
+      'default': _pearl_goals,
+      'pearl': _pearl_goals,
+      'csro': _csro_goals,
+      'ood': _ood_goals,
     }
 
   def _observe(self, physics: simulators.Physics, action: Array) -> Array:
@@ -231,7 +287,8 @@ class AntGoal(_Ant):
     return jnp.concatenate([physics.q, physics.qd])
 
   def _features(
-      self, before: simulators.Physics, after: simulators.Physics) -> Array:
+    self, before: simulators.Physics, after: simulators.Physics
+  ) -> Array:
     """[x, y] of the torso."""
     del before
     return after.q[:2]
@@ -243,7 +300,8 @@ class AntGoal(_Ant):
     return -distance - _GOAL_CONTROL_WEIGHT * cost
 
   def markers(
-      self, physics: simulators.Physics, task: Task) -> list[render.Geom]:
+    self, physics: simulators.Physics, task: Task
+  ) -> list[render.Geom]:
     """For pictures: the goal."""
     del physics
     return [render.goal(task['goal'], 0.15)]
@@ -266,7 +324,8 @@ def _model_xml(backend: str, torso_contact: bool) -> ElementTree.Element:
 def _macaw_angles() -> tuple[Task, Task]:
   train = np.setdiff1d(np.arange(len(_MACAW_ANGLES)), _MACAW_TEST)
   return base.split_tasks(
-      'angle', np.asarray(_MACAW_ANGLES), train, _MACAW_TEST)
+    'angle', np.asarray(_MACAW_ANGLES), train, _MACAW_TEST
+  )
 
 
 def _polar(angle: Array | np.ndarray, radius: Any) -> Array:
@@ -297,4 +356,5 @@ def _ood_goals() -> tuple[Task, Task]:
   squared = base.ood_draws(random, (0.0, 4.0), (4.0, _MAX_RADIUS**2))
   angle = random.uniform(0.0, 2.0 * np.pi, len(squared))
   return base.split_first(
-      'goal', _polar(angle, np.sqrt(squared)), base.OOD_TRAIN)
+    'goal', _polar(angle, np.sqrt(squared)), base.OOD_TRAIN
+  )

@@ -54,19 +54,21 @@ def published_random() -> np.random.RandomState:
 
 
 def split_tasks(
-    name: str,
-    values: np.ndarray,
-    train: Sequence[int] | np.ndarray,
-    test: Sequence[int] | np.ndarray,
+  name: str,
+  values: np.ndarray,
+  train: Sequence[int] | np.ndarray,
+  test: Sequence[int] | np.ndarray,
 ) -> tuple[Task, Task]:
   """Makes a (train, test) pair {name: [M, ...]} in float32 from one array."""
   pick = lambda index: {
-      name: jnp.asarray(np.asarray(values)[np.asarray(index)], jnp.float32)}
+    name: jnp.asarray(np.asarray(values)[np.asarray(index)], jnp.float32)
+  }
   return pick(train), pick(test)
 
 
 def split_first(
-    name: str, values: np.ndarray, num_train: int) -> tuple[Task, Task]:
+  name: str, values: np.ndarray, num_train: int
+) -> tuple[Task, Task]:
   """Splits tasks in order: the first `num_train` train, the others test."""
   index = np.arange(len(values))
   return split_tasks(name, values, index[:num_train], index[num_train:])
@@ -75,12 +77,11 @@ def split_first(
 def split_interleaved(name: str, values: np.ndarray) -> tuple[Task, Task]:
   """CSRO's split: every fourth task tests, from the third one on."""
   index = np.arange(len(values))
-  return split_tasks(
-      name, values, index[index % 4 != 2], index[index % 4 == 2])
+  return split_tasks(name, values, index[index % 4 != 2], index[index % 4 == 2])
 
 
 def uniform_list(
-    name: str, high: float, num_train: int, num_test: int
+  name: str, high: float, num_train: int, num_test: int
 ) -> tuple[Task, Task]:
   """Seeded draws from U(0, high) in order: the first train, the last test."""
   draws = published_random().uniform(0.0, high, num_train + num_test)
@@ -88,22 +89,24 @@ def uniform_list(
 
 
 def ood_draws(
-    random: np.random.RandomState,
-    train: tuple[float, float],
-    test: tuple[float, float],
-    num_train: int = OOD_TRAIN,
-    num_test: int = OOD_TEST,
+  random: np.random.RandomState,
+  train: tuple[float, float],
+  test: tuple[float, float],
+  num_train: int = OOD_TRAIN,
+  num_test: int = OOD_TEST,
 ) -> np.ndarray:
   """Uniform draws from two ranges that do not overlap, [train + test]."""
   assert train[1] <= test[0]
-  return np.concatenate([
-      random.uniform(*train, num_train), random.uniform(*test, num_test)])
+  return np.concatenate(
+    [random.uniform(*train, num_train), random.uniform(*test, num_test)]
+  )
 
 
 def ood_angles() -> tuple[Task, Task]:
   """Directions: train in three quarters of the circle, test in the fourth."""
   draws = ood_draws(
-      published_random(), (0.0, 1.5 * np.pi), (1.5 * np.pi, 2.0 * np.pi))
+    published_random(), (0.0, 1.5 * np.pi), (1.5 * np.pi, 2.0 * np.pi)
+  )
   return split_first('angle', draws, OOD_TRAIN)
 
 
@@ -115,8 +118,9 @@ def select_list(family: str, lists: TaskLists, name: str) -> tuple[Task, Task]:
   """
   if name not in lists:
     raise ValueError(
-        f'unknown task list {name!r} of family {family!r}; '
-        f'known: {", ".join(sorted(lists))}')
+      f'unknown task list {name!r} of family {family!r}; '
+      f'known: {", ".join(sorted(lists))}'
+    )
   return lists[name]()
 
 
@@ -124,22 +128,28 @@ def require_choice(option: str, value: str, known: Sequence[str]) -> None:
   """Raises ValueError with the known values unless `value` is among them."""
   if value not in known:
     raise ValueError(
-        f'option {option!r} is {value!r}; known: {", ".join(known)}')
+      f'option {option!r} is {value!r}; known: {", ".join(known)}'
+    )
 
 
 def require_count(option: str, value: int) -> None:
   """Raises ValueError unless `value` is an integer of at least 1."""
   if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-    raise ValueError(f'option {option!r} must be an integer of at least 1, '
-                     f'not {value!r}')
+    raise ValueError(
+      f'option {option!r} must be an integer of at least 1, not {value!r}'
+    )
 
 
 def require_number(option: str, value: float) -> None:
   """Raises ValueError unless `value` is a finite number."""
-  if isinstance(value, bool) or not isinstance(
-      value, (int, float)) or not np.isfinite(value):
-    raise ValueError(f'option {option!r} must be a finite number, '
-                     f'not {value!r}')
+  if (
+    isinstance(value, bool)
+    or not isinstance(value, (int, float))
+    or not np.isfinite(value)
+  ):
+    raise ValueError(
+      f'option {option!r} must be a finite number, not {value!r}'
+    )
 
 
 def require_bool(option: str, value: bool) -> None:

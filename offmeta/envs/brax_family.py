@@ -16,7 +16,7 @@ from offmeta.types import Array, EnvSpec, EnvState, Key, Task
 
 
 def noisy_start(
-    simulator: simulators.Simulator, key: Key, scale: float
+  simulator: simulators.Simulator, key: Key, scale: float
 ) -> tuple[Array, Array]:
   """Gym's start: q + scale * U(-1, 1) and qd = scale * N(0, 1).
 
@@ -25,18 +25,20 @@ def noisy_start(
   """
   k_q, k_qd = jax.random.split(key)
   noise = jax.random.uniform(
-      k_q, simulator.start.shape, minval=-scale, maxval=scale)
+    k_q, simulator.start.shape, minval=-scale, maxval=scale
+  )
   velocity = scale * jax.random.normal(k_qd, (simulator.num_velocities,))
   return simulator.start + noise, velocity
 
 
 def uniform_start(
-    simulator: simulators.Simulator, key: Key, scale: float
+  simulator: simulators.Simulator, key: Key, scale: float
 ) -> tuple[Array, Array]:
   """Like `noisy_start`, but qd = scale * U(-1, 1) too, as gym's walkers."""
   k_q, k_qd = jax.random.split(key)
   noise = lambda key, size: jax.random.uniform(
-      key, (size,), minval=-scale, maxval=scale)
+    key, (size,), minval=-scale, maxval=scale
+  )
   q = simulator.start + noise(k_q, simulator.start.size)
   return q, noise(k_qd, simulator.num_velocities)
 
@@ -68,32 +70,32 @@ class BraxFamily(abc.ABC):
   name: ClassVar[str]
 
   def __init__(
-      self,
-      simulator: simulators.Simulator,
-      *,
-      observation_size: int,
-      feature_size: int,
-      episode_length: int,
-      terminates: bool,
-      reset_noise: float,
-      options: Mapping[str, Any],
+    self,
+    simulator: simulators.Simulator,
+    *,
+    observation_size: int,
+    feature_size: int,
+    episode_length: int,
+    terminates: bool,
+    reset_noise: float,
+    options: Mapping[str, Any],
   ):
     base.require_count('episode_length', episode_length)
     self.simulator = simulator
     self._reset_noise = reset_noise
     self.spec = EnvSpec(
-        name=self.name,
-        observation_size=observation_size,
-        action_size=int(simulator.model.nu),
-        feature_size=feature_size,
-        episode_length=episode_length,
-        terminates=terminates,
-        options={
-            **simulator.options,
-            **options,
-            'episode_length': episode_length,
-            'reset_noise': reset_noise,
-        },
+      name=self.name,
+      observation_size=observation_size,
+      action_size=int(simulator.model.nu),
+      feature_size=feature_size,
+      episode_length=episode_length,
+      terminates=terminates,
+      options={
+        **simulator.options,
+        **options,
+        'episode_length': episode_length,
+        'reset_noise': reset_noise,
+      },
     )
 
   @abc.abstractmethod
@@ -114,13 +116,16 @@ class BraxFamily(abc.ABC):
     Not abstract: a body with `reset` and `step` of its own never asks for it.
     """
     raise NotImplementedError(
-        f'{type(self).__name__} must define _observe, or reset and step')
+      f'{type(self).__name__} must define _observe, or reset and step'
+    )
 
   def _features(
-      self, before: simulators.Physics, after: simulators.Physics) -> Array:
+    self, before: simulators.Physics, after: simulators.Physics
+  ) -> Array:
     """What the reward needs beyond the action, [F]; like `_observe`."""
     raise NotImplementedError(
-        f'{type(self).__name__} must define _features, or reset and step')
+      f'{type(self).__name__} must define _features, or reset and step'
+    )
 
   def _start(self, key: Key) -> tuple[Array, Array]:
     """A random start, q [Q] and qd [V]."""
@@ -146,34 +151,33 @@ class BraxFamily(abc.ABC):
 
   def reset(self, key: Key, task: Task) -> EnvState:
     """A random start, see `_start`."""
-    physics = self.simulator.init(
-        *self._start(key), self.system_changes(task))
+    physics = self.simulator.init(*self._start(key), self.system_changes(task))
     zero = jnp.zeros(())
     return EnvState(
-        physics=physics,
-        observation=self._observe(
-            physics, jnp.zeros((self.spec.action_size,))),
-        reward=zero,
-        terminal=zero,
-        features=self._features(physics, physics),
-        diverged=zero,
+      physics=physics,
+      observation=self._observe(physics, jnp.zeros((self.spec.action_size,))),
+      reward=zero,
+      terminal=zero,
+      features=self._features(physics, physics),
+      diverged=zero,
     )
 
   def step(self, state: EnvState, action: Array, task: Task) -> EnvState:
     """One control step; action [A] is clipped to [-1, 1]."""
     action = base.clip_action(action)
     physics, finite = self.simulator.step(
-        state.physics, self._control(action), self.system_changes(task))
+      state.physics, self._control(action), self.system_changes(task)
+    )
     features = self._features(state.physics, physics)
     terminal = jnp.zeros(())
     if self.spec.terminates:
       ended = jnp.logical_not(finite & self._healthy(physics))
       terminal = ended.astype(jnp.float32)
     return EnvState(
-        physics=physics,
-        observation=self._observe(physics, action),
-        reward=self.reward(features, action, task),
-        terminal=terminal,
-        features=features,
-        diverged=jnp.logical_not(finite).astype(jnp.float32),
+      physics=physics,
+      observation=self._observe(physics, action),
+      reward=self.reward(features, action, task),
+      terminal=terminal,
+      features=features,
+      diverged=jnp.logical_not(finite).astype(jnp.float32),
     )

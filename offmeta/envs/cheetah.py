@@ -37,15 +37,15 @@ class _Cheetah(brax_family.BraxFamily):
   """Body, observation and control cost; a subclass rewards the speed."""
 
   def __init__(
-      self,
-      *,
-      backend: str = 'spring',
-      observation: str = 'paper',
-      control_weight: float = 0.05,
-      episode_length: int = 200,
-      n_frames: int | None = None,
-      solver_iterations: int | None = None,
-      ls_iterations: int | None = None,
+    self,
+    *,
+    backend: str = 'spring',
+    observation: str = 'paper',
+    control_weight: float = 0.05,
+    episode_length: int = 200,
+    n_frames: int | None = None,
+    solver_iterations: int | None = None,
+    ls_iterations: int | None = None,
   ):
     """Makes the family.
 
@@ -69,30 +69,31 @@ class _Cheetah(brax_family.BraxFamily):
     self._paper_observation = observation == 'paper'
     self._control_weight = float(control_weight)
     simulator = simulators.make_simulator(
-        _model_xml(backend),
-        backend,
-        _N_FRAMES[backend] if n_frames is None else n_frames,
-        _DT,
-        solver_iterations,
-        ls_iterations,
+      _model_xml(backend),
+      backend,
+      _N_FRAMES[backend] if n_frames is None else n_frames,
+      _DT,
+      solver_iterations,
+      ls_iterations,
     )
     # The torso's joints slide from this height.
     self._height = float(simulator.model.body('torso').pos[2])
     super().__init__(
-        simulator,
-        observation_size=_OBSERVATION_SIZES[observation],
-        feature_size=1,
-        episode_length=episode_length,
-        terminates=False,
-        reset_noise=_RESET_NOISE,
-        options={
-            'observation': observation,
-            'control_weight': self._control_weight,
-        },
+      simulator,
+      observation_size=_OBSERVATION_SIZES[observation],
+      feature_size=1,
+      episode_length=episode_length,
+      terminates=False,
+      reset_noise=_RESET_NOISE,
+      options={
+        'observation': observation,
+        'control_weight': self._control_weight,
+      },
     )
 
   def _features(
-      self, before: simulators.Physics, after: simulators.Physics) -> Array:
+    self, before: simulators.Physics, after: simulators.Physics
+  ) -> Array:
     """[v_x]: the first coordinate is the torso's x."""
     return (after.q[:1] - before.q[:1]) / _DT
 
@@ -132,23 +133,26 @@ class CheetahVel(_Cheetah):
 
   def sample_tasks(self, key: Key, num_tasks: int) -> Task:
     """Fresh targets {'velocity': [num_tasks]} ~ U(0, 3) m/s."""
-    return {'velocity': jax.random.uniform(
-        key, (num_tasks,), maxval=_MAX_VELOCITY)}
+    return {
+      'velocity': jax.random.uniform(key, (num_tasks,), maxval=_MAX_VELOCITY)
+    }
 
   def _task_lists(self) -> base.TaskLists:
-    uniform = lambda num_train, num_test: lambda: base.uniform_list(
-        'velocity', _MAX_VELOCITY, num_train, num_test)
+    uniform = lambda num_train, num_test: (
+      lambda: base.uniform_list('velocity', _MAX_VELOCITY, num_train, num_test)
+    )
     smac = uniform(100, 30)
     return {
-        'default': smac,
-        'smac': smac,
-        'pearl': smac,
-        'focal': uniform(80, 20),
-        'borel': uniform(100, 20),
-        **_macaw_lists(),
-        'csro': lambda: base.split_interleaved(
-            'velocity', np.linspace(1.0, 3.0, 40)),
-        'ood': _ood_velocities,
+      'default': smac,
+      'smac': smac,
+      'pearl': smac,
+      'focal': uniform(80, 20),
+      'borel': uniform(100, 20),
+      **_macaw_lists(),
+      'csro': lambda: base.split_interleaved(
+        'velocity', np.linspace(1.0, 3.0, 40)
+      ),
+      'ood': _ood_velocities,
     }
 
   def _speed_reward(self, velocity: Array, task: Task) -> Array:
@@ -167,12 +171,12 @@ class CheetahDir(_Cheetah):
 
   def sample_tasks(self, key: Key, num_tasks: int) -> Task:
     """Fresh {'direction': [num_tasks]}, -1 or 1 with equal probability."""
-    return {'direction': jax.random.rademacher(
-        key, (num_tasks,), jnp.float32)}
+    return {'direction': jax.random.rademacher(key, (num_tasks,), jnp.float32)}
 
   def _task_lists(self) -> base.TaskLists:
-    both = lambda order: lambda: base.split_tasks(
-        'direction', np.array([-1.0, 1.0]), order, order)
+    both = lambda order: (
+      lambda: base.split_tasks('direction', np.array([-1.0, 1.0]), order, order)
+    )
     pearl = both([0, 1])
     return {'default': pearl, 'pearl': pearl, 'macaw': both([1, 0])}
 
@@ -195,22 +199,23 @@ def _macaw_lists() -> base.TaskLists:
   every = np.arange(40)
   standard = np.setdiff1d(every, (2, 7, 15, 23, 26))
   train = {
-      'macaw': standard,
-      'macaw_half': every[::2],
-      'macaw_quarter': every[::4],
-      'macaw_eighth': every[::8],
-      'macaw_sixteenth': every[::16],
-      'macaw_extrapolation': every[:26],
+    'macaw': standard,
+    'macaw_half': every[::2],
+    'macaw_quarter': every[::4],
+    'macaw_eighth': every[::8],
+    'macaw_sixteenth': every[::16],
+    'macaw_extrapolation': every[:26],
   }
   return {
-      name: lambda index=index: base.split_tasks(
-          'velocity', np.linspace(0.075, 3.0, 40), index,
-          np.setdiff1d(every, index))
-      for name, index in train.items()
+    name: lambda index=index: base.split_tasks(
+      'velocity', np.linspace(0.075, 3.0, 40), index, np.setdiff1d(every, index)
+    )
+    for name, index in train.items()
   }
 
 
 def _ood_velocities() -> tuple[Task, Task]:
   draws = base.ood_draws(
-      base.published_random(), (0.0, 2.0), (2.0, _MAX_VELOCITY))
+    base.published_random(), (0.0, 2.0), (2.0, _MAX_VELOCITY)
+  )
   return base.split_first('velocity', draws, base.OOD_TRAIN)

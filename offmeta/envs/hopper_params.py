@@ -23,7 +23,6 @@ class HopperParams(random_params.RandomParams):
   xml_name: ClassVar[str] = 'hopper'
 
   def _healthy(self, physics: simulators.Physics) -> Array:
-    upright = (self._root_height(physics) > 0.7) & (
-        jnp.abs(physics.q[2]) < 0.2)
+    upright = (self._root_height(physics) > 0.7) & (jnp.abs(physics.q[2]) < 0.2)
     state = jnp.concatenate([physics.q[2:], physics.qd])
     return upright & jnp.all(jnp.abs(state) < 100.0)

@@ -50,13 +50,13 @@ class HumanoidDir(brax_family.BraxFamily):
   name: ClassVar[str] = 'humanoid_dir'
 
   def __init__(
-      self,
-      *,
-      backend: str = 'spring',
-      episode_length: int = 200,
-      n_frames: int | None = None,
-      solver_iterations: int | None = None,
-      ls_iterations: int | None = None,
+    self,
+    *,
+    backend: str = 'spring',
+    episode_length: int = 200,
+    n_frames: int | None = None,
+    solver_iterations: int | None = None,
+    ls_iterations: int | None = None,
   ):
     """Makes the family.
 
@@ -72,25 +72,27 @@ class HumanoidDir(brax_family.BraxFamily):
     """
     base.require_choice('backend', backend, simulators.BACKENDS)
     simulator = simulators.make_simulator(
-        _model_xml(backend),
-        backend,
-        _N_FRAMES[backend] if n_frames is None else n_frames,
-        _DT,
-        solver_iterations,
-        ls_iterations,
+      _model_xml(backend),
+      backend,
+      _N_FRAMES[backend] if n_frames is None else n_frames,
+      _DT,
+      solver_iterations,
+      ls_iterations,
     )
     self._max_control = simulator.model.actuator_ctrlrange[:, 1].astype(
-        np.float32)
+      np.float32
+    )
     self._mass, self._centre, self._inertia = _link_inertias(
-        simulator.system, backend)
+      simulator.system, backend
+    )
     super().__init__(
-        simulator,
-        observation_size=244,
-        feature_size=2,
-        episode_length=episode_length,
-        terminates=True,
-        reset_noise=_RESET_NOISE,
-        options={},
+      simulator,
+      observation_size=244,
+      feature_size=2,
+      episode_length=episode_length,
+      terminates=True,
+      reset_noise=_RESET_NOISE,
+      options={},
     )
 
   def sample_tasks(self, key: Key, num_tasks: int) -> Task:
@@ -100,12 +102,13 @@ class HumanoidDir(brax_family.BraxFamily):
   def _task_lists(self) -> base.TaskLists:
     smac = lambda: base.uniform_list('angle', 2.0 * np.pi, 50, 5)
     return {
-        'default': smac,
-        'smac': smac,
-        'pearl': lambda: base.uniform_list('angle', 2.0 * np.pi, 100, 30),
-        'csro': lambda: base.split_interleaved(
-            'angle', np.linspace(0.0, 2.0 * np.pi, 40, endpoint=False)),
-        'ood': base.ood_angles,
+      'default': smac,
+      'smac': smac,
+      'pearl': lambda: base.uniform_list('angle', 2.0 * np.pi, 100, 30),
+      'csro': lambda: base.split_interleaved(
+        'angle', np.linspace(0.0, 2.0 * np.pi, 40, endpoint=False)
+      ),
+      'ood': base.ood_angles,
     }
 
   def _start(self, key: Key) -> tuple[Array, Array]:
@@ -138,8 +141,12 @@ class HumanoidDir(brax_family.BraxFamily):
     links = self.simulator.links(physics)
     arms, centre = self._centres(links)
     turned = jnp.einsum(
-        'lij,ljk,lmk->lim', links.rotation, self._inertia, links.rotation,
-        precision='highest')
+      'lij,ljk,lmk->lim',
+      links.rotation,
+      self._inertia,
+      links.rotation,
+      precision='highest',
+    )
     away = links.position + arms - centre
     squares = jnp.sum(jnp.square(away), -1)[:, None, None] * jnp.eye(3)
     steiner = squares - away[:, :, None] * away[:, None]
@@ -147,18 +154,24 @@ class HumanoidDir(brax_family.BraxFamily):
     share = (self._mass / self._mass.sum())[:, None]
     velocity = links.velocity + jnp.cross(links.angular_velocity, arms)
     motors = self.simulator.system.actuator
-    torques = jnp.zeros_like(physics.qd).at[motors.qd_id].set(
-        motors.gear * self._control(action))
-    return jnp.concatenate([
+    torques = (
+      jnp.zeros_like(physics.qd)
+      .at[motors.qd_id]
+      .set(motors.gear * self._control(action))
+    )
+    return jnp.concatenate(
+      [
         physics.q[2:],
         physics.qd,
         jnp.hstack([inertia.reshape(-1, 9), self._mass[:, None]]).ravel(),
         jnp.hstack([share * velocity, links.angular_velocity]).ravel(),
         torques,
-    ])
+      ]
+    )
 
   def _features(
-      self, before: simulators.Physics, after: simulators.Physics) -> Array:
+    self, before: simulators.Physics, after: simulators.Physics
+  ) -> Array:
     """[v_x, v_y] of the centre of mass."""
     centre = lambda physics: self._centres(self.simulator.links(physics))[1]
     return (centre(after) - centre(before))[:2] / _DT
@@ -166,20 +179,22 @@ class HumanoidDir(brax_family.BraxFamily):
   def reward(self, features: Array, action: Array, task: Task) -> Array:
     """The reward [...] of features [..., 2], action [..., 17]."""
     angle = task['angle']
-    forward = (
-        features[..., 0] * jnp.cos(angle) + features[..., 1] * jnp.sin(angle))
+    forward = features[..., 0] * jnp.cos(angle) + features[..., 1] * jnp.sin(
+      angle
+    )
     control = self._control(base.clip_action(action))
     cost = jnp.sum(jnp.square(control), axis=-1)
     return _FORWARD_WEIGHT * forward - _CONTROL_WEIGHT * cost + _SURVIVE_REWARD
 
   def markers(
-      self, physics: simulators.Physics, task: Task) -> list[render.Geom]:
+    self, physics: simulators.Physics, task: Task
+  ) -> list[render.Geom]:
     """For pictures: an arrow in the task's direction."""
     return render.direction(physics.q[:2], task['angle'])
 
 
 def _link_inertias(
-    system: Any, backend: str
+  system: Any, backend: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Mass [L], centre of mass [L, 3] and inertia about it [L, 3, 3].
 
@@ -191,8 +206,9 @@ def _link_inertias(
     moments = jnp.diagonal(links.i, axis1=1, axis2=2)
     moments = moments ** (1 - system.spring_inertia_scale)
     links = links.replace(
-        mass=links.mass ** (1 - system.spring_mass_scale),
-        i=moments[:, :, None] * jnp.eye(3))
+      mass=links.mass ** (1 - system.spring_mass_scale),
+      i=moments[:, :, None] * jnp.eye(3),
+    )
   centre = links.transform.pos
   axes = links.transform.replace(pos=jnp.zeros_like(centre))
   with jax.default_matmul_precision('float32'):

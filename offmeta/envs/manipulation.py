@@ -79,14 +79,14 @@ class Manipulation(brax_family.BraxFamily):
   name: ClassVar[str] = 'manipulation'
 
   def __init__(
-      self,
-      *,
-      backend: str = 'mjx',
-      aims: str = 'all',
-      episode_length: int = 75,
-      n_frames: int = 5,
-      solver_iterations: int = 6,
-      ls_iterations: int = 4,
+    self,
+    *,
+    backend: str = 'mjx',
+    aims: str = 'all',
+    episode_length: int = 75,
+    n_frames: int = 5,
+    solver_iterations: int = 6,
+    ls_iterations: int = 4,
   ):
     """Makes the family.
 
@@ -106,46 +106,56 @@ class Manipulation(brax_family.BraxFamily):
     """
     if backend != 'mjx':
       raise ValueError(
-          f'option backend is {backend!r}; known: mjx. The scene needs the'
-          " soft contacts and position servos of MuJoCo; on Brax's other"
-          ' backends it would be another environment')
+        f'option backend is {backend!r}; known: mjx. The scene needs the'
+        " soft contacts and position servos of MuJoCo; on Brax's other"
+        ' backends it would be another environment'
+      )
     base.require_choice('aims', aims, ('all', 'internal'))
     self._aims = tasks.AIMS if aims == 'all' else tasks.INTERNAL_AIMS
     xml = pathlib.Path(__file__).parent / 'assets' / 'manipulation.xml'
     super().__init__(
-        simulators.make_simulator(
-            ElementTree.parse(xml).getroot(), backend, n_frames, _DT,
-            solver_iterations, ls_iterations),
-        observation_size=13,
-        feature_size=12,
-        episode_length=episode_length,
-        terminates=False,
-        reset_noise=_RESET_NOISE,
-        options={'aims': aims},
+      simulators.make_simulator(
+        ElementTree.parse(xml).getroot(),
+        backend,
+        n_frames,
+        _DT,
+        solver_iterations,
+        ls_iterations,
+      ),
+      observation_size=13,
+      feature_size=12,
+      episode_length=episode_length,
+      terminates=False,
+      reset_noise=_RESET_NOISE,
+      options={'aims': aims},
     )
     self.spec = self.spec._replace(action_size=4)  # of 6 actuators
 
   def sample_tasks(self, key: Key, num_tasks: int) -> Task:
     """Fresh scenes with aims uniform over what is feasible in each."""
     return tasks.from_uniform(
-        jax.random.uniform(key, (num_tasks, tasks.NUM_UNIFORM)), self._aims)
+      jax.random.uniform(key, (num_tasks, tasks.NUM_UNIFORM)), self._aims
+    )
 
   def _task_lists(self) -> base.TaskLists:
     return {
-        'default': self._smac_list,
-        'smac': self._smac_list,
-        'ood': self._ood_list,
+      'default': self._smac_list,
+      'smac': self._smac_list,
+      'ood': self._ood_list,
     }
 
   def _draws(self, num_tasks: int) -> Task:
     uniform = base.published_random().uniform(
-        size=(num_tasks, tasks.NUM_UNIFORM))
+      size=(num_tasks, tasks.NUM_UNIFORM)
+    )
     return tasks.from_uniform(jnp.asarray(uniform), self._aims)
 
   def _smac_list(self) -> tuple[Task, Task]:
     drawn = self._draws(_NUM_TRAIN + _NUM_TEST)
-    return (base.take_tasks(drawn, slice(_NUM_TRAIN)),
-            base.take_tasks(drawn, slice(_NUM_TRAIN, None)))
+    return (
+      base.take_tasks(drawn, slice(_NUM_TRAIN)),
+      base.take_tasks(drawn, slice(_NUM_TRAIN, None)),
+    )
 
   def _ood_list(self) -> tuple[Task, Task]:
     drawn = self._draws(_NUM_CANDIDATES)
@@ -161,16 +171,18 @@ class Manipulation(brax_family.BraxFamily):
     position = jnp.asarray(tasks.mirrored(model.body_pos, task))
     for part in ('button_drawer', 'handle_drawer', 'button'):
       position = position.at[model.body(part).id].add(
-          absent[tasks.PARTS.index(part)] * _AWAY)
+        absent[tasks.PARTS.index(part)] * _AWAY
+      )
     # Half a turn about z, so that the handle drawer opens to the centre.
     turn = jnp.where(
-        task['side'] > 0, jnp.array([1.0, 0, 0, 0]), jnp.array([0, 0, 0, 1.0]))
+      task['side'] > 0, jnp.array([1.0, 0, 0, 0]), jnp.array([0, 0, 0, 1.0])
+    )
     tray = tasks.tray_position(task) + absent[3] * _AWAY
     drawer_id, tray_id = model.body('handle_drawer').id, model.geom('tray').id
     return {
-        'body_pos': position,
-        'body_quat': jnp.asarray(model.body_quat).at[drawer_id].set(turn),
-        'geom_pos': jnp.asarray(model.geom_pos).at[tray_id, :2].set(tray[:2]),
+      'body_pos': position,
+      'body_quat': jnp.asarray(model.body_quat).at[drawer_id].set(turn),
+      'geom_pos': jnp.asarray(model.geom_pos).at[tray_id, :2].set(tray[:2]),
     }
 
   def reset(self, key: Key, task: Task) -> EnvState:
@@ -179,19 +191,23 @@ class Manipulation(brax_family.BraxFamily):
     The x and y of hand, block and object vary by 0.01 m.
     """
     noise = jax.random.uniform(
-        key, (3, 2), minval=-_RESET_NOISE, maxval=_RESET_NOISE)
+      key, (3, 2), minval=-_RESET_NOISE, maxval=_RESET_NOISE
+    )
     noise = jnp.pad(noise, ((0, 0), (0, 1)))
     block, thing, _ = tasks.corners(task)
-    q = jnp.concatenate([
+    q = jnp.concatenate(
+      [
         tasks.mirrored(_HAND_START, task) + noise[0],
         jnp.full((2,), _FINGER_TRAVEL),
         jnp.full((2,), task['open'] * tasks.DRAWER_TRAVEL),
         jnp.zeros((1,)),
         block + noise[1],
         thing + noise[2] + (1.0 - task['present'][4]) * _AWAY,
-    ])
+      ]
+    )
     physics = self.simulator.init(
-        q, jnp.zeros_like(q), self.system_changes(task))
+      q, jnp.zeros_like(q), self.system_changes(task)
+    )
     state = self._state(physics, jnp.zeros((4,)), task, jnp.zeros(()))
     return state._replace(reward=jnp.zeros(()))
 
@@ -199,35 +215,42 @@ class Manipulation(brax_family.BraxFamily):
     """One control step; action [4] is clipped to [-1, 1]."""
     action = base.clip_action(action)
     physics, finite = self.simulator.step(
-        state.physics, self._controls(state.physics, action, task),
-        self.system_changes(task))
-    return self._state(
-        physics, action, task, 1.0 - finite.astype(jnp.float32))
+      state.physics,
+      self._controls(state.physics, action, task),
+      self.system_changes(task),
+    )
+    return self._state(physics, action, task, 1.0 - finite.astype(jnp.float32))
 
   def _controls(
-      self, physics: simulators.Physics, action: Array, task: Task) -> Array:
+    self, physics: simulators.Physics, action: Array, task: Task
+  ) -> Array:
     """What the actuators get, [6]: hand xyz, two fingers, button drawer."""
     hand = physics.q[_HAND] + MAX_MOVE * action[:3]
     finger = _FINGER_TRAVEL * (1.0 - action[3]) / 2.0
     down = -physics.q[_TRAVELS][2] > tasks.BUTTON_GOAL
     drive = _DRIVE * down * (1.0 - 2.0 * task['open'])
-    return jnp.concatenate([
-        jnp.clip(hand, *_WORKSPACE), jnp.stack([finger, finger, drive])])
+    return jnp.concatenate(
+      [jnp.clip(hand, *_WORKSPACE), jnp.stack([finger, finger, drive])]
+    )
 
   def _state(
-      self, physics: simulators.Physics, action: Array, task: Task,
-      diverged: Array,
+    self,
+    physics: simulators.Physics,
+    action: Array,
+    task: Task,
+    diverged: Array,
   ) -> EnvState:
     q = physics.q
-    features = jnp.concatenate([
-        q[_HAND], q[_OBJECT], q[_BLOCK], q[_TRAVELS] * np.array([1, 1, -1])])
+    features = jnp.concatenate(
+      [q[_HAND], q[_OBJECT], q[_BLOCK], q[_TRAVELS] * np.array([1, 1, -1])]
+    )
     return EnvState(
-        physics=physics,
-        observation=self._observation(q, task),
-        reward=self.reward(features, action, task),
-        terminal=jnp.zeros(()),
-        features=features,
-        diverged=diverged,
+      physics=physics,
+      observation=self._observation(q, task),
+      reward=self.reward(features, action, task),
+      terminal=jnp.zeros(()),
+      features=features,
+      diverged=diverged,
     )
 
   def _observation(self, q: Array, task: Task) -> Array:
@@ -236,18 +259,26 @@ class Manipulation(brax_family.BraxFamily):
     drawer_x = self.home('button_drawer')[0] + q[5]
     handle_y = task['side'] * (self.home('handle_drawer')[1] - q[6])
     height = self.home('button')[2] + q[7]
-    return jnp.concatenate([
-        q[_HAND], jnp.sum(q[_FINGERS], keepdims=True), thing * q[_OBJECT],
+    return jnp.concatenate(
+      [
+        q[_HAND],
+        jnp.sum(q[_FINGERS], keepdims=True),
+        thing * q[_OBJECT],
         q[_BLOCK],
-        jnp.stack([drawer * drawer_x, handle * handle_y, button * height])])
+        jnp.stack([drawer * drawer_x, handle * handle_y, button * height]),
+      ]
+    )
 
   def features_of(self, observation: Array, task: Task) -> Array:
     """The features [12] of an observation [13]; of no meaning where absent."""
     drawer_x, handle_y, height = observation[10:]
-    travels = jnp.stack([
+    travels = jnp.stack(
+      [
         drawer_x - self.home('button_drawer')[0],
         self.home('handle_drawer')[1] - task['side'] * handle_y,
-        self.home('button')[2] - height])
+        self.home('button')[2] - height,
+      ]
+    )
     return jnp.concatenate([observation[:3], observation[4:10], travels])
 
   def home(self, fixture: str) -> np.ndarray:
@@ -264,14 +295,15 @@ class Manipulation(brax_family.BraxFamily):
     return tasks.AIMS[int(np.argmax(task['aim']))].replace('_', ' ')
 
   def markers(
-      self, physics: simulators.Physics, task: Task) -> list[render.Geom]:
+    self, physics: simulators.Physics, task: Task
+  ) -> list[render.Geom]:
     """For pictures: where hand, block or object is to be, if one is."""
     del physics
     goals = {
-        'move hand': tasks.HAND_GOAL,
-        'move block': tasks.THING_GOAL,
-        'move object': tasks.THING_GOAL,
-        'object in tray': tasks.tray_position(task),
+      'move hand': tasks.HAND_GOAL,
+      'move block': tasks.THING_GOAL,
+      'move object': tasks.THING_GOAL,
+      'object in tray': tasks.tray_position(task),
     }
     aim = self.describe(task)
     return [render.goal(goals[aim], tasks.NEAR)] if aim in goals else []
@@ -279,4 +311,5 @@ class Manipulation(brax_family.BraxFamily):
   def scripted_policy(self) -> Policy:
     """Collects data; its params are one task. See `manipulation_script`."""
     from offmeta.envs import manipulation_script
+
     return manipulation_script.scripted_policy(self)

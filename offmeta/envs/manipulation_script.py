@@ -32,7 +32,8 @@ _FINGERTIP = 0.01  # lowest point of the fingers below the hand, m
 _CLOSE, _LOST = 0.015, 0.045  # distances of the hand from where it should be, m
 
 _PRESSES = tasks.is_aim(
-    'press_button', 'open_button_drawer', 'close_button_drawer')
+  'press_button', 'open_button_drawer', 'close_button_drawer'
+)
 _CARRIES = tasks.is_aim('move_block', 'move_object', 'object_in_tray')
 _GRASPS = _CARRIES | tasks.is_aim('open_handle_drawer', 'close_handle_drawer')
 _RELEASES = tasks.is_aim('object_in_tray')
@@ -51,7 +52,8 @@ class Progress(NamedTuple):
 
 
 def scripted_policy(
-    family: manipulation.Manipulation, noise: float = _NOISE) -> Policy:
+  family: manipulation.Manipulation, noise: float = _NOISE
+) -> Policy:
   """A policy whose params are one task of the family.
 
   Args:
@@ -78,8 +80,10 @@ def scripted_policy(
     left = tasks.feasible(task) & ~tasks.met(features, task)
     finished = phase >= _DONE
     return jax.tree.map(
-        lambda new, old: jnp.where(finished, new, old),
-        _begin(left, key), state._replace(phase=phase))
+      lambda new, old: jnp.where(finished, new, old),
+      _begin(left, key),
+      state._replace(phase=phase),
+    )
 
   def adapt(task, state, context, valid, key):
     del state, context, valid
@@ -90,53 +94,56 @@ def scripted_policy(
 
 def _begin(choices: Array, key: Key) -> Progress:
   """One of the choices, bool [9], at random; if none, moving the hand."""
-  choices = jnp.where(
-      jnp.any(choices), choices, tasks.is_aim('move_hand'))
+  choices = jnp.where(jnp.any(choices), choices, tasks.is_aim('move_hand'))
   index = jax.random.categorical(key, jnp.where(choices, 0.0, -jnp.inf))
-  return Progress(
-      jax.nn.one_hot(index, len(AIMS)), jnp.zeros((), jnp.int32))
+  return Progress(jax.nn.one_hot(index, len(AIMS)), jnp.zeros((), jnp.int32))
 
 
 def _places(
-    family: manipulation.Manipulation, task: Task, observation: Array
+  family: manipulation.Manipulation, task: Task, observation: Array
 ) -> tuple[Array, Array]:
   """Where the hand has to go, for each aim: pick and place, both [9, 3]."""
   home = lambda fixture, *shift: tasks.mirrored(
-      family.home(fixture) + np.array(shift), task)
+    family.home(fixture) + np.array(shift), task
+  )
   thing, block = observation[4:7], observation[7:10]
   shut = home('handle_drawer', 0.0, 0.0, 0.0)
   opened = home('handle_drawer', 0.0, -tasks.DRAWER_TRAVEL, 0.0)
   handle = shut.at[1].set(observation[11])
   press = tuple(
-      home('button', 0.0, 0.0, height + _FINGERTIP)
-      for height in (_ABOVE_BUTTON, -tasks.BUTTON_TRAVEL - _TOO_DEEP))
+    home('button', 0.0, 0.0, height + _FINGERTIP)
+    for height in (_ABOVE_BUTTON, -tasks.BUTTON_TRAVEL - _TOO_DEEP)
+  )
   places = {
-      'move_hand': (tasks.HAND_GOAL, tasks.HAND_GOAL),
-      'move_block': (block, tasks.THING_GOAL),
-      'open_handle_drawer': (handle, opened),
-      'close_handle_drawer': (handle, shut),
-      'press_button': press,
-      'open_button_drawer': press,
-      'close_button_drawer': press,
-      'move_object': (thing, tasks.THING_GOAL),
-      'object_in_tray': (thing, tasks.tray_position(task)),
+    'move_hand': (tasks.HAND_GOAL, tasks.HAND_GOAL),
+    'move_block': (block, tasks.THING_GOAL),
+    'open_handle_drawer': (handle, opened),
+    'close_handle_drawer': (handle, shut),
+    'press_button': press,
+    'open_button_drawer': press,
+    'close_button_drawer': press,
+    'move_object': (thing, tasks.THING_GOAL),
+    'object_in_tray': (thing, tasks.tray_position(task)),
   }
   pick, place = zip(*(places[aim] for aim in AIMS))
   return jnp.stack(pick), jnp.stack(place)
 
 
 def _intend(
-    family: manipulation.Manipulation, task: Task, state: Progress,
-    observation: Array,
+  family: manipulation.Manipulation,
+  task: Task,
+  state: Progress,
+  observation: Array,
 ) -> tuple[Array, Array]:
   """Where the hand should be, [3], and the gripper's action, []."""
   hand, phase = observation[:3], state.phase
   pick, place = (state.aim @ x for x in _places(family, task, observation))
   height = jnp.where(_does(state, _CARRIES), tasks.THING_GOAL[2], place[2])
   target = jnp.select(
-      [phase == _APPROACH, phase < _CARRY, phase == _CARRY],
-      [_above(hand, pick, _TRAVEL_HEIGHT), pick, _above(hand, place, height)],
-      place)
+    [phase == _APPROACH, phase < _CARRY, phase == _CARRY],
+    [_above(hand, pick, _TRAVEL_HEIGHT), pick, _above(hand, place, height)],
+    place,
+  )
   # A press begins with an open gripper too, to drop what is held.
   presses = _does(state, _PRESSES) & (phase > _APPROACH)
   closed = _grips(state) | presses
@@ -144,18 +151,25 @@ def _intend(
 
 
 def _next_phase(
-    family: manipulation.Manipulation, task: Task, state: Progress,
-    observation: Array,
+  family: manipulation.Manipulation,
+  task: Task,
+  state: Progress,
+  observation: Array,
 ) -> Array:
   """The phase [] after a step that led to this observation."""
   hand, phase = observation[:3], state.phase
   pick, place = (state.aim @ x for x in _places(family, task, observation))
   distance = lambda goal, n: jnp.linalg.norm((hand - goal)[:n])
   moves_on = jnp.select(
-      [phase == _APPROACH, phase == _REACH, phase == _CARRY, phase == _PLACE],
-      [distance(pick, 2) < _CLOSE, distance(pick, 3) < _CLOSE,
-       distance(place, 2) < _CLOSE, distance(place, 3) < _CLOSE],
-      True)
+    [phase == _APPROACH, phase == _REACH, phase == _CARRY, phase == _PLACE],
+    [
+      distance(pick, 2) < _CLOSE,
+      distance(pick, 3) < _CLOSE,
+      distance(place, 2) < _CLOSE,
+      distance(place, 3) < _CLOSE,
+    ],
+    True,
+  )
   lost = _grips(state) & (phase >= _CARRY) & (distance(pick, 3) > _LOST)
   return jnp.where(lost, _APPROACH, phase + moves_on).astype(jnp.int32)
 

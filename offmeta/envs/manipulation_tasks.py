@@ -16,19 +16,26 @@ from offmeta.types import Array, Task
 
 PARTS = ('button_drawer', 'handle_drawer', 'button', 'tray', 'object')
 AIMS = (
-    'move_hand', 'move_block', 'open_handle_drawer', 'close_handle_drawer',
-    'press_button', 'open_button_drawer', 'close_button_drawer',
-    'move_object', 'object_in_tray')
+  'move_hand',
+  'move_block',
+  'open_handle_drawer',
+  'close_handle_drawer',
+  'press_button',
+  'open_button_drawer',
+  'close_button_drawer',
+  'move_object',
+  'object_in_tray',
+)
 INTERNAL_AIMS = ('move_hand', 'open_handle_drawer', 'open_button_drawer')
 # Parts without which there is no meeting an aim.
 _NEEDS = {
-    'open_handle_drawer': ('handle_drawer',),
-    'close_handle_drawer': ('handle_drawer',),
-    'press_button': ('button',),
-    'open_button_drawer': ('button', 'button_drawer'),
-    'close_button_drawer': ('button', 'button_drawer'),
-    'move_object': ('object',),
-    'object_in_tray': ('object', 'tray'),
+  'open_handle_drawer': ('handle_drawer',),
+  'close_handle_drawer': ('handle_drawer',),
+  'press_button': ('button',),
+  'open_button_drawer': ('button', 'button_drawer'),
+  'close_button_drawer': ('button', 'button_drawer'),
+  'move_object': ('object',),
+  'object_in_tray': ('object', 'tray'),
 }
 _PRESENT_PROBABILITY = 0.75
 NUM_UNIFORM = 11  # random numbers that make a task
@@ -65,10 +72,10 @@ def from_uniform(uniform: Array, aims: tuple[str, ...] = AIMS) -> Task:
   known = is_aim(*aims)
   some_close = np.any(known & CLOSES)
   scene = {
-      'present': uniform[:, :5] < _PRESENT_PROBABILITY,
-      'side': jnp.where(uniform[:, 5] < 0.5, -1.0, 1.0),
-      'open': (uniform[:, 6] < 0.5) & some_close,
-      'corner': jax.nn.one_hot(jnp.argsort(uniform[:, 7:10], axis=1), 3),
+    'present': uniform[:, :5] < _PRESENT_PROBABILITY,
+    'side': jnp.where(uniform[:, 5] < 0.5, -1.0, 1.0),
+    'open': (uniform[:, 6] < 0.5) & some_close,
+    'corner': jax.nn.one_hot(jnp.argsort(uniform[:, 7:10], axis=1), 3),
   }
   choices = jax.vmap(feasible)(scene) & known
   count = jnp.sum(choices, axis=1, keepdims=True)
@@ -92,20 +99,20 @@ def feasible(task: Task) -> Array:
 
 def met(features: Array, task: Task) -> Array:
   """Which aims features [..., 12] meet in the scene of one task, [..., 9]."""
-  hand, thing, block = (features[..., i:i + 3] for i in (0, 3, 6))
+  hand, thing, block = (features[..., i : i + 3] for i in (0, 3, 6))
   drawer, handle, button = (features[..., i] for i in (9, 10, 11))
   near = lambda place, goal: jnp.linalg.norm(place - goal, axis=-1) < NEAR
   at = lambda travel, goal: jnp.abs(travel - goal) < _DRAWER_NEAR
   reached = {
-      'move_hand': near(hand, HAND_GOAL),
-      'move_block': near(block, THING_GOAL),
-      'open_handle_drawer': at(handle, DRAWER_TRAVEL),
-      'close_handle_drawer': at(handle, 0.0),
-      'press_button': jnp.abs(button - BUTTON_GOAL) < _BUTTON_NEAR,
-      'open_button_drawer': at(drawer, DRAWER_TRAVEL),
-      'close_button_drawer': at(drawer, 0.0),
-      'move_object': near(thing, THING_GOAL),
-      'object_in_tray': near(thing, tray_position(task)),
+    'move_hand': near(hand, HAND_GOAL),
+    'move_block': near(block, THING_GOAL),
+    'open_handle_drawer': at(handle, DRAWER_TRAVEL),
+    'close_handle_drawer': at(handle, 0.0),
+    'press_button': jnp.abs(button - BUTTON_GOAL) < _BUTTON_NEAR,
+    'open_button_drawer': at(drawer, DRAWER_TRAVEL),
+    'close_button_drawer': at(drawer, 0.0),
+    'move_object': near(thing, THING_GOAL),
+    'object_in_tray': near(thing, tray_position(task)),
   }
   return jnp.stack([reached[aim] for aim in AIMS], axis=-1) & possible(task)
 

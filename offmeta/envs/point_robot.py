@@ -50,11 +50,11 @@ class PointRobot:
   name: ClassVar[str] = 'point_robot'
 
   def __init__(
-      self,
-      *,
-      goals: str = 'semicircle',
-      reward: str = 'dense',
-      episode_length: int = 20,
+    self,
+    *,
+    goals: str = 'semicircle',
+    reward: str = 'dense',
+    episode_length: int = 20,
   ):
     """Makes the family.
 
@@ -74,33 +74,35 @@ class PointRobot:
     self._goals = goals
     self._reward = _REWARDS[reward]
     self.spec = EnvSpec(
-        name=self.name,
-        observation_size=2,
-        action_size=2,
-        feature_size=2,
-        episode_length=episode_length,
-        terminates=False,
-        options={
-            'goals': goals,
-            'reward': reward,
-            'episode_length': episode_length,
-        },
+      name=self.name,
+      observation_size=2,
+      action_size=2,
+      feature_size=2,
+      episode_length=episode_length,
+      terminates=False,
+      options={
+        'goals': goals,
+        'reward': reward,
+        'episode_length': episode_length,
+      },
     )
 
   def sample_tasks(self, key: Key, num_tasks: int) -> Task:
     """Fresh goals {'goal': [num_tasks, 2]}."""
     if self._goals == 'square':
       return {'goal': jax.random.uniform(key, (num_tasks, 2), minval=-1.0)}
-    angle = jax.random.uniform(
-        key, (num_tasks,), maxval=_ARCS[self._goals])
+    angle = jax.random.uniform(key, (num_tasks,), maxval=_ARCS[self._goals])
     return {'goal': jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)}
 
   def task_list(self, name: str) -> tuple[Task, Task]:
     """A (train, test) list by name; ValueError names the known ones."""
     lists = {'default': self._default_list, 'ood': self._ood_list}
     if self._goals == 'square':
-      lists = {'default': _pearl_square, 'pearl': _pearl_square,
-               'ood': _ood_square}
+      lists = {
+        'default': _pearl_square,
+        'pearl': _pearl_square,
+        'ood': _ood_square,
+      }
     elif self._goals == 'semicircle':
       lists['pearl'] = _pearl_semicircle
     return base.select_list(f'{self.name}(goals={self._goals})', lists, name)
@@ -119,11 +121,11 @@ class PointRobot:
     """Moves by 0.1 * action; action [2] is clipped to [-1, 1]."""
     position = state.physics + _STEP_SIZE * base.clip_action(action)
     return EnvState(
-        physics=position,
-        observation=position,
-        reward=self.reward(position, action, task),
-        terminal=jnp.zeros(()),
-        features=position,
+      physics=position,
+      observation=position,
+      reward=self.reward(position, action, task),
+      terminal=jnp.zeros(()),
+      features=position,
     )
 
   def reward(self, features: Array, action: Array, task: Task) -> Array:
@@ -136,11 +138,13 @@ class PointRobot:
     reach = _GOAL_RADIUS if self._reward is sparse_reward else _GOAL_RADIUS / 3
     others = np.asarray(self.task_list('default')[1]['goal'])
     return [
-        render.solid('sphere', (0.05,), (*physics, 0.05), render.TRUNK),
-        render.solid('plane', (), (), render.TRUNK),
-        render.goal(task['goal'], reach),
-        *(render.solid('cylinder', (0.03, 0.001), other, (0.6, 0.65, 0.6, 1.0))
-          for other in others),
+      render.solid('sphere', (0.05,), (*physics, 0.05), render.TRUNK),
+      render.solid('plane', (), (), render.TRUNK),
+      render.goal(task['goal'], reach),
+      *(
+        render.solid('cylinder', (0.03, 0.001), other, (0.6, 0.65, 0.6, 1.0))
+        for other in others
+      ),
     ]
 
   def _default_list(self) -> tuple[Task, Task]:
@@ -158,8 +162,12 @@ class PointRobot:
   def _ood_list(self) -> tuple[Task, Task]:
     end = _ARCS[self._goals]
     angle = base.ood_draws(
-        base.published_random(), (0.0, 0.75 * end), (0.75 * end, end),
-        _NUM_TRAIN, _NUM_TEST)
+      base.published_random(),
+      (0.0, 0.75 * end),
+      (0.75 * end, end),
+      _NUM_TRAIN,
+      _NUM_TEST,
+    )
     return base.split_first('goal', _on_circle(angle), _NUM_TRAIN)
 
 
@@ -175,14 +183,13 @@ class SparsePointRobot(PointRobot):
   name: ClassVar[str] = 'sparse_point_robot'
 
   def __init__(
-      self,
-      *,
-      goals: str = 'semicircle',
-      reward: str = 'sparse',
-      episode_length: int = 20,
+    self,
+    *,
+    goals: str = 'semicircle',
+    reward: str = 'sparse',
+    episode_length: int = 20,
   ):
-    super().__init__(
-        goals=goals, reward=reward, episode_length=episode_length)
+    super().__init__(goals=goals, reward=reward, episode_length=episode_length)
 
 
 def _on_circle(angle: np.ndarray) -> np.ndarray:

@@ -34,18 +34,18 @@ from offmeta.types import Array, Key, Task
 
 _BASES = {'mass': 1.5, 'inertia': 1.5, 'damping': 1.3, 'friction': 1.5}
 _FIELDS: Mapping[str, Mapping[str, str]] = {
-    'mjx': {
-        'mass': 'body_mass',
-        'inertia': 'body_inertia',
-        'damping': 'dof_damping',
-        'friction': 'geom_friction',
-    },
-    'generalized': {
-        'mass': 'link.inertia.mass',
-        'inertia': 'link.inertia.i',
-        'damping': 'dof.damping',
-        'friction': 'geom_friction',
-    },
+  'mjx': {
+    'mass': 'body_mass',
+    'inertia': 'body_inertia',
+    'damping': 'dof_damping',
+    'friction': 'geom_friction',
+  },
+  'generalized': {
+    'mass': 'link.inertia.mass',
+    'inertia': 'link.inertia.i',
+    'damping': 'dof.damping',
+    'friction': 'geom_friction',
+  },
 }
 _DT = 0.016  # seconds per control step
 _N_FRAMES = {'mjx': 4, 'generalized': 8}
@@ -71,14 +71,14 @@ class RandomParams(brax_family.BraxFamily):
   xml_name: ClassVar[str]
 
   def __init__(
-      self,
-      *,
-      backend: str = 'mjx',
-      log_scale_limit: float = 3.0,
-      episode_length: int = 200,
-      n_frames: int | None = None,
-      solver_iterations: int | None = None,
-      ls_iterations: int | None = None,
+    self,
+    *,
+    backend: str = 'mjx',
+    log_scale_limit: float = 3.0,
+    episode_length: int = 200,
+    n_frames: int | None = None,
+    solver_iterations: int | None = None,
+    ls_iterations: int | None = None,
   ):
     """Makes the family.
 
@@ -98,47 +98,54 @@ class RandomParams(brax_family.BraxFamily):
     base.require_choice('backend', backend, simulators.BACKENDS)
     if backend not in _FIELDS:
       raise ValueError(
-          f'backend {backend!r} would ignore the randomised fields of family '
-          f'{self.name!r} (inertia and damping); use {" or ".join(_FIELDS)}')
+        f'backend {backend!r} would ignore the randomised fields of family '
+        f'{self.name!r} (inertia and damping); use {" or ".join(_FIELDS)}'
+      )
     base.require_number('log_scale_limit', log_scale_limit)
     if log_scale_limit <= 0:
-      raise ValueError("option 'log_scale_limit' must be positive, "
-                       f'not {log_scale_limit!r}')
+      raise ValueError(
+        f"option 'log_scale_limit' must be positive, not {log_scale_limit!r}"
+      )
     self._limit = float(log_scale_limit)
     simulator = simulators.make_simulator(
-        simulators.stock_xml(self.xml_name),
-        backend,
-        _N_FRAMES[backend] if n_frames is None else n_frames,
-        _DT,
-        solver_iterations,
-        ls_iterations,
+      simulators.stock_xml(self.xml_name),
+      backend,
+      _N_FRAMES[backend] if n_frames is None else n_frames,
+      _DT,
+      solver_iterations,
+      ls_iterations,
     )
     model = simulator.model
     # In the order in which rand_param_envs draws them.
     self._shapes = {
-        'mass': (model.nbody,),
-        'inertia': (model.nbody, 3),
-        'damping': (model.nv,),
-        'friction': (model.ngeom, 3),
+      'mass': (model.nbody,),
+      'inertia': (model.nbody, 3),
+      'damping': (model.nv,),
+      'friction': (model.ngeom, 3),
     }
     self._task_size = sum(map(np.prod, self._shapes.values()))
     # The root's joints slide from this height.
     self._height = float(model.body('torso').pos[2])
     super().__init__(
-        simulator,
-        observation_size=model.nq - 1 + model.nv,
-        feature_size=1,
-        episode_length=episode_length,
-        terminates=True,
-        reset_noise=_RESET_NOISE,
-        options={'log_scale_limit': self._limit},
+      simulator,
+      observation_size=model.nq - 1 + model.nv,
+      feature_size=1,
+      episode_length=episode_length,
+      terminates=True,
+      reset_noise=_RESET_NOISE,
+      options={'log_scale_limit': self._limit},
     )
 
   def sample_tasks(self, key: Key, num_tasks: int) -> Task:
     """Fresh exponents ~ U(-L, L), leaves [num_tasks, ...]."""
-    return self._split(jax.random.uniform(
-        key, (num_tasks, self._task_size), minval=-self._limit,
-        maxval=self._limit))
+    return self._split(
+      jax.random.uniform(
+        key,
+        (num_tasks, self._task_size),
+        minval=-self._limit,
+        maxval=self._limit,
+      )
+    )
 
   def system_changes(self, task: Task) -> simulators.Changes:
     """The nominal fields, each element times base^exponent."""
@@ -150,8 +157,8 @@ class RandomParams(brax_family.BraxFamily):
       scales['inertia'] = scales['inertia'][1:, :, None]
     system = self.simulator.system
     return {
-        field: operator.attrgetter(field)(system) * scales[name]
-        for name, field in _FIELDS[backend].items()
+      field: operator.attrgetter(field)(system) * scales[name]
+      for name, field in _FIELDS[backend].items()
     }
 
   def reward(self, features: Array, action: Array, task: Task) -> Array:
@@ -163,35 +170,42 @@ class RandomParams(brax_family.BraxFamily):
   def _task_lists(self) -> base.TaskLists:
     smac = lambda: self._drawn_list(base.PUBLISHED_SEED, 55, range(50, 55))
     return {
-        'default': smac,
-        'smac': smac,
-        'pearl': lambda: self._drawn_list(
-            base.PUBLISHED_SEED, 50, range(40, 50)),
-        'csro': lambda: self._drawn_list(_CSRO_SEED, 40, range(2, 40, 4)),
-        'ood': self._ood_list,
+      'default': smac,
+      'smac': smac,
+      'pearl': lambda: self._drawn_list(base.PUBLISHED_SEED, 50, range(40, 50)),
+      'csro': lambda: self._drawn_list(_CSRO_SEED, 40, range(2, 40, 4)),
+      'ood': self._ood_list,
     }
 
   def _drawn_list(
-      self, seed: int, num_tasks: int, test: range) -> tuple[Task, Task]:
+    self, seed: int, num_tasks: int, test: range
+  ) -> tuple[Task, Task]:
     """Uniform draws in order, those numbered `test` held out."""
     exponents = np.random.RandomState(seed).uniform(
-        -self._limit, self._limit, (num_tasks, self._task_size))
-    return (self._split(np.delete(exponents, test, axis=0)),
-            self._split(exponents[test]))
+      -self._limit, self._limit, (num_tasks, self._task_size)
+    )
+    return (
+      self._split(np.delete(exponents, test, axis=0)),
+      self._split(exponents[test]),
+    )
 
   def _ood_list(self) -> tuple[Task, Task]:
     random, inner = base.published_random(), 2 / 3 * self._limit
     train = random.uniform(-inner, inner, (50, self._task_size))
     test = random.uniform(inner, self._limit, (10, self._task_size))
-    return (self._split(train),
-            self._split(test * random.choice([-1.0, 1.0], test.shape)))
+    return (
+      self._split(train),
+      self._split(test * random.choice([-1.0, 1.0], test.shape)),
+    )
 
   def _split(self, exponents: Array | np.ndarray) -> Task:
     """Cuts rows [M, size of a task] into the fields, in float32."""
     ends = np.cumsum([np.prod(shape) for shape in self._shapes.values()])
     parts = jnp.split(jnp.asarray(exponents, jnp.float32), ends[:-1], axis=1)
-    return {name: part.reshape(-1, *shape) for part, (name, shape) in zip(
-        parts, self._shapes.items(), strict=True)}
+    return {
+      name: part.reshape(-1, *shape)
+      for part, (name, shape) in zip(parts, self._shapes.items(), strict=True)
+    }
 
   def _start(self, key: Key) -> tuple[Array, Array]:
     return brax_family.uniform_start(self.simulator, key, self._reset_noise)
@@ -202,13 +216,16 @@ class RandomParams(brax_family.BraxFamily):
   def _observe(self, physics: simulators.Physics, action: Array) -> Array:
     """Height of the root (m), its pitch and the joints, clipped velocities."""
     del action
-    return jnp.concatenate([
+    return jnp.concatenate(
+      [
         self._root_height(physics)[None],
         physics.q[2:],
         jnp.clip(physics.qd, -_MAX_VELOCITY, _MAX_VELOCITY),
-    ])
+      ]
+    )
 
   def _features(
-      self, before: simulators.Physics, after: simulators.Physics) -> Array:
+    self, before: simulators.Physics, after: simulators.Physics
+  ) -> Array:
     """[v_x]: the first coordinate is the root's x."""
     return (after.q[:1] - before.q[:1]) / _DT

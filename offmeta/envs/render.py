@@ -31,8 +31,11 @@ from offmeta.types import EnvFamily, EnvState, Task
 KINDS = ('plane', 'sphere', 'capsule', 'cylinder', 'ellipsoid', 'box')
 TRUNK = (0.93, 0.55, 0.25, 1.0)
 _LIMBS = (  # neighbours differ
-    (0.30, 0.52, 0.75, 1.0), (0.75, 0.40, 0.45, 1.0),
-    (0.40, 0.66, 0.45, 1.0), (0.56, 0.46, 0.70, 1.0))
+  (0.30, 0.52, 0.75, 1.0),
+  (0.75, 0.40, 0.45, 1.0),
+  (0.40, 0.66, 0.45, 1.0),
+  (0.56, 0.46, 0.70, 1.0),
+)
 _GOAL = (0.20, 0.70, 0.35, 1.0)
 _ARROW, _ARROW_RADIUS = (0.35, 1.05), 0.02  # metres: from, to, of the lines
 _FIRST_HIDDEN_GROUP = 3  # MuJoCo's viewer shows groups 0 to 2
@@ -82,10 +85,10 @@ class RenderError(ValueError):
 
 
 def solid(
-    kind: str,
-    size: Sequence[float],
-    position: Sequence[float],
-    rgba: tuple[float, float, float, float],
+  kind: str,
+  size: Sequence[float],
+  position: Sequence[float],
+  rgba: tuple[float, float, float, float],
 ) -> Geom:
   """A Geom along the axes; sizes and coordinates that are left out are 0."""
   fill = lambda x: np.pad(np.asarray(x, float), (0, 3 - len(x)))
@@ -115,8 +118,12 @@ def _rod(first: np.ndarray, last: np.ndarray, radius: float, rgba: Any) -> Geom:
   x = np.cross(z, np.eye(3)[np.argmin(np.abs(z))])
   x /= np.linalg.norm(x)
   return Geom(
-      'capsule', np.array([radius, np.linalg.norm(half), 0.0]), first + half,
-      np.stack([x, np.cross(z, x), z], axis=1), rgba)
+    'capsule',
+    np.array([radius, np.linalg.norm(half), 0.0]),
+    first + half,
+    np.stack([x, np.cross(z, x), z], axis=1),
+    rgba,
+  )
 
 
 def visible(state: EnvState) -> Any:
@@ -128,7 +135,7 @@ def visible(state: EnvState) -> Any:
 
 
 def scene(
-    family: EnvFamily, task: Task, physics: Any
+  family: EnvFamily, task: Task, physics: Any
 ) -> tuple[list[list[Geom]], View]:
   """What there is in each of F states of one task, and how to look at it.
 
@@ -141,8 +148,10 @@ def scene(
     RenderError: the family does not say what it looks like.
   """
   task, physics = jax.tree.map(np.asarray, (task, physics))
-  states = [jax.tree.map(lambda x, i=i: x[i], physics)
-            for i in range(len(jax.tree.leaves(physics)[0]))]
+  states = [
+    jax.tree.map(lambda x, i=i: x[i], physics)
+    for i in range(len(jax.tree.leaves(physics)[0]))
+  ]
   if hasattr(family, 'geometry'):
     bodies = [family.geometry(state, task) for state in states]
     view = _overview(bodies)
@@ -152,21 +161,22 @@ def scene(
     view = _model_view(family.simulator.model, bodies)
   else:
     raise RenderError(
-        f'family {family.spec.name!r} cannot be drawn: it has no simulator;'
-        ' give it a method geometry(physics, task) -> list of'
-        ' offmeta.envs.render.Geom')
+      f'family {family.spec.name!r} cannot be drawn: it has no simulator;'
+      ' give it a method geometry(physics, task) -> list of'
+      ' offmeta.envs.render.Geom'
+    )
   if not hasattr(family, 'markers'):
     return bodies, view
-  return [body + family.markers(state, task)
-          for body, state in zip(bodies, states)], view
+  return [
+    body + family.markers(state, task) for body, state in zip(bodies, states)
+  ], view
 
 
 def _overview(bodies: list[list[Geom]]) -> View:
   """All that there ever is, from above."""
   low, high = _bounds(geom for body in bodies for geom in body)
   targets = np.tile((low + high) / 2, (len(bodies), 1))
-  return View(
-      targets, _roots(bodies)[:, :2], *_TOP, 1.2 * np.max(high - low))
+  return View(targets, _roots(bodies)[:, :2], *_TOP, 1.2 * np.max(high - low))
 
 
 def _model_view(model: Any, bodies: list[list[Geom]]) -> View:
@@ -182,8 +192,13 @@ def _model_view(model: Any, bodies: list[list[Geom]]) -> View:
   if not free and not planar:
     look, about = model.vis.global_, model.stat
     # What MuJoCo's viewer shows at first.
-    return View(np.tile(about.center, (len(bodies), 1)), None, look.azimuth,
-                look.elevation, 1.24 * about.extent)
+    return View(
+      np.tile(about.center, (len(bodies), 1)),
+      None,
+      look.azimuth,
+      look.elevation,
+      1.24 * about.extent,
+    )
   low, high = _bounds(bodies[0])
   roots = _roots(bodies)
   targets = np.tile((low + high) / 2, (len(bodies), 1))
@@ -196,9 +211,12 @@ def _model_view(model: Any, bodies: list[list[Geom]]) -> View:
 
 def _roots(bodies: list[list[Geom]]) -> np.ndarray:
   """Where the first solid that is no plane is, [F, 3]."""
-  return np.array([
+  return np.array(
+    [
       next(geom.position for geom in body if geom.kind != 'plane')
-      for body in bodies])
+      for body in bodies
+    ]
+  )
 
 
 def _bounds(geoms: Iterable[Geom]) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +228,7 @@ def _bounds(geoms: Iterable[Geom]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _model_geometry(
-    family: Any, task: Task
+  family: Any, task: Task
 ) -> Callable[[simulators.Physics], list[Geom]]:
   """The model's solids in one task, by C MuJoCo's kinematics."""
   import mujoco
@@ -222,19 +240,31 @@ def _model_geometry(
       field[:] = value
   data = mujoco.MjData(model)
   colors = _colors(model)
-  kinds = [mujoco.mjtGeom(kind).name.removeprefix('mjGEOM_').lower()
-           for kind in model.geom_type]
+  kinds = [
+    mujoco.mjtGeom(kind).name.removeprefix('mjGEOM_').lower()
+    for kind in model.geom_type
+  ]
   shown = [
-      i for i, kind in enumerate(kinds) if kind in KINDS and colors[i, 3] > 0
-      and model.geom_group[i] < _FIRST_HIDDEN_GROUP]
+    i
+    for i, kind in enumerate(kinds)
+    if kind in KINDS
+    and colors[i, 3] > 0
+    and model.geom_group[i] < _FIRST_HIDDEN_GROUP
+  ]
 
   def geometry(physics):
     data.qpos[:] = physics.q
     mujoco.mj_kinematics(model, data)
     return [
-        Geom(kinds[i], model.geom_size[i].copy(), data.geom_xpos[i].copy(),
-             data.geom_xmat[i].reshape(3, 3).copy(), tuple(colors[i]))
-        for i in shown]
+      Geom(
+        kinds[i],
+        model.geom_size[i].copy(),
+        data.geom_xpos[i].copy(),
+        data.geom_xmat[i].reshape(3, 3).copy(),
+        tuple(colors[i]),
+      )
+      for i in shown
+    ]
 
   return geometry
 
@@ -244,7 +274,7 @@ def _colors(model: Any) -> np.ndarray:
   import mujoco
 
   rgba = model.geom_rgba.copy()
-  moving = (model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE)
+  moving = model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE
   if len(np.unique(rgba[moving], axis=0)) > 1:
     return rgba
   # A limb is a chain of bodies that ends with its last one and starts where
@@ -258,5 +288,6 @@ def _colors(model: Any) -> np.ndarray:
     body = model.geom_bodyid[geom]
     limb = len(tips[body]) == 1 and model.body_parentid[body] != 0
     rgba[geom] = (
-        _LIMBS[order.index(min(tips[body])) % len(_LIMBS)] if limb else TRUNK)
+      _LIMBS[order.index(min(tips[body])) % len(_LIMBS)] if limb else TRUNK
+    )
   return rgba

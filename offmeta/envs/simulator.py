@@ -123,18 +123,19 @@ def fix_total_mass(xml: ElementTree.Element) -> None:
   geom = xml.find('default/geom')
   assert 'density' not in geom.attrib
   model = _import('mujoco').MjModel.from_xml_string(
-      ElementTree.tostring(xml, encoding='unicode'))
+    ElementTree.tostring(xml, encoding='unicode')
+  )
   # 1000 kg / m^3 is MuJoCo's default density.
   geom.set('density', repr(1000.0 * total / float(model.body_mass.sum())))
 
 
 def make_simulator(
-    xml: ElementTree.Element,
-    backend: str,
-    n_frames: int,
-    dt: float,
-    solver_iterations: int | None = None,
-    ls_iterations: int | None = None,
+  xml: ElementTree.Element,
+  backend: str,
+  n_frames: int,
+  dt: float,
+  solver_iterations: int | None = None,
+  ls_iterations: int | None = None,
 ) -> Simulator:
   """Compiles a model for one backend.
 
@@ -153,12 +154,12 @@ def make_simulator(
   base.require_choice('backend', backend, BACKENDS)
   base.require_count('n_frames', n_frames)
   options = {
-      'backend': backend,
-      'timestep': dt / n_frames,
-      'n_frames': n_frames,
-      'solver_iterations': None,
-      'ls_iterations': None,
-      'versions': {name: metadata.version(name) for name in _PACKAGES},
+    'backend': backend,
+    'timestep': dt / n_frames,
+    'n_frames': n_frames,
+    'solver_iterations': None,
+    'ls_iterations': None,
+    'versions': {name: metadata.version(name) for name in _PACKAGES},
   }
   physics_options = xml.find('option')
   if physics_options is None:
@@ -166,35 +167,39 @@ def make_simulator(
   physics_options.set('timestep', repr(dt / n_frames))
   if backend == 'mjx':
     for name, value, default in (
-        ('solver_iterations', solver_iterations, _SOLVER_ITERATIONS),
-        ('ls_iterations', ls_iterations, _LS_ITERATIONS)):
+      ('solver_iterations', solver_iterations, _SOLVER_ITERATIONS),
+      ('ls_iterations', ls_iterations, _LS_ITERATIONS),
+    ):
       options[name] = default if value is None else value
       base.require_count(name, options[name])
     physics_options.set('iterations', str(options['solver_iterations']))
     physics_options.set('ls_iterations', str(options['ls_iterations']))
   elif solver_iterations is not None or ls_iterations is not None:
-    raise ValueError('options solver_iterations and ls_iterations work '
-                     f'only with backend mjx, not with {backend}')
+    raise ValueError(
+      'options solver_iterations and ls_iterations work '
+      f'only with backend mjx, not with {backend}'
+    )
   with _quiet():
     system = _import('brax.io.mjcf').loads(
-        ElementTree.tostring(xml, encoding='unicode'))
+      ElementTree.tostring(xml, encoding='unicode')
+    )
     make = _mjx_functions if backend == 'mjx' else _brax_functions
     init, step, links = make(backend, system, n_frames)
   return Simulator(
-      init=_wrapped(init),
-      step=_wrapped(_guarded(step)),
-      links=_wrapped(links),
-      start=np.asarray(system.init_q),
-      num_velocities=int(system.mj_model.nv),
-      dt=dt,
-      system=system,
-      model=system.mj_model,
-      options=options,
+    init=_wrapped(init),
+    step=_wrapped(_guarded(step)),
+    links=_wrapped(links),
+    start=np.asarray(system.init_q),
+    num_velocities=int(system.mj_model.nv),
+    dt=dt,
+    system=system,
+    model=system.mj_model,
+    options=options,
   )
 
 
 def _mjx_functions(
-    backend: str, system: Any, n_frames: int
+  backend: str, system: Any, n_frames: int
 ) -> tuple[Callable, Callable, Callable]:
   """MJX. Positions, velocities and the warm start are its whole state.
 
@@ -213,15 +218,23 @@ def _mjx_functions(
     changed = system.tree_replace(dict(changes))
 
     def substep(physics, _):
-      data = mjx.step(changed, blank.replace(
-          qpos=physics.q, qvel=physics.qd, qacc_warmstart=physics.internal,
-          ctrl=action))
+      data = mjx.step(
+        changed,
+        blank.replace(
+          qpos=physics.q,
+          qvel=physics.qd,
+          qacc_warmstart=physics.internal,
+          ctrl=action,
+        ),
+      )
       return Physics(data.qpos, data.qvel, data.qacc_warmstart), None
+
     return jax.lax.scan(substep, physics, length=n_frames)[0]
 
   def links(physics):
     data = mjx.kinematics(
-        system, blank.replace(qpos=physics.q, qvel=physics.qd))
+      system, blank.replace(qpos=physics.q, qvel=physics.qd)
+    )
     data = mjx.com_vel(system, mjx.com_pos(system, data))
     # `cvel` is about the centre of mass of the whole tree.
     angular, velocity = jnp.split(data.cvel[1:], 2, axis=-1)
@@ -233,7 +246,7 @@ def _mjx_functions(
 
 
 def _brax_functions(
-    backend: str, system: Any, n_frames: int
+  backend: str, system: Any, n_frames: int
 ) -> tuple[Callable, Callable, Callable]:
   """Brax's own pipelines; `internal` is their state without q and qd."""
   pipeline, math = _import(f'brax.{backend}.pipeline'), _import('brax.math')
@@ -262,12 +275,15 @@ def _guarded(step: Callable) -> Callable:
   def guarded(physics, action, changes={}):
     after = step(physics, action, changes)
     finite = jnp.stack(
-        [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(after)])
+      [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(after)]
+    )
     bounded = jnp.all(jnp.abs(after.q) < _MAX_POSITION) & jnp.all(
-        jnp.abs(after.qd) < _MAX_VELOCITY)
+      jnp.abs(after.qd) < _MAX_VELOCITY
+    )
     finite = jnp.all(finite) & bounded
     after = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), after, physics)
+      lambda new, old: jnp.where(finite, new, old), after, physics
+    )
     return after, finite
 
   return guarded
@@ -284,7 +300,8 @@ def _wrapped(function: Callable) -> Callable:
     with jax.default_matmul_precision('float32'), warnings.catch_warnings():
       warnings.simplefilter('ignore', DeprecationWarning)
       return jax.tree.map(
-          lambda x: jax.lax.convert_element_type(x, x.dtype), function(*args))
+        lambda x: jax.lax.convert_element_type(x, x.dtype), function(*args)
+      )
 
   return call
 
@@ -303,5 +320,6 @@ def _import(name: str) -> ModuleType:
       return importlib.import_module(name)
   except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f'families on a physics backend need {", ".join(_PACKAGES)}: {error}',
-        name=error.name) from error
+      f'families on a physics backend need {", ".join(_PACKAGES)}: {error}',
+      name=error.name,
+    ) from error

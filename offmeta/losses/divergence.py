@@ -47,7 +47,7 @@ def slope_penalty(slope: Array) -> Array:
 
 
 def next_weight(
-    weight: Array, divergence: Array, target: float, rate: float
+  weight: Array, divergence: Array, target: float, rate: float
 ) -> Array:
   """Dual ascent on alpha (Dhat - target): alpha + rate * (Dhat - target).
 

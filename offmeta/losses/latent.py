@@ -27,7 +27,7 @@ def kl_to_standard_normal(mean: Array, variance: Array) -> Array:
 
 
 def kl_between(
-    mean_p: Array, variance_p: Array, mean_q: Array, variance_q: Array
+  mean_p: Array, variance_p: Array, mean_q: Array, variance_q: Array
 ) -> Array:
   """KL(p || q) of diagonal Gaussians [..., Z], summed over the latent [...].
 

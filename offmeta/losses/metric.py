@@ -16,7 +16,7 @@ _OFFSET = 0.1  # bounds the repulsion of two equal latents
 
 
 def distance_metric(
-    z: Array, task_id: Array, axis_name: str | None = None
+  z: Array, task_id: Array, axis_name: str | None = None
 ) -> tuple[Array, Array]:
   """How far latents of one task are apart, and how near those of two tasks.
 
@@ -48,8 +48,10 @@ def distance_metric(
   def mean(cost, mask):
     return jnp.sum(cost * mask) / (jnp.sum(mask) + _SMOOTH)
 
-  return (mean(jnp.sqrt(distance + _SMOOTH), same),
-          mean(1.0 / (distance + _OFFSET), other))
+  return (
+    mean(jnp.sqrt(distance + _SMOOTH), same),
+    mean(1.0 / (distance + _OFFSET), other),
+  )
 
 
 def gaussian_nll(x: Array, mean: Array, variance: Array) -> Array:

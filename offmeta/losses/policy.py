@@ -9,7 +9,7 @@ from offmeta.types import Array
 
 
 def softmax_advantage_weights(
-    advantage: Array, temperature: float, axis_name: str | None = None
+  advantage: Array, temperature: float, axis_name: str | None = None
 ) -> Array:
   """count * softmax(A / temperature) over *all* entries, no gradient.
 
@@ -33,8 +33,11 @@ def softmax_advantage_weights(
 
 
 def exponential_advantage_weights(
-    advantage: Array, mask: Array, max_weight: float = 20.0,
-    temperature: float = 1.0, std_eps: float = 0.0,
+  advantage: Array,
+  mask: Array,
+  max_weight: float = 20.0,
+  temperature: float = 1.0,
+  std_eps: float = 0.0,
 ) -> Array:
   """exp(standardised A / temperature), at most max_weight; no gradient.
 
@@ -62,7 +65,8 @@ def exponential_advantage_weights(
   std = jnp.sqrt(square / jnp.maximum(count - 1.0, 1.0)) + std_eps
   scaled = centred / jnp.where(std > 0, std, 1.0) / temperature
   return jax.lax.stop_gradient(
-      jnp.exp(jnp.minimum(scaled, jnp.log(max_weight))))
+    jnp.exp(jnp.minimum(scaled, jnp.log(max_weight)))
+  )
 
 
 def masked_mean(values: Array, mask: Array) -> Array:
@@ -73,7 +77,8 @@ def masked_mean(values: Array, mask: Array) -> Array:
   """
   chex.assert_equal_shape([values, mask])
   return jnp.sum(mask * values, axis=-1) / jnp.maximum(
-      jnp.sum(mask, axis=-1), 1.0)
+    jnp.sum(mask, axis=-1), 1.0
+  )
 
 
 def weighted_log_likelihood(log_prob: Array, weight: Array) -> Array:
@@ -87,7 +92,7 @@ def weighted_log_likelihood(log_prob: Array, weight: Array) -> Array:
 
 
 def soft_policy(
-    log_prob: Array, q_value: Array, temperature: Array | float = 1.0
+  log_prob: Array, q_value: Array, temperature: Array | float = 1.0
 ) -> Array:
   """alpha log pi(a|s) - Q(s, a) [...] (SAC; PEARL A1.3 step 7 has alpha 1).
 
@@ -99,7 +104,7 @@ def soft_policy(
 
 
 def output_penalty(
-    mean: Array, log_std: Array, mean_weight: float, log_std_weight: float
+  mean: Array, log_std: Array, mean_weight: float, log_std_weight: float
 ) -> Array:
   """Mean squares of an actor's outputs, weighted (PEARL A1.3 step 7).
 
@@ -107,12 +112,13 @@ def output_penalty(
     mean, log_std: [...], before the tanh.
     mean_weight, log_std_weight: of each.
   """
-  return (mean_weight * jnp.mean(jnp.square(mean))
-          + log_std_weight * jnp.mean(jnp.square(log_std)))
+  return mean_weight * jnp.mean(jnp.square(mean)) + log_std_weight * jnp.mean(
+    jnp.square(log_std)
+  )
 
 
 def soft_value_target(
-    log_prob: Array, q_value: Array, temperature: Array | float = 1.0
+  log_prob: Array, q_value: Array, temperature: Array | float = 1.0
 ) -> Array:
   """Q(s, a) - alpha log pi(a|s) [...], no gradient (PEARL A1.3 step 6).
 
@@ -124,7 +130,7 @@ def soft_value_target(
 
 
 def temperature_loss(
-    temperature: Array, log_prob: Array, target_entropy: float
+  temperature: Array, log_prob: Array, target_entropy: float
 ) -> Array:
   """-alpha (log pi(a|s) + target entropy) [...] (SAC, arXiv 1812.05905, 6).
 

@@ -8,7 +8,7 @@ from offmeta.types import Array, Transition
 
 
 def annotate(
-    log: Transition, valid: Array, discount: float
+  log: Transition, valid: Array, discount: float
 ) -> dict[str, Array]:
   """What is known about the rest of each step's episode (spec macaw 1.1).
 
@@ -43,19 +43,26 @@ def annotate(
     return new, new
 
   start = (
-      jnp.zeros(()), jnp.ones(()), jnp.zeros_like(log.next_observation[0]),
-      jnp.ones(()))
+    jnp.zeros(()),
+    jnp.ones(()),
+    jnp.zeros_like(log.next_observation[0]),
+    jnp.ones(()),
+  )
   _, rows = jax.lax.scan(
-      step, start,
-      (log.reward, log.next_observation, log.discount, follows), reverse=True)
+    step,
+    start,
+    (log.reward, log.next_observation, log.discount, follows),
+    reverse=True,
+  )
   names = ('return_to_go', 'bootstrap', 'last_observation', 'last_discount')
   return {
-      name: jnp.where(valid.reshape((-1,) + (1,) * (leaf.ndim - 1)), leaf, 0.0)
-      for name, leaf in zip(names, rows)}
+    name: jnp.where(valid.reshape((-1,) + (1,) * (leaf.ndim - 1)), leaf, 0.0)
+    for name, leaf in zip(names, rows)
+  }
 
 
 def bootstrapped(
-    return_to_go: Array, bootstrap: Array, last_value: Array
+  return_to_go: Array, bootstrap: Array, last_value: Array
 ) -> Array:
   """mc + Gamma V(s_T), no gradient (spec macaw 1.4 and 2.1).
 

@@ -8,11 +8,11 @@ from offmeta.types import Array
 
 
 def td_target(
-    reward: Array,
-    discount: Array,
-    next_value: Array,
-    gamma: float,
-    reward_scale: float = 1.0,
+  reward: Array,
+  discount: Array,
+  next_value: Array,
+  gamma: float,
+  reward_scale: float = 1.0,
 ) -> Array:
   """reward_scale * r + gamma * discount * V(s'), no gradient.
 

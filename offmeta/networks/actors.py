@@ -12,10 +12,10 @@ LOG_STD_RANGE = (-20.0, 2.0)
 
 
 def tanh_gaussian_actor(
-    input_sizes: Sequence[int],
-    action_size: int,
-    hidden: Sequence[int],
-    hidden_bias: float = 0.0,
+  input_sizes: Sequence[int],
+  action_size: int,
+  hidden: Sequence[int],
+  hidden_bias: float = 0.0,
 ) -> Network:
   """apply(params, *inputs [..., .]) -> TanhNormal [..., A].
 

@@ -23,8 +23,11 @@ def _bfloat16_product(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
   identity. No forward mode (jvp).
   """
   return lax.dot_general(
-      a.astype(jnp.bfloat16), b.astype(jnp.bfloat16),
-      (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=jnp.float32)
+    a.astype(jnp.bfloat16),
+    b.astype(jnp.bfloat16),
+    (((axis_a,), (axis_b,)), ((), ())),
+    preferred_element_type=jnp.float32,
+  )
 
 
 def _product_forward(a, b, axis_a, axis_b):
@@ -54,7 +57,7 @@ _bfloat16_product.defvjp(_product_forward, _product_backward)
 
 
 def product(
-    x: Array, kernel: Array, dimension_numbers, precision=None
+  x: Array, kernel: Array, dimension_numbers, precision=None
 ) -> Array:
   """`lax.dot_general` for the layers of networks: [..., I], [I, O] -> [..., O].
 
@@ -79,12 +82,14 @@ def product(
     return lax.dot_general(x, kernel, dimension_numbers, precision=precision)
   if dimension_numbers != (((x.ndim - 1,), (0,)), ((), ())):
     raise ValueError(
-        f'product: dimension numbers {dimension_numbers}; bfloat16 products'
-        ' are made for nn.Dense, which contracts the last axis of x with the'
-        ' first of kernel')
+      f'product: dimension numbers {dimension_numbers}; bfloat16 products'
+      ' are made for nn.Dense, which contracts the last axis of x with the'
+      ' first of kernel'
+    )
   rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
   return _bfloat16_product(rows, kernel, 1, 0).reshape(
-      x.shape[:-1] + kernel.shape[1:])
+    x.shape[:-1] + kernel.shape[1:]
+  )
 
 
 # The only linear layer: networks that make an `nn.Dense` of their own would
@@ -144,17 +149,17 @@ class MLP(nn.Module):
       bias = nn.initializers.constant(self.hidden_bias)
       x = nn.relu(dense(width, kernel_init=rlkit_hidden, bias_init=bias)(x))
     outputs = tuple(
-        dense(size, kernel_init=uniform(bound), bias_init=uniform(bound))(x)
-        for size, bound in self.heads
+      dense(size, kernel_init=uniform(bound), bias_init=uniform(bound))(x)
+      for size, bound in self.heads
     )
     return outputs[0] if len(outputs) == 1 else outputs
 
 
 def mlp(
-    input_sizes: Sequence[int],
-    hidden: Sequence[int],
-    heads: Sequence[tuple[int, float]],
-    hidden_bias: float = 0.0,
+  input_sizes: Sequence[int],
+  hidden: Sequence[int],
+  heads: Sequence[tuple[int, float]],
+  hidden_bias: float = 0.0,
 ) -> Network:
   """A perceptron over the concatenation of its inputs.
 

@@ -14,9 +14,7 @@ _VARIANCE_RANGE = (0.1, 10.0)  # of `transition_encoder`'s own noise
 _LOG_VARIANCE_BOUNDS = (-10.0, 0.5)  # of `gaussian_model`, at the start
 
 
-def product_of_gaussians(
-    mean: Array, variance: Array, mask: Array
-) -> Gaussian:
+def product_of_gaussians(mean: Array, variance: Array, mask: Array) -> Gaussian:
   """Product of N independent Gaussian factors, without a prior factor.
 
   Specs: smac 2.1 "Posterior", PEARL A1.2.
@@ -50,7 +48,7 @@ def masked_mean(points: Array, mask: Array) -> Array:
 
 
 def _columns(
-    context: Transition, use_next_observation: bool, use_terminal: bool = False
+  context: Transition, use_next_observation: bool, use_terminal: bool = False
 ) -> list[Array]:
   """What an encoder reads of each transition."""
   columns = [context.observation, context.action, context.reward[..., None]]
@@ -62,12 +60,12 @@ def _columns(
 
 
 def set_encoder(
-    observation_size: int,
-    action_size: int,
-    latent_size: int,
-    hidden: Sequence[int],
-    use_next_observation: bool = False,
-    hidden_bias: float = 0.0,
+  observation_size: int,
+  action_size: int,
+  latent_size: int,
+  hidden: Sequence[int],
+  use_next_observation: bool = False,
+  hidden_bias: float = 0.0,
 ) -> Network:
   """apply(params, context [..., N], mask [..., N]) -> Gaussian [..., Z].
 
@@ -88,14 +86,14 @@ def set_encoder(
 
 
 def transition_encoder(
-    observation_size: int,
-    action_size: int,
-    latent_size: int,
-    hidden: Sequence[int],
-    use_next_observation: bool = False,
-    use_terminal: bool = False,
-    stochastic: bool = False,
-    hidden_bias: float = 0.0,
+  observation_size: int,
+  action_size: int,
+  latent_size: int,
+  hidden: Sequence[int],
+  use_next_observation: bool = False,
+  use_terminal: bool = False,
+  stochastic: bool = False,
+  hidden_bias: float = 0.0,
 ) -> Network:
   """apply(params, context [..., N], noise [..., N, Z]) -> [..., N, Z].
 
@@ -127,32 +125,30 @@ def transition_encoder(
 
 
 def bounded_gaussian(
-    input_sizes: Sequence[int],
-    output_size: int,
-    hidden: Sequence[int],
-    hidden_bias: float = 0.0,
+  input_sizes: Sequence[int],
+  output_size: int,
+  hidden: Sequence[int],
+  hidden_bias: float = 0.0,
 ) -> Network:
   """apply(params, *inputs [..., .]) -> Gaussian [..., output_size].
 
   CSRO's p(z | s, a) (spec baselines A4): mean = tanh(raw), variance =
   softplus(tanh(raw)), between 0.31 and 1.31.
   """
-  body = base.mlp(
-      input_sizes, hidden, ((2 * output_size, 3e-3),), hidden_bias)
+  body = base.mlp(input_sizes, hidden, ((2 * output_size, 3e-3),), hidden_bias)
 
   def apply(params, *inputs) -> Gaussian:
-    mean, raw = jnp.split(
-        jnp.tanh(body.apply(params, *inputs)), 2, axis=-1)
+    mean, raw = jnp.split(jnp.tanh(body.apply(params, *inputs)), 2, axis=-1)
     return Gaussian(mean, jax.nn.softplus(raw))
 
   return Network(init=body.init, apply=apply)
 
 
 def gaussian_model(
-    input_sizes: Sequence[int],
-    output_size: int,
-    hidden: Sequence[int],
-    hidden_bias: float = 0.0,
+  input_sizes: Sequence[int],
+  output_size: int,
+  hidden: Sequence[int],
+  hidden_bias: float = 0.0,
 ) -> Network:
   """apply(params, *inputs [..., .]) -> (Gaussian [..., output_size], spread).
 
@@ -160,15 +156,14 @@ def gaussian_model(
   between bounds that are learned too, one pair per output; spread [] is the
   sum of (upper - lower), which a loss should keep small.
   """
-  body = base.mlp(
-      input_sizes, hidden, ((2 * output_size, 3e-3),), hidden_bias)
+  body = base.mlp(input_sizes, hidden, ((2 * output_size, 3e-3),), hidden_bias)
   low, high = _LOG_VARIANCE_BOUNDS
 
   def init(key):
     return {
-        'body': body.init(key),
-        'low': jnp.full((output_size,), low, jnp.float32),
-        'high': jnp.full((output_size,), high, jnp.float32),
+      'body': body.init(key),
+      'low': jnp.full((output_size,), low, jnp.float32),
+      'high': jnp.full((output_size,), high, jnp.float32),
     }
 
   def apply(params, *inputs):

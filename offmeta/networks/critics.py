@@ -7,9 +7,9 @@ from offmeta.types import Network
 
 
 def scalar(
-    input_sizes: Sequence[int],
-    hidden: Sequence[int],
-    hidden_bias: float = 0.0,
+  input_sizes: Sequence[int],
+  hidden: Sequence[int],
+  hidden_bias: float = 0.0,
 ) -> Network:
   """apply(params, *inputs [..., .]) -> [...]; last layer in U(+-3e-3)."""
   body = base.mlp(input_sizes, hidden, ((1, 3e-3),), hidden_bias)
@@ -21,10 +21,10 @@ def scalar(
 
 
 def q_ensemble(
-    input_sizes: Sequence[int],
-    hidden: Sequence[int],
-    size: int = 2,
-    hidden_bias: float = 0.0,
+  input_sizes: Sequence[int],
+  hidden: Sequence[int],
+  size: int = 2,
+  hidden_bias: float = 0.0,
 ) -> Network:
   """apply(params, *inputs [..., .]) -> [K, ...]."""
   return base.ensemble(scalar(input_sizes, hidden, hidden_bias), size)

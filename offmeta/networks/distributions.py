@@ -36,7 +36,8 @@ class Normal(NamedTuple):
     """Log-probability [...] of actions [..., A]."""
     chex.assert_equal_shape([action, self.mean])
     return jnp.sum(
-        normal_log_prob(action, self.mean, jnp.log(self.std)), axis=-1)
+      normal_log_prob(action, self.mean, jnp.log(self.std)), axis=-1
+    )
 
   def sample(self, noise: Array) -> Array:
     """mean + std * noise [..., A], from standard normal noise [..., A]."""
@@ -78,7 +79,7 @@ class TanhNormal(NamedTuple):
     """
     chex.assert_equal_shape([action, self.mean])
     return self._log_prob_pre_tanh(
-        jnp.arctanh(jnp.clip(action, -ACTION_LIMIT, ACTION_LIMIT))
+      jnp.arctanh(jnp.clip(action, -ACTION_LIMIT, ACTION_LIMIT))
     )
 
   def _log_prob_pre_tanh(self, x: Array) -> Array:

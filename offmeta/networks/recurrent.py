@@ -35,9 +35,10 @@ class BeliefEncoder(NamedTuple):
 
 
 def _linear(width: int, num_inputs: int, use_bias: bool = True) -> nn.Module:
-  start = base.uniform(num_inputs ** -0.5)
+  start = base.uniform(num_inputs**-0.5)
   return base.dense(
-      width, use_bias=use_bias, kernel_init=start, bias_init=start)
+    width, use_bias=use_bias, kernel_init=start, bias_init=start
+  )
 
 
 class _Embed(nn.Module):
@@ -47,9 +48,13 @@ class _Embed(nn.Module):
 
   @nn.compact
   def __call__(self, *inputs):
-    return jnp.concatenate([
+    return jnp.concatenate(
+      [
         nn.relu(_linear(width, x.shape[-1])(x))
-        for width, x in zip(self.widths, inputs, strict=True)], axis=-1)
+        for width, x in zip(self.widths, inputs, strict=True)
+      ],
+      axis=-1,
+    )
 
 
 def _gru_cell(gates: Array, from_hidden: Array, hidden: Array) -> Array:
@@ -72,11 +77,11 @@ def _gru_cell(gates: Array, from_hidden: Array, hidden: Array) -> Array:
 
 
 def belief_encoder(
-    observation_size: int,
-    action_size: int,
-    latent_size: int,
-    hidden_size: int,
-    embedding_sizes: Sequence[int],
+  observation_size: int,
+  action_size: int,
+  latent_size: int,
+  hidden_size: int,
+  embedding_sizes: Sequence[int],
 ) -> BeliefEncoder:
   """The encoder q(z | history).
 
@@ -91,28 +96,27 @@ def belief_encoder(
     embedding_sizes: widths for next observation, action and reward.
   """
   embed = _Embed(tuple(embedding_sizes))
-  gate = lambda: base.dense(
-      3 * hidden_size, kernel_init=base.orthogonal)
+  gate = lambda: base.dense(3 * hidden_size, kernel_init=base.orthogonal)
   modules = {
-      'embed': (embed, (observation_size, action_size, 1)),
-      'input': (gate(), (sum(embedding_sizes),)),
-      'recurrent': (gate(), (hidden_size,)),
-      'heads': (_linear(2 * latent_size, hidden_size), (hidden_size,)),
+    'embed': (embed, (observation_size, action_size, 1)),
+    'input': (gate(), (sum(embedding_sizes),)),
+    'recurrent': (gate(), (hidden_size,)),
+    'heads': (_linear(2 * latent_size, hidden_size), (hidden_size,)),
   }
 
   def init(key):
     return {
-        name: module.init(
-            jax.random.fold_in(key, i), *[jnp.zeros((n,)) for n in sizes])
-        for i, (name, (module, sizes)) in enumerate(modules.items())
+      name: module.init(
+        jax.random.fold_in(key, i), *[jnp.zeros((n,)) for n in sizes]
+      )
+      for i, (name, (module, sizes)) in enumerate(modules.items())
     }
 
   def run(params, name, *inputs):
     return modules[name][0].apply(params[name], *inputs)
 
   def advance(params, hidden, next_observation, action, reward, mask):
-    inputs = run(
-        params, 'embed', next_observation, action, reward[..., None])
+    inputs = run(params, 'embed', next_observation, action, reward[..., None])
     gates = run(params, 'input', inputs)
 
     def step(hidden, at):
@@ -126,9 +130,9 @@ def belief_encoder(
     return jnp.moveaxis(steps, 0, -2)
 
   return BeliefEncoder(
-      init=init,
-      advance=advance,
-      read=lambda params, hidden: run(params, 'heads', hidden),
+    init=init,
+    advance=advance,
+    read=lambda params, hidden: run(params, 'heads', hidden),
   )
 
 
@@ -160,12 +164,12 @@ class _RewardDecoder(nn.Module):
 
 
 def reward_decoder(
-    observation_size: int,
-    action_size: int,
-    latent_size: int,
-    hidden: Sequence[int],
-    embedding_sizes: Sequence[int],
-    whole_step: bool,
+  observation_size: int,
+  action_size: int,
+  latent_size: int,
+  hidden: Sequence[int],
+  embedding_sizes: Sequence[int],
+  whole_step: bool,
 ) -> Network:
   """apply(params, z, s, a, s') -> rewards of all pairs of latents and steps.
 

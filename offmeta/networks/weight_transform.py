@@ -74,19 +74,18 @@ def wlinear(inputs: int, outputs: int, latent_size: int) -> Layer:
   U(+-1/sqrt(Z)), with P = inputs * outputs + outputs.
   """
   size = inputs * outputs
-  uniform = base.uniform(latent_size ** -0.5)
+  uniform = base.uniform(latent_size**-0.5)
 
   def init(key):
     keys = jax.random.split(key, 3)
     return {
-        'latent': jax.random.normal(keys[0], (latent_size,)) / outputs,
-        'kernel': uniform(keys[1], (latent_size, size + outputs)),
-        'bias': uniform(keys[2], (size + outputs,)),
+      'latent': jax.random.normal(keys[0], (latent_size,)) / outputs,
+      'kernel': uniform(keys[1], (latent_size, size + outputs)),
+      'bias': uniform(keys[2], (size + outputs,)),
     }
 
   def unpack(flat):
-    return {
-        'kernel': flat[:size].reshape(inputs, outputs), 'bias': flat[size:]}
+    return {'kernel': flat[:size].reshape(inputs, outputs), 'bias': flat[size:]}
 
   def generate(params):
     return unpack(_times(params['latent'], params['kernel']) + params['bias'])
@@ -94,11 +93,14 @@ def wlinear(inputs: int, outputs: int, latent_size: int) -> Layer:
   def step(params, gradient, steps):
     flat = jnp.append(gradient['kernel'], gradient['bias'])
     latent = params['latent'] - steps['latent'] * _times(
-        flat, params['kernel'].T)
+      flat, params['kernel'].T
+    )
     along = steps['kernel'] * jnp.sum(latent * params['latent'])
     return unpack(
-        _times(latent, params['kernel']) + params['bias']
-        - (along + steps['bias']) * flat)
+      _times(latent, params['kernel'])
+      + params['bias']
+      - (along + steps['bias']) * flat
+    )
 
   return Layer(init, generate, step)
 
@@ -115,10 +117,11 @@ def bias_linear(inputs: int, outputs: int, latent_size: int = 0) -> Layer:
   def init(key):
     keys = jax.random.split(key, 3)
     return {
-        'latent': jax.random.normal(keys[0], (outputs,)) / outputs,
-        'transform': jax.nn.initializers.normal(outputs ** -0.5)(
-            keys[1], (outputs, outputs)),
-        **plain.init(keys[2]),
+      'latent': jax.random.normal(keys[0], (outputs,)) / outputs,
+      'transform': jax.nn.initializers.normal(outputs**-0.5)(
+        keys[1], (outputs, outputs)
+      ),
+      **plain.init(keys[2]),
     }
 
   def generate(params):
@@ -127,7 +130,8 @@ def bias_linear(inputs: int, outputs: int, latent_size: int = 0) -> Layer:
 
   def step(params, gradient, steps):
     latent = params['latent'] - steps['latent'] * _times(
-        gradient['bias'], params['transform'].T)
+      gradient['bias'], params['transform'].T
+    )
     along = steps['transform'] * jnp.sum(latent * params['latent'])
     new = plain.step(params, gradient, steps)
     extra = _times(latent, params['transform']) - along * gradient['bias']
@@ -142,19 +146,20 @@ def dense(inputs: int, outputs: int, latent_size: int = 0) -> Layer:
   `latent_size` is not used.
   """
   del latent_size
-  uniform = base.uniform(inputs ** -0.5)
+  uniform = base.uniform(inputs**-0.5)
 
   def init(key):
     keys = jax.random.split(key)
     return {
-        'kernel': uniform(keys[0], (inputs, outputs)),
-        'bias': uniform(keys[1], (outputs,)),
+      'kernel': uniform(keys[0], (inputs, outputs)),
+      'bias': uniform(keys[1], (outputs,)),
     }
 
   def step(params, gradient, steps):
     return {
-        name: params[name] - steps[name] * gradient[name]
-        for name in ('kernel', 'bias')}
+      name: params[name] - steps[name] * gradient[name]
+      for name in ('kernel', 'bias')
+    }
 
   return Layer(init, lambda params: params, step)
 
@@ -165,30 +170,28 @@ LAYERS = {'wlinear': wlinear, 'bias_linear': bias_linear, 'dense': dense}
 def only_latent(steps: Params) -> Params:
   """Step sizes with 0 for all but the layers' latents."""
   return jax.tree.map_with_path(
-      lambda path, x: x if path[-1].key == 'latent' else jnp.zeros_like(x),
-      steps)
+    lambda path, x: x if path[-1].key == 'latent' else jnp.zeros_like(x), steps
+  )
 
 
 def _stack(sizes: Sequence[int], layer: str, latent_size: int) -> Layer:
   """Layers between consecutive sizes; trees are tuples."""
   if layer not in LAYERS:
-    raise ValueError(
-        f'no layer {layer!r}; choose one of {", ".join(LAYERS)}')
-  layers = [
-      LAYERS[layer](i, o, latent_size) for i, o in zip(sizes, sizes[1:])]
+    raise ValueError(f'no layer {layer!r}; choose one of {", ".join(LAYERS)}')
+  layers = [LAYERS[layer](i, o, latent_size) for i, o in zip(sizes, sizes[1:])]
 
   def init(key):
     return tuple(
-        part.init(jax.random.fold_in(key, i))
-        for i, part in enumerate(layers))
+      part.init(jax.random.fold_in(key, i)) for i, part in enumerate(layers)
+    )
 
   def generate(params):
     return tuple(part.generate(p) for part, p in zip(layers, params))
 
   def step(params, gradient, steps):
     return tuple(
-        part.step(*given)
-        for part, *given in zip(layers, params, gradient, steps))
+      part.step(*given) for part, *given in zip(layers, params, gradient, steps)
+    )
 
   return Layer(init, generate, step)
 
@@ -207,8 +210,10 @@ def _forward(weights: Weights, x: Array) -> tuple[Array, Array]:
 
 
 def value_network(
-    input_size: int, hidden: Sequence[int], layer: str = 'wlinear',
-    latent_size: int = 100,
+  input_size: int,
+  hidden: Sequence[int],
+  layer: str = 'wlinear',
+  latent_size: int = 100,
 ) -> AdaptableNetwork:
   """apply_generated(weights, x [..., I]) -> [...] (spec macaw 3.3).
 
@@ -223,13 +228,18 @@ def value_network(
   """
   stack = _stack((input_size, *hidden, 1), layer, latent_size)
   return AdaptableNetwork(
-      *stack, lambda weights, x: _forward(weights, x)[0][..., 0])
+    *stack, lambda weights, x: _forward(weights, x)[0][..., 0]
+  )
 
 
 def policy_network(
-    input_size: int, action_size: int, hidden: Sequence[int],
-    head_hidden: int = 0, layer: str = 'wlinear', latent_size: int = 100,
-    relu_on_action: bool = True,
+  input_size: int,
+  action_size: int,
+  hidden: Sequence[int],
+  head_hidden: int = 0,
+  layer: str = 'wlinear',
+  latent_size: int = 100,
+  relu_on_action: bool = True,
 ) -> AdaptableNetwork:
   """A mean action, and a head that predicts advantages (spec macaw 3.2).
 
@@ -251,24 +261,28 @@ def policy_network(
   Raises:
     ValueError: there is no such layer.
   """
-  stacks = {'trunk': _stack(
-      (input_size, *hidden, action_size), layer, latent_size)}
+  stacks = {
+    'trunk': _stack((input_size, *hidden, action_size), layer, latent_size)
+  }
   if head_hidden:
     stacks['head'] = _stack(
-        (hidden[-1] + action_size, head_hidden, 1), layer, latent_size)
+      (hidden[-1] + action_size, head_hidden, 1), layer, latent_size
+    )
 
   def init(key):
     return {
-        name: stack.init(jax.random.fold_in(key, i))
-        for i, (name, stack) in enumerate(stacks.items())}
+      name: stack.init(jax.random.fold_in(key, i))
+      for i, (name, stack) in enumerate(stacks.items())
+    }
 
   def generate(params):
     return {name: stacks[name].generate(params[name]) for name in stacks}
 
   def step(params, gradient, steps):
     return {
-        name: stack.step(params[name], gradient[name], steps[name])
-        for name, stack in stacks.items()}
+      name: stack.step(params[name], gradient[name], steps[name])
+      for name, stack in stacks.items()
+    }
 
   def apply(weights, x, action=None):
     mean, hidden = _forward(weights['trunk'], x)
@@ -278,7 +292,8 @@ def policy_network(
     read = jax.nn.relu(hidden)
     seen = jax.nn.relu(action) if relu_on_action else action
     advantage, _ = _forward(
-        weights['head'], jnp.concatenate([read, seen], axis=-1))
+      weights['head'], jnp.concatenate([read, seen], axis=-1)
+    )
     return mean, advantage[..., 0]
 
   return AdaptableNetwork(init, generate, step, apply)

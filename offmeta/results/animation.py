@@ -62,8 +62,9 @@ def check(path: pathlib.Path):
   """
   if path.suffix not in _WRITERS:
     raise AnimationError(
-        f'{path}: cannot write {path.suffix or "a file without an ending"};'
-        f' known: {", ".join(_WRITERS)}')
+      f'{path}: cannot write {path.suffix or "a file without an ending"};'
+      f' known: {", ".join(_WRITERS)}'
+    )
   if path.suffix == '.mp4':
     _ffmpeg()
 
@@ -93,8 +94,11 @@ def caption(picture: np.ndarray, lines: Sequence[str]) -> np.ndarray:
   draw = ImageDraw.Draw(image)
   for row, line in enumerate(lines):
     draw.text(
-        (0.7 * size, (0.5 + 1.35 * row) * size), line, fill=_INK,
-        font=_font(size, bold=row == 0))
+      (0.7 * size, (0.5 + 1.35 * row) * size),
+      line,
+      fill=_INK,
+      font=_font(size, bold=row == 0),
+    )
   return np.asarray(image)
 
 
@@ -106,7 +110,8 @@ def _font(size: int, bold: bool):
 
   name = 'DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf'
   return ImageFont.truetype(
-      str(pathlib.Path(matplotlib.get_data_path(), 'fonts', 'ttf', name)), size)
+    str(pathlib.Path(matplotlib.get_data_path(), 'fonts', 'ttf', name)), size
+  )
 
 
 def _gif(path: pathlib.Path, pictures: Iterable[np.ndarray], fps: float):
@@ -116,13 +121,19 @@ def _gif(path: pathlib.Path, pictures: Iterable[np.ndarray], fps: float):
   pictures = list(pictures)
   some = np.linspace(0, len(pictures) - 1, _PALETTE_SAMPLES).astype(int)
   palette = Image.fromarray(
-      np.concatenate([pictures[i] for i in some])).quantize(256)
+    np.concatenate([pictures[i] for i in some])
+  ).quantize(256)
   first, *others = (
-      Image.fromarray(picture).quantize(
-          palette=palette, dither=Image.Dither.NONE)
-      for picture in pictures)
-  first.save(path, save_all=True, append_images=others, loop=0,
-             duration=10 * max(2, round(100 / fps)))
+    Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
+    for picture in pictures
+  )
+  first.save(
+    path,
+    save_all=True,
+    append_images=others,
+    loop=0,
+    duration=10 * max(2, round(100 / fps)),
+  )
 
 
 def _html(path: pathlib.Path, pictures: Iterable[np.ndarray], fps: float):
@@ -133,9 +144,15 @@ def _html(path: pathlib.Path, pictures: Iterable[np.ndarray], fps: float):
     file = io.BytesIO()
     Image.fromarray(picture).save(file, 'jpeg', quality=88)
     frames.append(base64.b64encode(file.getvalue()).decode())
-  path.write_text(_PAGE.format(
-      title=path.stem, width=picture.shape[1], last=len(frames) - 1,
-      milliseconds=round(1000 / fps), frames=json.dumps(frames)))
+  path.write_text(
+    _PAGE.format(
+      title=path.stem,
+      width=picture.shape[1],
+      last=len(frames) - 1,
+      milliseconds=round(1000 / fps),
+      frames=json.dumps(frames),
+    )
+  )
 
 
 def _mp4(path: pathlib.Path, pictures: Iterable[np.ndarray], fps: float):
@@ -143,11 +160,29 @@ def _mp4(path: pathlib.Path, pictures: Iterable[np.ndarray], fps: float):
   first = next(pictures)
   height, width = first.shape[:2]
   command = [
-      _ffmpeg(), '-y', '-loglevel', 'error', '-f', 'rawvideo', '-pix_fmt',
-      'rgb24', '-s', f'{width}x{height}', '-r', str(fps), '-i', '-',
-      # Players want even sides and this pixel format.
-      '-vf', 'pad=ceil(iw/2)*2:ceil(ih/2)*2', '-c:v', 'libx264', '-pix_fmt',
-      'yuv420p', str(path)]
+    _ffmpeg(),
+    '-y',
+    '-loglevel',
+    'error',
+    '-f',
+    'rawvideo',
+    '-pix_fmt',
+    'rgb24',
+    '-s',
+    f'{width}x{height}',
+    '-r',
+    str(fps),
+    '-i',
+    '-',
+    # Players want even sides and this pixel format.
+    '-vf',
+    'pad=ceil(iw/2)*2:ceil(ih/2)*2',
+    '-c:v',
+    'libx264',
+    '-pix_fmt',
+    'yuv420p',
+    str(path),
+  ]
   content = b''.join([first.tobytes(), *(p.tobytes() for p in pictures)])
   done = subprocess.run(command, input=content, capture_output=True)
   if done.returncode:
@@ -161,11 +196,13 @@ def _ffmpeg() -> str:
     return found
   try:
     import imageio_ffmpeg  # pylint: disable=g-import-not-at-top
+
     return imageio_ffmpeg.get_ffmpeg_exe()
   except (ImportError, RuntimeError) as error:
     raise AnimationError(
-        'an .mp4 needs ffmpeg: install it, or "offmeta[video]"; .gif and .html'
-        f' need nothing ({error})') from error
+      'an .mp4 needs ffmpeg: install it, or "offmeta[video]"; .gif and .html'
+      f' need nothing ({error})'
+    ) from error
 
 
 _Writer = Callable[[pathlib.Path, Iterable[np.ndarray], float], None]

@@ -24,8 +24,12 @@ def wall_time(timing: Mapping[str, float]) -> Any | None:
     axis = figure.subplots()
     axis.barh(names, seconds / scale, color=drawing.HEADLINE, height=0.66)
     for index, value in enumerate(seconds):
-      axis.annotate(f' {value / scale:.1f} {unit} ({value / total:.0%})',
-                    (value / scale, index), va='center', fontsize=9.5)
+      axis.annotate(
+        f' {value / scale:.1f} {unit} ({value / total:.0%})',
+        (value / scale, index),
+        va='center',
+        fontsize=9.5,
+      )
     axis.set_xlim(0, seconds.max() / scale * 1.22 + 1e-9)
     axis.set_xlabel(f'wall time ({unit})')
     axis.grid(axis='y', visible=False)
@@ -51,12 +55,16 @@ def finetune_curve(record: records.Record) -> Any | None:
     figure = drawing.figure(7.6, 3.6)
     axis = figure.subplots()
     axis.fill_between(
-        steps[2:], low[2:], high[2:], color=color, alpha=0.16, lw=0)
+      steps[2:], low[2:], high[2:], color=color, alpha=0.16, lw=0
+    )
     axis.plot(steps[2:], mean[2:], color=color)
     labels = [(mean[-1], 'fine-tuned', color)]
-    for index, (text, shade) in enumerate((
+    for index, (text, shade) in enumerate(
+      (
         ('meta-policy', drawing.OFFLINE),
-        ('after the offline step', drawing.OTHERS[0]))):
+        ('after the offline step', drawing.OTHERS[0]),
+      )
+    ):
       axis.axhline(mean[index], color=shade, ls=(0, (5, 3)), lw=1.3, zorder=1)
       labels.append((mean[index], text, shade))
     axis.set_xlim(0, steps[-1])
@@ -69,22 +77,34 @@ def finetune_curve(record: records.Record) -> Any | None:
 
 def row_chart(summary: Mapping[str, Any]) -> Any | None:
   """The rows of the table: a dot with its 95% interval for each."""
-  entries = [line for line in tables.lines(summary)
-             if line.group != tables.PAIRED and line.mean is not None]
+  entries = [
+    line
+    for line in tables.lines(summary)
+    if line.group != tables.PAIRED and line.mean is not None
+  ]
   if not entries:
     return None
-  parts = [[line for line in entries if line.group == group]
-           for group in tables.GROUPS]
+  parts = [
+    [line for line in entries if line.group == group] for group in tables.GROUPS
+  ]
   parts = [part for part in parts if part]
   with drawing.rc():
     figure = drawing.figure(8.4, 0.36 * len(entries) + 0.6 * len(parts) + 0.6)
     axes = figure.subplots(
-        len(parts), 1, sharex=True, squeeze=False,
-        gridspec_kw={'height_ratios': [len(part) + 0.6 for part in parts],
-                     'hspace': 0.55 / (0.3 * len(entries) / len(parts))})[:, 0]
+      len(parts),
+      1,
+      sharex=True,
+      squeeze=False,
+      gridspec_kw={
+        'height_ratios': [len(part) + 0.6 for part in parts],
+        'hspace': 0.55 / (0.3 * len(entries) / len(parts)),
+      },
+    )[:, 0]
     colors = drawing.variant_colors(
-        summary.get('variants', {}), summary.get('headline_variant', ''),
-        summary.get('oracle_variant'))
+      summary.get('variants', {}),
+      summary.get('headline_variant', ''),
+      summary.get('oracle_variant'),
+    )
     for axis, part in zip(axes, parts):
       _draw_intervals(axis, part, colors)
       axis.set_title(part[0].group.split(':')[0])
@@ -93,18 +113,31 @@ def row_chart(summary: Mapping[str, Any]) -> Any | None:
 
 
 def _draw_intervals(
-    axis: Any, part: Sequence[tables.Line], colors: Mapping[str, str]
+  axis: Any, part: Sequence[tables.Line], colors: Mapping[str, str]
 ) -> None:
   """Dots with intervals, first line on top."""
   for index, line in enumerate(part[::-1]):
     color = _row_color(line.name, colors)
     if line.low is not None:
-      axis.plot([line.low, line.high], [index, index], color=color, lw=3.5,
-                alpha=0.45, solid_capstyle='round')
+      axis.plot(
+        [line.low, line.high],
+        [index, index],
+        color=color,
+        lw=3.5,
+        alpha=0.45,
+        solid_capstyle='round',
+      )
     axis.plot(line.mean, index, 'o', color=color, ms=7.5)
     number = f'{line.mean:.1f}'.replace('-', '−')
-    axis.annotate(number, (line.mean, index), xytext=(0, 6), ha='center',
-                  textcoords='offset points', fontsize=8.5, color='#333333')
+    axis.annotate(
+      number,
+      (line.mean, index),
+      xytext=(0, 6),
+      ha='center',
+      textcoords='offset points',
+      fontsize=8.5,
+      color='#333333',
+    )
   axis.set_yticks(range(len(part)), [line.name for line in part[::-1]])
   axis.set_ylim(-0.6, len(part) - 0.2)
   axis.tick_params(axis='y', length=0)
@@ -127,15 +160,19 @@ def _row_color(name: str, colors: Mapping[str, str]) -> str:
 
 
 # Marker and colour of a comparison's columns.
-_MARKS = (('o', drawing.OFFLINE), ('o', drawing.HEADLINE),
-          ('D', drawing.OTHERS[0]), ('s', drawing.OTHERS[1]),
-          ('^', drawing.ORACLE))
+_MARKS = (
+  ('o', drawing.OFFLINE),
+  ('o', drawing.HEADLINE),
+  ('D', drawing.OTHERS[0]),
+  ('s', drawing.OTHERS[1]),
+  ('^', drawing.ORACLE),
+)
 
 
 def comparison_chart(
-    rows: Sequence[Mapping[str, Any]],
-    columns: Mapping[str, str],
-    references: Mapping[str, Mapping[str, Any]],
+  rows: Sequence[Mapping[str, Any]],
+  columns: Mapping[str, str],
+  references: Mapping[str, Mapping[str, Any]],
 ) -> Any:
   """Rows of `offmeta.results.comparison`: a mark for each column's mean.
 
@@ -156,16 +193,35 @@ def comparison_chart(
           continue
         entry, height = row['scores'][key], index + place
         if entry['low'] is not None:
-          axis.plot([entry['low'], entry['high']], [height] * 2, color=color,
-                    lw=3.0, alpha=0.4, solid_capstyle='round')
-        axis.plot(entry['mean'], height, marker, color=color, ms=5.5, ls='',
-                  label=label)
+          axis.plot(
+            [entry['low'], entry['high']],
+            [height] * 2,
+            color=color,
+            lw=3.0,
+            alpha=0.4,
+            solid_capstyle='round',
+          )
+        axis.plot(
+          entry['mean'], height, marker, color=color, ms=5.5, ls='', label=label
+        )
     for name, entry in references.items():
-      axis.axvline(entry['mean'], color=_row_color(name, {}), lw=1.3,
-                   ls=(0, (5, 3)), zorder=1)
-      axis.annotate(name, (entry['mean'], 1.0), rotation=35, fontsize=8.5,
-                    xycoords=('data', 'axes fraction'), xytext=(0, 3),
-                    textcoords='offset points', color=_row_color(name, {}))
+      axis.axvline(
+        entry['mean'],
+        color=_row_color(name, {}),
+        lw=1.3,
+        ls=(0, (5, 3)),
+        zorder=1,
+      )
+      axis.annotate(
+        name,
+        (entry['mean'], 1.0),
+        rotation=35,
+        fontsize=8.5,
+        xycoords=('data', 'axes fraction'),
+        xytext=(0, 3),
+        textcoords='offset points',
+        color=_row_color(name, {}),
+      )
     axis.set_yticks(range(len(rows)), [row['name'] for row in rows[::-1]])
     axis.set_ylim(-0.6, len(rows) - 0.4)
     axis.tick_params(axis='y', length=0)

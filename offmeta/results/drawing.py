@@ -15,13 +15,23 @@ OFFLINE, RANDOM, BEHAVIOUR = '#444444', '#8a8a8a', '#b07d00'
 HEADLINE, ORACLE = '#0072b2', '#009e73'
 OTHERS = ('#d55e00', '#cc79a7', '#56b4e9', '#e69f00', '#7f4f9b')
 _STYLE = {
-    'font.size': 10.5, 'axes.titlesize': 11.5, 'axes.titleweight': 'bold',
-    'axes.titlelocation': 'left', 'axes.spines.top': False,
-    'axes.spines.right': False, 'axes.edgecolor': '#777777',
-    'axes.labelcolor': '#222222', 'axes.grid': True, 'axes.axisbelow': True,
-    'grid.color': '#e7e7e7', 'grid.linewidth': 0.8, 'legend.frameon': False,
-    'xtick.color': '#444444', 'ytick.color': '#444444',
-    'lines.linewidth': 2.0, 'lines.markersize': 4.5,
+  'font.size': 10.5,
+  'axes.titlesize': 11.5,
+  'axes.titleweight': 'bold',
+  'axes.titlelocation': 'left',
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.edgecolor': '#777777',
+  'axes.labelcolor': '#222222',
+  'axes.grid': True,
+  'axes.axisbelow': True,
+  'grid.color': '#e7e7e7',
+  'grid.linewidth': 0.8,
+  'legend.frameon': False,
+  'xtick.color': '#444444',
+  'ytick.color': '#444444',
+  'lines.linewidth': 2.0,
+  'lines.markersize': 4.5,
 }
 RETURN = 'return of last episode'
 
@@ -30,13 +40,14 @@ def to_png(figure: Any, dpi: int = 130) -> bytes:
   """A figure as the bytes of a PNG file."""
   stream = io.BytesIO()
   with rc():
-    figure.savefig(stream, format='png', dpi=dpi, bbox_inches='tight',
-                   facecolor='white')
+    figure.savefig(
+      stream, format='png', dpi=dpi, bbox_inches='tight', facecolor='white'
+    )
   return stream.getvalue()
 
 
 def variant_colors(
-    variants: Iterable[str], headline: str, oracle: str | None
+  variants: Iterable[str], headline: str, oracle: str | None
 ) -> dict[str, str]:
   """The colour of each variant."""
   others = [name for name in variants if name not in (headline, oracle)]
@@ -50,7 +61,8 @@ def rc() -> Any:
     import matplotlib  # pylint: disable=g-import-not-at-top
   except ImportError as error:
     raise ImportError(
-        'pictures need matplotlib: pip install offmeta[report]') from error
+      'pictures need matplotlib: pip install offmeta[report]'
+    ) from error
   return matplotlib.rc_context(_STYLE)
 
 
@@ -74,10 +86,10 @@ def count(value: float) -> str:
 
 
 def legend_below(
-    figure: Any,
-    axes: Sequence[Any],
-    handles: Sequence[Any] | None = None,
-    columns: int = 4,
+  figure: Any,
+  axes: Sequence[Any],
+  handles: Sequence[Any] | None = None,
+  columns: int = 4,
 ) -> None:
   """One legend under all axes, without repeated labels."""
   found: dict[str, Any] = {}
@@ -91,12 +103,17 @@ def legend_below(
   if figure.get_layout_engine() is not None:
     place = {'loc': 'outside lower center'}
   figure.legend(
-      list(found.values()), list(found), **place,
-      ncols=min(len(found), columns), fontsize=9.5, handlelength=3.0)
+    list(found.values()),
+    list(found),
+    **place,
+    ncols=min(len(found), columns),
+    fontsize=9.5,
+    handlelength=3.0,
+  )
 
 
 def label_right(
-    axis: Any, labels: Sequence[tuple[float, str, str]], gap: float = 0.075
+  axis: Any, labels: Sequence[tuple[float, str, str]], gap: float = 0.075
 ) -> None:
   """Writes (y, text, colour) right of an axis, pushed apart to be legible."""
   low, high = axis.get_ylim()
@@ -104,11 +121,25 @@ def label_right(
   wanted = [(label[0] - low) / (high - low) for label in labels]
   for (_, text, color), start, end in zip(labels, wanted, spread(wanted, gap)):
     axis.annotate(
-        text, (1.0, start), xytext=(1.045, end), xycoords='axes fraction',
-        textcoords='axes fraction', color=color, fontsize=9.5, ha='left',
-        va='center', annotation_clip=False,
-        arrowprops={'arrowstyle': '-', 'color': color, 'lw': 0.8,
-                    'shrinkA': 0, 'shrinkB': 0, 'relpos': (0, 0.5)})
+      text,
+      (1.0, start),
+      xytext=(1.045, end),
+      xycoords='axes fraction',
+      textcoords='axes fraction',
+      color=color,
+      fontsize=9.5,
+      ha='left',
+      va='center',
+      annotation_clip=False,
+      arrowprops={
+        'arrowstyle': '-',
+        'color': color,
+        'lw': 0.8,
+        'shrinkA': 0,
+        'shrinkB': 0,
+        'relpos': (0, 0.5),
+      },
+    )
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
@@ -121,8 +152,13 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
       if first / m + gap * m <= second / n:
         break
       blocks[-2:] = [[first + second - gap * m * n, m + n]]
-  places = [total / number + gap * index
-            for total, number in blocks for index in range(int(number))]
+  places = [
+    total / number + gap * index
+    for total, number in blocks
+    for index in range(int(number))
+  ]
   top = 1.0 - gap * (len(places) - 1)
-  return [max(min(position, top + gap * index), gap * index)
-          for index, position in enumerate(places)]
+  return [
+    max(min(position, top + gap * index), gap * index)
+    for index, position in enumerate(places)
+  ]

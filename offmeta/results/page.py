@@ -9,53 +9,62 @@ from offmeta.results import records, tables
 
 # Picture -> (title, what to look for), in the order of the page.
 CAPTIONS = {
-    'training': (
-        'Return over training',
-        'Lines are means over seeds, bands 95% t intervals over seeds.'),
-    'rows': (
-        'The table as a picture',
-        'Each dot is the mean over seeds, each bar its 95% interval; a dot '
-        'without a bar has one seed. The paired rows of the table are the '
-        'sharper comparison, because they compare within a seed.'),
-    'episodes': (
-        'Return per adaptation episode',
-        'The first episodes act on the prior, later ones on the posterior of '
-        'what was seen so far. Look for the rise from first to last episode: '
-        'that is adaptation. On training tasks the gap between the dashed '
-        'line (context from the offline data) and the solid one is the '
-        'distribution shift. Bands are 95% t intervals over seeds.'),
-    'finetune': (
-        'Online fine-tuning',
-        'A learner of its own goes on training in each held-out task. Look '
-        'for a steep rise: few steps should be enough. The step before it '
-        'uses logged transitions of a random policy only. The band is the '
-        '95% t interval over seeds.'),
-    'z_space': (
-        'Where contexts land in z-space',
-        'Posterior means of training tasks, first seed, projected to two '
-        'principal components. Where the hollow points (self-collected) lie '
-        'away from the filled ones of their task, links are long: that is the '
-        'distribution shift.'),
-    'trajectories': (
-        'What the point robot does',
-        'Held-out tasks, first seed. Early episodes are light and explore, '
-        'the last is dark and should run to the star.'),
-    'wall_time': (
-        'Where the wall time went',
-        'Seconds by phase, compilation included.'),
+  'training': (
+    'Return over training',
+    'Lines are means over seeds, bands 95% t intervals over seeds.',
+  ),
+  'rows': (
+    'The table as a picture',
+    'Each dot is the mean over seeds, each bar its 95% interval; a dot '
+    'without a bar has one seed. The paired rows of the table are the '
+    'sharper comparison, because they compare within a seed.',
+  ),
+  'episodes': (
+    'Return per adaptation episode',
+    'The first episodes act on the prior, later ones on the posterior of '
+    'what was seen so far. Look for the rise from first to last episode: '
+    'that is adaptation. On training tasks the gap between the dashed '
+    'line (context from the offline data) and the solid one is the '
+    'distribution shift. Bands are 95% t intervals over seeds.',
+  ),
+  'finetune': (
+    'Online fine-tuning',
+    'A learner of its own goes on training in each held-out task. Look '
+    'for a steep rise: few steps should be enough. The step before it '
+    'uses logged transitions of a random policy only. The band is the '
+    '95% t interval over seeds.',
+  ),
+  'z_space': (
+    'Where contexts land in z-space',
+    'Posterior means of training tasks, first seed, projected to two '
+    'principal components. Where the hollow points (self-collected) lie '
+    'away from the filled ones of their task, links are long: that is the '
+    'distribution shift.',
+  ),
+  'trajectories': (
+    'What the point robot does',
+    'Held-out tasks, first seed. Early episodes are light and explore, '
+    'the last is dark and should run to the star.',
+  ),
+  'wall_time': (
+    'Where the wall time went',
+    'Seconds by phase, compilation included.',
+  ),
 }
 # What a run with an online phase adds to them.
 _ONLINE_CAPTIONS = {
-    'training': (
-        'Left of the switch the offline stage, right of it each online '
-        'variant, each half on its own scale of updates. Look at the upper '
-        'panel: does the line rise after the switch, and how near does it '
-        'come to the dashed oracle? The lower panels hand in logged '
-        'contexts, so they should be high before the switch already and stay '
-        'there.'),
-    'z_space': (
-        'Both panels share their axes. After the online phase links should be '
-        'short and colours in order.'),
+  'training': (
+    'Left of the switch the offline stage, right of it each online '
+    'variant, each half on its own scale of updates. Look at the upper '
+    'panel: does the line rise after the switch, and how near does it '
+    'come to the dashed oracle? The lower panels hand in logged '
+    'contexts, so they should be high before the switch already and stay '
+    'there.'
+  ),
+  'z_space': (
+    'Both panels share their axes. After the online phase links should be '
+    'short and colours in order.'
+  ),
 }
 
 _CSS = """
@@ -125,9 +134,9 @@ sample.</p>
 
 
 def render(
-    record: records.Record,
-    summary: Mapping[str, Any],
-    pictures: Mapping[str, bytes],
+  record: records.Record,
+  summary: Mapping[str, Any],
+  pictures: Mapping[str, bytes],
 ) -> str:
   """The whole page.
 
@@ -138,29 +147,39 @@ def render(
   """
   run = record.run
   title = ' '.join(filter(None, [run.algorithm.upper(), 'on', run.family]))
-  facts = [f'profile {run.profile}' if run.profile else '',
-           f'{run.num_seeds} seed' + ('s' if run.num_seeds != 1 else ''),
-           f'headline variant {run.headline_variant}'
-           if run.headline_variant else '',
-           f'config {run.config_hash[:12]}' if run.config_hash else '']
+  facts = [
+    f'profile {run.profile}' if run.profile else '',
+    f'{run.num_seeds} seed' + ('s' if run.num_seeds != 1 else ''),
+    f'headline variant {run.headline_variant}' if run.headline_variant else '',
+    f'config {run.config_hash[:12]}' if run.config_hash else '',
+  ]
   online = _ONLINE_METHOD.format(headline=html.escape(run.headline_variant))
   parts = [
-      f'<h1>{html.escape(title)}</h1>',
-      f'<p class="facts">{html.escape(" · ".join(filter(None, facts)))}</p>',
-      _verdict(summary),
-      f'<div class="scroll">{tables.html_table(summary)}</div>',
-      f'<p>{html.escape(tables.divergence_note(summary))}</p>',
-      '<h2>How to read the table</h2>', _METHOD,
-      online if run.headline_variant else '', _UNIT, _variants(record),
-      *[_figure(name, pictures[name], bool(run.headline_variant))
-        for name in CAPTIONS if name in pictures],
-      _diagnostics(summary), _timing(record.timing), _origin(record),
+    f'<h1>{html.escape(title)}</h1>',
+    f'<p class="facts">{html.escape(" · ".join(filter(None, facts)))}</p>',
+    _verdict(summary),
+    f'<div class="scroll">{tables.html_table(summary)}</div>',
+    f'<p>{html.escape(tables.divergence_note(summary))}</p>',
+    '<h2>How to read the table</h2>',
+    _METHOD,
+    online if run.headline_variant else '',
+    _UNIT,
+    _variants(record),
+    *[
+      _figure(name, pictures[name], bool(run.headline_variant))
+      for name in CAPTIONS
+      if name in pictures
+    ],
+    _diagnostics(summary),
+    _timing(record.timing),
+    _origin(record),
   ]
   return (
-      '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-      '<meta name="viewport" content="width=device-width, initial-scale=1">'
-      f'<title>{html.escape(title)}</title><style>{_CSS}</style></head>\n'
-      '<body>\n' + '\n'.join(filter(None, parts)) + '\n</body></html>\n')
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    f'<title>{html.escape(title)}</title><style>{_CSS}</style></head>\n'
+    '<body>\n' + '\n'.join(filter(None, parts)) + '\n</body></html>\n'
+  )
 
 
 def _verdict(summary: Mapping[str, Any]) -> str:
@@ -174,13 +193,18 @@ def _verdict(summary: Mapping[str, Any]) -> str:
     return f'<p>What {what} changes has not been tested yet.</p>'
   mean = f'{entry["mean"]:+.2f}'
   if entry['low'] is None:
-    return (f'<p>On held-out tasks {what} changes the return by '
-            f'<b>{mean}</b> (one seed, no interval).</p>')
+    return (
+      f'<p>On held-out tasks {what} changes the return by '
+      f'<b>{mean}</b> (one seed, no interval).</p>'
+    )
   low, high = entry['low'], entry['high']
-  claim = ('raises' if low > 0 else 'lowers' if high < 0
-           else 'does not clearly change')
-  return (f'<p>On held-out tasks {what} <b>{claim}</b> the return: '
-          f'{mean} per seed, 95% interval [{low:.2f}, {high:.2f}].</p>')
+  claim = (
+    'raises' if low > 0 else 'lowers' if high < 0 else 'does not clearly change'
+  )
+  return (
+    f'<p>On held-out tasks {what} <b>{claim}</b> the return: '
+    f'{mean} per seed, 95% interval [{low:.2f}, {high:.2f}].</p>'
+  )
 
 
 def _variants(record: records.Record) -> str:
@@ -197,16 +221,20 @@ def _figure(name: str, png: bytes, online: bool) -> str:
   if online and name in _ONLINE_CAPTIONS:
     caption = f'{_ONLINE_CAPTIONS[name]} {caption}'
   data = base64.b64encode(png).decode()
-  return (f'<h2>{html.escape(title)}</h2><figure><img alt="'
-          f'{html.escape(title)}" src="data:image/png;base64,{data}">'
-          f'<figcaption>{html.escape(caption)}</figcaption></figure>')
+  return (
+    f'<h2>{html.escape(title)}</h2><figure><img alt="'
+    f'{html.escape(title)}" src="data:image/png;base64,{data}">'
+    f'<figcaption>{html.escape(caption)}</figcaption></figure>'
+  )
 
 
 def _diagnostics(summary: Mapping[str, Any]) -> str:
   """Shift diagnostics in z."""
-  names = {'kl_offline': 'KL to the prior, offline context (nats)',
-           'kl_self': 'KL to the prior, self-collected context (nats)',
-           'normalized_shift': 'normalised shift (0: none)'}
+  names = {
+    'kl_offline': 'KL to the prior, offline context (nats)',
+    'kl_self': 'KL to the prior, self-collected context (nats)',
+    'normalized_shift': 'normalised shift (0: none)',
+  }
   rows = []
   for point, entry in summary['diagnostics'].items():
     for name, text in names.items():
@@ -238,14 +266,17 @@ def _origin(record: records.Record) -> str:
   output.append(_plain(facts) if facts else '')
   if run.config:
     output.append(
-        f'<details><summary>Configuration ({html.escape(run.config_hash)})'
-        f'</summary>{_plain(tables.flat(run.config))}</details>')
+      f'<details><summary>Configuration ({html.escape(run.config_hash)})'
+      f'</summary>{_plain(tables.flat(run.config))}</details>'
+    )
   return '\n'.join(output)
 
 
 def _plain(rows: Any) -> str:
   """Two columns, name and value."""
   body = ''.join(
-      f'<tr><td><code>{html.escape(str(name))}</code></td>'
-      f'<td>{html.escape(str(value))}</td></tr>' for name, value in rows)
+    f'<tr><td><code>{html.escape(str(name))}</code></td>'
+    f'<td>{html.escape(str(value))}</td></tr>'
+    for name, value in rows
+  )
   return f'<div class="scroll"><table class="plain">{body}</table></div>'

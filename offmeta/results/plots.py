@@ -12,17 +12,17 @@ from offmeta.results import charts, drawing, records, statistics
 
 
 def draw_all(
-    record: records.Record, summary: Mapping[str, Any]
+  record: records.Record, summary: Mapping[str, Any]
 ) -> dict[str, Any]:
   """File stem -> Figure, for every picture that the record has data for."""
   figures = {
-      'training': training_curves(record, summary),
-      'rows': charts.row_chart(summary),
-      'episodes': episode_curves(record),
-      'z_space': z_space(record),
-      'trajectories': trajectories(record),
-      'finetune': charts.finetune_curve(record),
-      'wall_time': charts.wall_time(record.timing),
+    'training': training_curves(record, summary),
+    'rows': charts.row_chart(summary),
+    'episodes': episode_curves(record),
+    'z_space': z_space(record),
+    'trajectories': trajectories(record),
+    'finetune': charts.finetune_curve(record),
+    'wall_time': charts.wall_time(record.timing),
   }
   return {name: item for name, item in figures.items() if item is not None}
 
@@ -30,14 +30,15 @@ def draw_all(
 def _run_colors(run: records.Run) -> dict[str, str]:
   """The colour of each variant of a run."""
   return drawing.variant_colors(
-      run.variants, run.headline_variant, run.oracle_variant)
+    run.variants, run.headline_variant, run.oracle_variant
+  )
 
 
 # --- (1) training curves ----------------------------------------------------
 
 
 def training_curves(
-    record: records.Record, summary: Mapping[str, Any]
+  record: records.Record, summary: Mapping[str, Any]
 ) -> Any | None:
   """Adaptation return against updates, offline part then online part.
 
@@ -46,31 +47,53 @@ def training_curves(
   Bands are 95% t intervals over seeds. Online steps may count on from the
   offline ones or from 0 (then the first must lie below the offline total).
   """
-  panels = [(title, metric) for title, metric in (
-      ('Held-out tasks, self-collected context',
-       'eval/test/self_context/final_return'),
-      ('Held-out tasks, context handed over from their logged data',
-       'eval/test/offline_context/final_return'),
-      ('Training tasks, context handed in from the offline data',
-       'eval/train/offline_context/final_return'),
-  ) if any(metric in values for stage, values in record.metrics.items()
-           if stage != 'collect')]
+  panels = [
+    (title, metric)
+    for title, metric in (
+      (
+        'Held-out tasks, self-collected context',
+        'eval/test/self_context/final_return',
+      ),
+      (
+        'Held-out tasks, context handed over from their logged data',
+        'eval/test/offline_context/final_return',
+      ),
+      (
+        'Training tasks, context handed in from the offline data',
+        'eval/train/offline_context/final_return',
+      ),
+    )
+    if any(
+      metric in values
+      for stage, values in record.metrics.items()
+      if stage != 'collect'
+    )
+  ]
   if not panels:
     return None
   curves = [_curves(record, metric) for _, metric in panels]
-  last = [max((series.step[-1] for series in part.values()), default=0)
-          for part in (
-              {i: c[0] for i, c in enumerate(curves) if c[0] is not None},
-              {(i, n): s for i, c in enumerate(curves)
-               for n, s in c[1].items()})]
+  last = [
+    max((series.step[-1] for series in part.values()), default=0)
+    for part in (
+      {i: c[0] for i, c in enumerate(curves) if c[0] is not None},
+      {(i, n): s for i, c in enumerate(curves) for n, s in c[1].items()},
+    )
+  ]
   both = last[1] > 0
   share = float(np.clip(last[0] / max(sum(last), 1), 0.25, 0.75))
   with drawing.rc():
     figure = drawing.figure(8.6, 3.5 * len(panels) + 0.3)
     grid = figure.subplots(
-        len(panels), 1 + both, sharey='row', squeeze=False,
-        gridspec_kw={'width_ratios': [share, 1 - share][:1 + both],
-                     'wspace': 0.0, 'hspace': 0.4})
+      len(panels),
+      1 + both,
+      sharey='row',
+      squeeze=False,
+      gridspec_kw={
+        'width_ratios': [share, 1 - share][: 1 + both],
+        'wspace': 0.0,
+        'hspace': 0.4,
+      },
+    )
     for axes, (title, metric), (offline, online) in zip(grid, panels, curves):
       labels = _draw_curves(axes, offline, online, record.run)
       labels += _references(axes, summary, metric, set(online), record.run)
@@ -82,12 +105,14 @@ def training_curves(
 
 
 def _curves(
-    record: records.Record, metric: str
+  record: records.Record, metric: str
 ) -> tuple[records.Series | None, dict[str, records.Series]]:
   """The offline series, and variant -> online series in updates since then."""
   offline = record.metrics.get('offline', {}).get(metric)
-  end = max((series.step[-1] for series in
-             record.metrics.get('offline', {}).values()), default=0)
+  end = max(
+    (series.step[-1] for series in record.metrics.get('offline', {}).values()),
+    default=0,
+  )
   online = {}
   for name in record.run.variants:
     series = record.metrics.get(f'online/{name}', {}).get(metric)
@@ -95,51 +120,63 @@ def _curves(
       continue
     if series.step[0] >= end:
       series = series._replace(step=series.step - end)
-    if offline is not None and series.step[0] > 0 and (
-        offline.values.shape[1] == series.values.shape[1]):
+    if (
+      offline is not None
+      and series.step[0] > 0
+      and (offline.values.shape[1] == series.values.shape[1])
+    ):
       series = records.Series(
-          np.concatenate([[0], series.step]),
-          np.concatenate([offline.values[-1:], series.values]))
+        np.concatenate([[0], series.step]),
+        np.concatenate([offline.values[-1:], series.values]),
+      )
     online[name] = series
   return offline, online
 
 
 def _draw_curves(
-    axes: Sequence[Any],
-    offline: records.Series | None,
-    online: Mapping[str, records.Series],
-    run: records.Run,
+  axes: Sequence[Any],
+  offline: records.Series | None,
+  online: Mapping[str, records.Series],
+  run: records.Run,
 ) -> list[tuple[float, str, str]]:
   """Lines with bands; returns (y, text, colour) of the labels they need."""
   labels, colors = [], _run_colors(run)
-  parts = [] if offline is None else [
-      (axes[0], 'offline stage', offline, drawing.OFFLINE)]
-  parts += [(axes[-1], name, online[name], colors[name])
-            for name in sorted(online, key=run.headline_variant.__eq__)]
+  parts = (
+    []
+    if offline is None
+    else [(axes[0], 'offline stage', offline, drawing.OFFLINE)]
+  )
+  parts += [
+    (axes[-1], name, online[name], colors[name])
+    for name in sorted(online, key=run.headline_variant.__eq__)
+  ]
   for axis, name, series, color in parts:
     mean, low, high = statistics.band(series.values)
     axis.fill_between(series.step, low, high, color=color, alpha=0.16, lw=0)
-    axis.plot(series.step, mean, color=color,
-              marker='o' if len(mean) <= 25 else None)
+    axis.plot(
+      series.step, mean, color=color, marker='o' if len(mean) <= 25 else None
+    )
     if name in online or not online:
       labels.append((mean[-1], _variant_label(name, run), color))
   return labels
 
 
 def _references(
-    axes: Sequence[Any],
-    summary: Mapping[str, Any],
-    metric: str,
-    drawn: set[str],
-    run: records.Run,
+  axes: Sequence[Any],
+  summary: Mapping[str, Any],
+  metric: str,
+  drawn: set[str],
+  run: records.Run,
 ) -> list[tuple[float, str, str]]:
   """Horizontal dashed lines of rows that do not train; returns labels."""
   wanted = [('random', 'random', drawing.RANDOM)]
   if '/train/' in metric:
     wanted = [('behaviour_data', 'logged data', drawing.BEHAVIOUR)]
   elif '/self_context/' in metric:
-    wanted += [('behaviour', 'behaviour policy', drawing.BEHAVIOUR),
-               ('oracle', 'oracle, final', drawing.ORACLE)]
+    wanted += [
+      ('behaviour', 'behaviour policy', drawing.BEHAVIOUR),
+      ('oracle', 'oracle, final', drawing.ORACLE),
+    ]
   labels = []
   for row, text, color in wanted:
     mean = summary['rows'].get(row, {}).get('mean')
@@ -160,17 +197,27 @@ def _phase_axes(grid: np.ndarray, last: Sequence[int]) -> None:
   for axes in grid:
     for index, axis in enumerate(axes):
       axis.xaxis.set_major_formatter(thousands)
-      axis.xaxis.set_major_locator(ticker.MaxNLocator(
-          5, steps=[1, 2, 2.5, 5, 10], prune='both' if index else 'upper'))
+      axis.xaxis.set_major_locator(
+        ticker.MaxNLocator(
+          5, steps=[1, 2, 2.5, 5, 10], prune='both' if index else 'upper'
+        )
+      )
       margin = 1.01 if index == len(axes) - 1 else 1.0
       axis.set_xlim(0, max(last[index], 1) * margin)
     if len(axes) == 2:
       axes[1].spines['left'].set(color='#222222', linewidth=1.8)
       axes[1].tick_params(axis='y', length=0)
       axes[1].annotate(
-          ' phase switch', (0, 1), xycoords='axes fraction', xytext=(2, 3),
-          textcoords='offset points', fontsize=9, color='#222222',
-          ha='left', va='bottom')
+        ' phase switch',
+        (0, 1),
+        xycoords='axes fraction',
+        xytext=(2, 3),
+        textcoords='offset points',
+        fontsize=9,
+        color='#222222',
+        ha='left',
+        va='bottom',
+      )
   names = ('offline updates', 'online updates (since the switch)')
   for axis, name in zip(grid[-1], names):
     axis.set_xlabel(name)
@@ -188,10 +235,14 @@ def episode_curves(record: records.Record) -> Any | None:
   """
   run, colors = record.run, _run_colors(record.run)
   drawn = [*record.other_variants, run.oracle_variant, run.headline_variant]
-  points = [(f'online-{name}', _variant_label(name, run), colors[name])
-            for name in drawn if f'online-{name}' in record.evaluations]
-  points.insert(max(len(points) - 1, 0),
-                ('offline', 'offline stage', drawing.OFFLINE))
+  points = [
+    (f'online-{name}', _variant_label(name, run), colors[name])
+    for name in drawn
+    if f'online-{name}' in record.evaluations
+  ]
+  points.insert(
+    max(len(points) - 1, 0), ('offline', 'offline stage', drawing.OFFLINE)
+  )
   training = record.array('offline', 'train_self_returns') is not None
   with drawing.rc():
     figure = drawing.figure(9.6 if training else 6.2, 3.9)
@@ -199,16 +250,29 @@ def episode_curves(record: records.Record) -> Any | None:
     for axis, side in zip(axes, ('test', 'train')):
       for point, label, color in points:
         _draw_episodes(
-            axis, record.array(point, f'{side}_self_returns'), color, label)
+          axis, record.array(point, f'{side}_self_returns'), color, label
+        )
         if side == 'train' and point in (
-            'offline', f'online-{run.headline_variant}'):
-          _draw_episodes(axis, record.array(point, 'train_offline_returns'),
-                         color, f'{label}, offline context', ls='--')
+          'offline',
+          f'online-{run.headline_variant}',
+        ):
+          _draw_episodes(
+            axis,
+            record.array(point, 'train_offline_returns'),
+            color,
+            f'{label}, offline context',
+            ls='--',
+          )
       axis.set_xlabel('adaptation episode')
     random = record.array('collect', 'random_test_returns')
     if random is not None:
-      axes[0].axhline(np.nanmean(random), color=drawing.RANDOM, ls=(0, (5, 3)),
-                      lw=1.3, label='random')
+      axes[0].axhline(
+        np.nanmean(random),
+        color=drawing.RANDOM,
+        ls=(0, (5, 3)),
+        lw=1.3,
+        label='random',
+      )
     axes[0].set_title('Held-out tasks')
     axes[0].set_ylabel('return of the episode')
     if training:
@@ -218,7 +282,7 @@ def episode_curves(record: records.Record) -> Any | None:
 
 
 def _draw_episodes(
-    axis: Any, returns: np.ndarray | None, color: str, label: str, ls: str = '-'
+  axis: Any, returns: np.ndarray | None, color: str, label: str, ls: str = '-'
 ) -> None:
   """One line of mean return per episode; returns [S, M, R, E]."""
   if returns is None:
@@ -232,8 +296,15 @@ def _draw_episodes(
   episode = np.arange(1, len(mean) + 1)
   if ls == '-':
     axis.fill_between(episode, low, high, color=color, alpha=0.15, lw=0)
-  axis.plot(episode, mean, ls=ls, color=color, label=label, marker='o',
-            markerfacecolor=color if ls == '-' else 'white')
+  axis.plot(
+    episode,
+    mean,
+    ls=ls,
+    color=color,
+    label=label,
+    marker='o',
+    markerfacecolor=color if ls == '-' else 'white',
+  )
   axis.set_xticks(episode)
 
 
@@ -241,7 +312,7 @@ def _draw_episodes(
 
 
 def z_space(
-    record: records.Record, seed: int = 0, max_tasks: int = 40
+  record: records.Record, seed: int = 0, max_tasks: int = 40
 ) -> Any | None:
   """Posterior means of offline and self-collected contexts, two panels.
 
@@ -251,34 +322,46 @@ def z_space(
   headline = record.run.headline_variant
   panels = []
   for point, title in (
-      ('offline', 'Before: offline stage' if headline else 'Offline stage'),
-      (f'online-{headline}', f'After: {headline}')):
-    pair = [record.array(point, f'posterior_{kind}_mean')
-            for kind in ('offline', 'self')]
+    ('offline', 'Before: offline stage' if headline else 'Offline stage'),
+    (f'online-{headline}', f'After: {headline}'),
+  ):
+    pair = [
+      record.array(point, f'posterior_{kind}_mean')
+      for kind in ('offline', 'self')
+    ]
     if all(item is not None for item in pair) and (
-        len(pair[0][seed]) == len(pair[1][seed])):
+      len(pair[0][seed]) == len(pair[1][seed])
+    ):
       panels.append((title, pair[0][seed], pair[1][seed]))
   if not panels or len({panel[1].shape[-1] for panel in panels}) > 1:
     return None
   num_tasks = min(len(panel[1]) for panel in panels)
   color = _task_color(record, num_tasks)
   order = np.argsort(color, kind='stable')
-  shown = order[np.unique(np.linspace(
-      0, num_tasks - 1, min(num_tasks, max_tasks)).astype(int))]
-  center, basis, share = _pca(np.concatenate(
-      [panel[1].reshape(-1, panel[1].shape[-1]) for panel in panels]))
+  shown = order[
+    np.unique(
+      np.linspace(0, num_tasks - 1, min(num_tasks, max_tasks)).astype(int)
+    )
+  ]
+  center, basis, share = _pca(
+    np.concatenate(
+      [panel[1].reshape(-1, panel[1].shape[-1]) for panel in panels]
+    )
+  )
   with drawing.rc():
     figure = drawing.figure(4.7 * len(panels) + 1.0, 4.2, layout='constrained')
-    axes = figure.subplots(1, len(panels), squeeze=False, sharex=True,
-                           sharey=True)[0]
+    axes = figure.subplots(
+      1, len(panels), squeeze=False, sharex=True, sharey=True
+    )[0]
     for axis, (title, offline, own) in zip(axes, panels):
       clouds = [(item - center) @ basis for item in (offline, own)]
       points = _draw_clouds(axis, clouds, color, shown)
       axis.set_title(title)
       axis.set_xlabel(f'z, first component ({share[0]:.0%} of variance)')
     axes[0].set_ylabel(f'z, second component ({share[1]:.0%})')
-    bar = figure.colorbar(points, ax=list(axes), pad=0.02, fraction=0.04,
-                          aspect=30)
+    bar = figure.colorbar(
+      points, ax=list(axes), pad=0.02, fraction=0.04, aspect=30
+    )
     bar.set_label('task parameter')
     bar.outline.set_visible(False)
     _z_legend(figure, axes)
@@ -307,24 +390,37 @@ def _pca(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _draw_clouds(
-    axis: Any,
-    clouds: Sequence[np.ndarray],
-    color: np.ndarray,
-    shown: np.ndarray,
+  axis: Any,
+  clouds: Sequence[np.ndarray],
+  color: np.ndarray,
+  shown: np.ndarray,
 ) -> Any:
   """Filled offline and hollow own points of each task, and their links."""
   import matplotlib  # pylint: disable=g-import-not-at-top
 
-  scale = matplotlib.colors.Normalize(color.min(), max(color.max(),
-                                                       color.min() + 1e-9))
+  scale = matplotlib.colors.Normalize(
+    color.min(), max(color.max(), color.min() + 1e-9)
+  )
   shades = matplotlib.colormaps['viridis'](scale(color))
   for task in shown:
     ends = np.stack([np.nanmean(cloud[task], 0) for cloud in clouds])
     axis.plot(*ends.T, color=shades[task], lw=0.9, alpha=0.7, zorder=2)
-    axis.scatter(*clouds[1][task].T, s=24, facecolors='none', zorder=3,
-                 edgecolors=shades[task], linewidths=1.0)
-    axis.scatter(*clouds[0][task].T, s=20, color=shades[task], zorder=4,
-                 edgecolors='white', linewidths=0.4)
+    axis.scatter(
+      *clouds[1][task].T,
+      s=24,
+      facecolors='none',
+      zorder=3,
+      edgecolors=shades[task],
+      linewidths=1.0,
+    )
+    axis.scatter(
+      *clouds[0][task].T,
+      s=20,
+      color=shades[task],
+      zorder=4,
+      edgecolors='white',
+      linewidths=0.4,
+    )
   return matplotlib.cm.ScalarMappable(scale, 'viridis')
 
 
@@ -334,11 +430,24 @@ def _z_legend(figure: Any, axes: Sequence[Any]) -> None:
 
   grey = '#555555'
   marks = [
-      Line2D([], [], ls='', marker='o', color=grey,
-             label='context from the offline data'),
-      Line2D([], [], ls='', marker='o', color=grey, markerfacecolor='none',
-             label='context it collected itself'),
-      Line2D([], [], color=grey, lw=1, label='same task (between the means)'),
+    Line2D(
+      [],
+      [],
+      ls='',
+      marker='o',
+      color=grey,
+      label='context from the offline data',
+    ),
+    Line2D(
+      [],
+      [],
+      ls='',
+      marker='o',
+      color=grey,
+      markerfacecolor='none',
+      label='context it collected itself',
+    ),
+    Line2D([], [], color=grey, lw=1, label='same task (between the means)'),
   ]
   drawing.legend_below(figure, axes, marks)
 
@@ -349,23 +458,32 @@ def _z_legend(figure: Any, axes: Sequence[Any]) -> None:
 def trajectories(record: records.Record, max_tasks: int = 6) -> Any | None:
   """Point-robot paths: columns are held-out tasks, rows before and after."""
   headline = record.run.headline_variant
-  rows = [(title, record.array(point, 'trajectories'),
-           record.array(point, 'trajectory_goals'))
-          for title, point in (
-              ('before (offline)' if headline else 'offline stage', 'offline'),
-              ('after (online)', f'online-{headline}'))]
+  rows = [
+    (
+      title,
+      record.array(point, 'trajectories'),
+      record.array(point, 'trajectory_goals'),
+    )
+    for title, point in (
+      ('before (offline)' if headline else 'offline stage', 'offline'),
+      ('after (online)', f'online-{headline}'),
+    )
+  ]
   rows = [row for row in rows if row[1] is not None]
   if not rows:
     return None
   columns = min(max_tasks, *(len(row[1]) for row in rows))
-  low, high = _limits([item for row in rows for item in row[1:]
-                       if item is not None])
+  low, high = _limits(
+    [item for row in rows for item in row[1:] if item is not None]
+  )
   with drawing.rc():
     shape = float(np.clip((high - low)[1] / (high - low)[0], 0.4, 2.5))
-    figure = drawing.figure(2.1 * columns + 0.7, 2.1 * shape * len(rows) + 1.3,
-                     layout='compressed')
-    grid = figure.subplots(len(rows), columns, squeeze=False, sharex=True,
-                           sharey=True)
+    figure = drawing.figure(
+      2.1 * columns + 0.7, 2.1 * shape * len(rows) + 1.3, layout='compressed'
+    )
+    grid = figure.subplots(
+      len(rows), columns, squeeze=False, sharex=True, sharey=True
+    )
     for axes, (title, paths, goals) in zip(grid, rows):
       axes[0].set_ylabel(f'{title}\ny')
       for task, axis in enumerate(axes):
@@ -385,13 +503,30 @@ def _draw_paths(axis: Any, paths: np.ndarray, goal: np.ndarray | None) -> None:
 
   shades = matplotlib.colormaps['viridis_r'](np.linspace(0.12, 1, len(paths)))
   for episode, (path, color) in enumerate(zip(paths, shades)):
-    axis.plot(*path.T, color=color, lw=1.7, alpha=0.95,
-              label=f'episode {episode + 1}')
-  axis.plot(*paths[0, 0], marker='o', ms=5, color='#444444', ls='',
-            label='start', zorder=5)
+    axis.plot(
+      *path.T, color=color, lw=1.7, alpha=0.95, label=f'episode {episode + 1}'
+    )
+  axis.plot(
+    *paths[0, 0],
+    marker='o',
+    ms=5,
+    color='#444444',
+    ls='',
+    label='start',
+    zorder=5,
+  )
   if goal is not None:
-    axis.plot(*goal, marker='*', ms=14, color='#d55e00', ls='', label='goal',
-              markeredgecolor='white', markeredgewidth=0.8, zorder=6)
+    axis.plot(
+      *goal,
+      marker='*',
+      ms=14,
+      color='#d55e00',
+      ls='',
+      label='goal',
+      markeredgecolor='white',
+      markeredgewidth=0.8,
+      zorder=6,
+    )
   axis.spines[['top', 'right']].set_visible(True)
 
 

@@ -35,34 +35,45 @@ class Raycaster:
   """
 
   def __init__(
-      self, azimuth: float, elevation: float, extent: float, width: int,
-      height: int,
+    self,
+    azimuth: float,
+    elevation: float,
+    extent: float,
+    width: int,
+    height: int,
   ):
     azimuth, elevation = np.deg2rad([azimuth, elevation])
     self._right = np.array([np.sin(azimuth), -np.cos(azimuth), 0.0])
-    self._forward = np.array([
+    self._forward = np.array(
+      [
         np.cos(elevation) * np.cos(azimuth),
-        np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
+        np.cos(elevation) * np.sin(azimuth),
+        np.sin(elevation),
+      ]
+    )
     self._up = np.cross(self._right, self._forward)
     extent *= max(1.0, height / width)
     self._distance = extent / 2 / _HALF_FIELD
     # Tiles of 1, 2 or 5 times a power of ten, about five in the height.
     self._tile = min(
-        (base * 10.0 ** power for base in (1, 2, 5) for power in range(-4, 5)),
-        key=lambda tile: abs(np.log(5 * tile / extent)))
+      (base * 10.0**power for base in (1, 2, 5) for power in range(-4, 5)),
+      key=lambda tile: abs(np.log(5 * tile / extent)),
+    )
     self._shape = (height * _FINE, width * _FINE)
     self._scale = self._shape[0] / 2 / _HALF_FIELD  # rays per unit slope
     rows, columns = (np.arange(n) + 0.5 - n / 2 for n in self._shape)
     # Rays advance by 1 along `forward`, so their parameter is the depth.
     self._rays = (
-        self._forward + columns[None, :, None] / self._scale * self._right
-        - rows[:, None, None] / self._scale * self._up).astype(np.float32)
+      self._forward
+      + columns[None, :, None] / self._scale * self._right
+      - rows[:, None, None] / self._scale * self._up
+    ).astype(np.float32)
 
   def image(
-      self,
-      solids: Sequence[Solid],
-      target: np.ndarray,
-      trails: Sequence[tuple[np.ndarray, Sequence[float]]] = (),
+    self,
+    solids: Sequence[Solid],
+    target: np.ndarray,
+    trails: Sequence[tuple[np.ndarray, Sequence[float]]] = (),
   ) -> np.ndarray:
     """A picture, uint8 [H, W, 3].
 
@@ -85,12 +96,14 @@ class Raycaster:
     for body in sorted(bodies, key=lambda body: -body[4][3]):
       self._draw(picture, depth, eye, body)
     picture = sum(
-        picture[row::_FINE, column::_FINE]
-        for row in range(_FINE) for column in range(_FINE))
-    return (255 / _FINE ** 2 * picture + 0.5).clip(0, 255).astype(np.uint8)
+      picture[row::_FINE, column::_FINE]
+      for row in range(_FINE)
+      for column in range(_FINE)
+    )
+    return (255 / _FINE**2 * picture + 0.5).clip(0, 255).astype(np.uint8)
 
   def _background(
-      self, eye: np.ndarray, floor: float
+    self, eye: np.ndarray, floor: float
   ) -> tuple[np.ndarray, np.ndarray]:
     """Sky and tiled floor: colours [h, w, 3] and depths [h, w]."""
     middle = _FINE // 2  # colours are computed once per pixel
@@ -102,8 +115,11 @@ class Raycaster:
     # Tiles fade where a pixel covers many; offsets are small, for float32.
     offset = np.fmod(eye[:2] / self._tile, 2.0).astype(np.float32)
     wave = np.abs((near * rays[..., :2] / self._tile + offset) % 2 - 1) - 0.5
-    covered = near / np.maximum(-rays[..., 2:], 1e-6) * (
-        _FINE / self._scale / self._tile)
+    covered = (
+      near
+      / np.maximum(-rays[..., 2:], 1e-6)
+      * (_FINE / self._scale / self._tile)
+    )
     wave = np.clip(wave / covered, -1, 1)
     odd = wave[..., :1] * wave[..., 1:]
     tiles = _TILES.mean(0) + odd * ((_TILES[1] - _TILES[0]) / 2)
@@ -112,13 +128,14 @@ class Raycaster:
     return sky.repeat(_FINE, 0).repeat(_FINE, 1), depth
 
   def _floor_depth(
-      self, eye: np.ndarray, floor: float, slope: np.ndarray) -> np.ndarray:
+    self, eye: np.ndarray, floor: float, slope: np.ndarray
+  ) -> np.ndarray:
     """Depth at which rays of a slope [...] meet the floor, or infinity."""
     with np.errstate(divide='ignore'):
       return np.where(slope < 0, (floor - float(eye[2])) / slope, np.inf)
 
   def _window(
-      self, eye: np.ndarray, centers: np.ndarray, radius: float
+    self, eye: np.ndarray, centers: np.ndarray, radius: float
   ) -> tuple[slice, slice]:
     """Rows and columns of the hull of spheres; empty if one is behind.
 
@@ -133,17 +150,25 @@ class Raycaster:
       return slice(0, 0), slice(0, 0)
     slices = []
     for axis, size in zip((-self._up, self._right), self._shape):
-      ends = np.stack([
+      ends = np.stack(
+        [
           (view @ axis + sign * radius) / z
-          for sign in (-1, 1) for z in (near, near + 2 * radius)])
+          for sign in (-1, 1)
+          for z in (near, near + 2 * radius)
+        ]
+      )
       low, high = (size / 2 + self._scale * x for x in (ends.min(), ends.max()))
-      slices.append(slice(
-          int(np.clip(low - 1, 0, size)), int(np.clip(high + 2, 0, size))))
+      slices.append(
+        slice(int(np.clip(low - 1, 0, size)), int(np.clip(high + 2, 0, size)))
+      )
     return tuple(slices)
 
   def _draw(
-      self, picture: np.ndarray, depth: np.ndarray, eye: np.ndarray,
-      body: Solid,
+    self,
+    picture: np.ndarray,
+    depth: np.ndarray,
+    eye: np.ndarray,
+    body: Solid,
   ):
     """Adds a body to picture and depth, in place."""
     kind, size, position, rotation, rgba = body
@@ -162,16 +187,20 @@ class Raycaster:
     middle = light - rays / np.linalg.norm(rays, axis=-1, keepdims=True)
     middle /= np.linalg.norm(middle, axis=-1, keepdims=True)
     shine = np.maximum(np.vecdot(normal, middle), 0) ** 24
-    colour = (
-        (_AMBIENT + _DIFFUSE * facing)[:, None]
-        * np.asarray(rgba[:3], np.float32) + _SHINE * shine[:, None])
+    colour = (_AMBIENT + _DIFFUSE * facing)[:, None] * np.asarray(
+      rgba[:3], np.float32
+    ) + _SHINE * shine[:, None]
     picture[window][hit] += rgba[3] * (colour - picture[window][hit])
     if rgba[3] == 1.0:
       depth[window][hit] = near[:, 0]
 
   def _shade(
-      self, picture: np.ndarray, depth: np.ndarray, eye: np.ndarray,
-      body: Solid, floor: float,
+    self,
+    picture: np.ndarray,
+    depth: np.ndarray,
+    eye: np.ndarray,
+    body: Solid,
+    floor: float,
   ):
     """Darkens the floor where a body hides the light, in place."""
     kind, size, position, rotation, _ = body
@@ -180,11 +209,14 @@ class Raycaster:
     drop = (centers[:, 2:] - floor) / _LIGHT[2]
     window = self._window(eye, centers - drop * _LIGHT, radius / _LIGHT[2])
     seen = np.isfinite(depth[window])
-    points = (depth[window][seen][:, None] * self._rays[window][seen]
-              + (eye - position).astype(np.float32))
+    points = depth[window][seen][:, None] * self._rays[window][seen] + (
+      eye - position
+    ).astype(np.float32)
     distance = shape.intersect(
-        points @ np.asarray(rotation, np.float32),
-        (_LIGHT @ rotation).astype(np.float32), size)
+      points @ np.asarray(rotation, np.float32),
+      (_LIGHT @ rotation).astype(np.float32),
+      size,
+    )
     shaded = np.zeros(seen.shape, bool)
     shaded[seen] = np.isfinite(distance) & (distance > 0)
     # Where two shadows meet, the floor is not darkened twice.
@@ -192,18 +224,24 @@ class Raycaster:
     picture[window][shaded] = np.minimum(picture[window][shaded], dark)
 
   def _trace(
-      self, picture: np.ndarray, eye: np.ndarray, points: np.ndarray,
-      rgb: Sequence[float], floor: float,
+    self,
+    picture: np.ndarray,
+    eye: np.ndarray,
+    points: np.ndarray,
+    rgb: Sequence[float],
+    floor: float,
   ):
     """Draws a line on the floor, in place."""
     view = np.column_stack([points, np.full(len(points), floor)]) - eye
     view = view[view @ self._forward > 0]
     across = np.stack([-view @ self._up, view @ self._right], axis=-1)
-    pixels = np.array(self._shape) / 2 + self._scale * across / (
-        view @ self._forward)[:, None]
+    pixels = (
+      np.array(self._shape) / 2
+      + self._scale * across / (view @ self._forward)[:, None]
+    )
     pen = np.arange(-_FINE, _FINE + 1)
     pen = np.stack(np.meshgrid(pen, pen), -1).reshape(-1, 2)
-    pen = pen[np.sum(pen ** 2, -1) <= _FINE ** 2]
+    pen = pen[np.sum(pen**2, -1) <= _FINE**2]
     for first, last in zip(pixels, pixels[1:]):
       steps = int(np.clip(np.abs(last - first).max(), 1, sum(self._shape)))
       line = first + np.linspace(0, 1, steps + 1)[:, None] * (last - first)
@@ -240,7 +278,8 @@ def _meet_ellipsoid(start, ray, size):
   scale = np.asarray(size, np.float32)
   start, ray = start / scale, ray / scale
   return _first_root(
-      np.vecdot(ray, ray), np.vecdot(start, ray), np.vecdot(start, start) - 1)
+    np.vecdot(ray, ray), np.vecdot(start, ray), np.vecdot(start, start) - 1
+  )
 
 
 def _meet_sphere(start, ray, size):
@@ -251,8 +290,10 @@ def _meet_wall(start, ray, size):
   """The round side of a cylinder of radius size[0], half length size[1]."""
   xy, along = start[..., :2], ray[..., :2]
   root = _first_root(
-      np.vecdot(along, along), np.vecdot(xy, along),
-      np.vecdot(xy, xy) - size[0] ** 2)
+    np.vecdot(along, along),
+    np.vecdot(xy, along),
+    np.vecdot(xy, xy) - size[0] ** 2,
+  )
   with np.errstate(invalid='ignore'):
     height = start[..., 2] + root * ray[..., 2]
     return np.where(np.abs(height) <= size[1], root, np.inf)
@@ -260,9 +301,13 @@ def _meet_wall(start, ray, size):
 
 def _meet_capsule(start, ray, size):
   end = np.array([0, 0, size[1]], np.float32)
-  return np.minimum.reduce([
-      _meet_wall(start, ray, size), _meet_sphere(start - end, ray, size),
-      _meet_sphere(start + end, ray, size)])
+  return np.minimum.reduce(
+    [
+      _meet_wall(start, ray, size),
+      _meet_sphere(start - end, ray, size),
+      _meet_sphere(start + end, ray, size),
+    ]
+  )
 
 
 def _meet_cylinder(start, ray, size):
@@ -301,17 +346,21 @@ def _cylinder_normal(point, size):
 
 
 _SHAPES = {
-    'sphere': _Shape(
-        lambda size: (0, size[0]), _meet_sphere, lambda point, size: point),
-    'capsule': _Shape(
-        lambda size: (size[1], size[0]), _meet_capsule, _capsule_normal),
-    'cylinder': _Shape(
-        lambda size: (size[1], size[0]), _meet_cylinder, _cylinder_normal),
-    'ellipsoid': _Shape(
-        lambda size: (0, max(size)), _meet_ellipsoid,
-        lambda point, size: point / np.square(size, dtype=np.float32)),
-    'box': _Shape(
-        lambda size: (0, np.linalg.norm(size)), _meet_box, _box_normal),
+  'sphere': _Shape(
+    lambda size: (0, size[0]), _meet_sphere, lambda point, size: point
+  ),
+  'capsule': _Shape(
+    lambda size: (size[1], size[0]), _meet_capsule, _capsule_normal
+  ),
+  'cylinder': _Shape(
+    lambda size: (size[1], size[0]), _meet_cylinder, _cylinder_normal
+  ),
+  'ellipsoid': _Shape(
+    lambda size: (0, max(size)),
+    _meet_ellipsoid,
+    lambda point, size: point / np.square(size, dtype=np.float32),
+  ),
+  'box': _Shape(lambda size: (0, np.linalg.norm(size)), _meet_box, _box_normal),
 }
 
 

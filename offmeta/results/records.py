@@ -26,41 +26,44 @@ import numpy as np
 # Array name -> axes. Axes of one letter must agree wherever returns are
 # compared (S, M, N, K); lower-case axes are free, digits are sizes.
 ARRAYS = {
-    'test_self_returns': 'S M r e',
-    'test_prior_returns': 'S M r e',
-    'test_offline_returns': 'S M r e',
-    'test_uniform_returns': 'S M r e',
-    'train_self_returns': 'S N r e',
-    'train_offline_returns': 'S N r e',
-    'random_test_returns': 'S M r e',
-    'behaviour_test_returns': 's M r e',
-    'behaviour_data_returns': 'n',
-    'specialist_train_returns': 'N r',
-    'specialist_test_returns': 'M r',
-    'finetune_returns': 'S M K',
-    'finetune_env_steps': 'S M K',
-    'kl_offline': 'S n',
-    'kl_self': 'S n',
-    'normalized_shift': 'S',
-    'posterior_offline_mean': 'S n p z',
-    'posterior_self_mean': 'S n p z',
-    'diverged': 'S',
-    'dataset_diverged': '1',
-    'random_diverged': 'S',
-    'behaviour_diverged': 's',
-    'specialist_diverged': '',
-    'train_task_color': 'n',
-    'trajectories': 'm e t 2',
-    'trajectory_goals': 'm 2',
+  'test_self_returns': 'S M r e',
+  'test_prior_returns': 'S M r e',
+  'test_offline_returns': 'S M r e',
+  'test_uniform_returns': 'S M r e',
+  'train_self_returns': 'S N r e',
+  'train_offline_returns': 'S N r e',
+  'random_test_returns': 'S M r e',
+  'behaviour_test_returns': 's M r e',
+  'behaviour_data_returns': 'n',
+  'specialist_train_returns': 'N r',
+  'specialist_test_returns': 'M r',
+  'finetune_returns': 'S M K',
+  'finetune_env_steps': 'S M K',
+  'kl_offline': 'S n',
+  'kl_self': 'S n',
+  'normalized_shift': 'S',
+  'posterior_offline_mean': 'S n p z',
+  'posterior_self_mean': 'S n p z',
+  'diverged': 'S',
+  'dataset_diverged': '1',
+  'random_diverged': 'S',
+  'behaviour_diverged': 's',
+  'specialist_diverged': '',
+  'train_task_color': 'n',
+  'trajectories': 'm e t 2',
+  'trajectory_goals': 'm 2',
 }
 _AXIS_NAMES = {
-    'S': 'seeds', 'M': 'held-out tasks', 'N': 'training tasks',
-    'K': 'evaluations'}
+  'S': 'seeds',
+  'M': 'held-out tasks',
+  'N': 'training tasks',
+  'K': 'evaluations',
+}
 # What the points of a kind must hold.
 _REQUIRED = {
-    'offline': ('test_self_returns',),
-    'online': ('test_self_returns',),
-    'finetune': ('finetune_returns', 'finetune_env_steps'),
+  'offline': ('test_self_returns',),
+  'online': ('test_self_returns',),
+  'finetune': ('finetune_returns', 'finetune_env_steps'),
 }
 
 
@@ -139,8 +142,12 @@ def load(workdir: str | pathlib.Path, tested: bool = True) -> Record:
   """
   workdir = pathlib.Path(workdir)
   run = load_run(workdir / 'run.json')
-  stages = ['collect', 'offline', *(f'online/{n}' for n in run.variants),
-            'finetune']
+  stages = [
+    'collect',
+    'offline',
+    *(f'online/{n}' for n in run.variants),
+    'finetune',
+  ]
   evaluations, metrics = {}, {}
   for point in (stage.replace('/', '-') for stage in stages):
     path = workdir / 'evaluations' / f'{point}.npz'
@@ -148,39 +155,46 @@ def load(workdir: str | pathlib.Path, tested: bool = True) -> Record:
       evaluations[point] = load_evaluation(path)
     elif point == 'offline' and tested:
       raise ValueError(
-          f'{path} is missing: the offline stage has not been tested; run '
-          'again with --phases=collect,offline,test,report')
+        f'{path} is missing: the offline stage has not been tested; run '
+        'again with --phases=collect,offline,test,report'
+      )
   _check_axes(evaluations, run.num_seeds, workdir / 'evaluations')
   for stage in stages:
     path = workdir / stage / 'metrics.jsonl'
     if path.exists():
       metrics[stage] = load_metrics(path)
-  return Record(workdir, run, load_timing(workdir / 'timing.json'),
-                evaluations, metrics)
+  return Record(
+    workdir, run, load_timing(workdir / 'timing.json'), evaluations, metrics
+  )
 
 
 def load_run(path: pathlib.Path) -> Run:
   """Reads run.json; unknown keys are ignored."""
   if not path.exists():
     raise ValueError(
-        f'{path} is missing: this is not the workdir of a run; pass the '
-        '--workdir that experiments.run was given')
+      f'{path} is missing: this is not the workdir of a run; pass the '
+      '--workdir that experiments.run was given'
+    )
   fields = _load_json(path)
   known = {field.name for field in dataclasses.fields(Run)}
   try:
     run = Run(**{key: fields[key] for key in known & fields.keys()})
   except TypeError as error:
     raise ValueError(
-        f'{path} lacks num_seeds or headline_variant; write it again by '
-        f'running the same command ({error})') from error
+      f'{path} lacks num_seeds or headline_variant; write it again by '
+      f'running the same command ({error})'
+    ) from error
   if not isinstance(run.num_seeds, int) or run.num_seeds < 1:
-    raise ValueError(f'{path}: num_seeds must be a positive integer, got '
-                     f'{run.num_seeds!r}')
+    raise ValueError(
+      f'{path}: num_seeds must be a positive integer, got {run.num_seeds!r}'
+    )
   for role in ('headline_variant', 'oracle_variant'):
     name = getattr(run, role)
     if name and name not in run.variants:
-      raise ValueError(f'{path}: {role} {name!r} is not among the variants '
-                       f'{sorted(run.variants)}')
+      raise ValueError(
+        f'{path}: {role} {name!r} is not among the variants '
+        f'{sorted(run.variants)}'
+      )
   return run
 
 
@@ -192,8 +206,10 @@ def load_timing(path: pathlib.Path) -> dict[str, float]:
   try:
     return {str(key): float(value) for key, value in fields.items()}
   except (TypeError, ValueError) as error:
-    raise ValueError(f'{path} must map phases to seconds ({error}); delete '
-                     'it, the report does without') from error
+    raise ValueError(
+      f'{path} must map phases to seconds ({error}); delete '
+      'it, the report does without'
+    ) from error
 
 
 def load_evaluation(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -208,32 +224,48 @@ def load_evaluation(path: pathlib.Path) -> dict[str, np.ndarray]:
   point = path.stem.split('-')[0]
   redo = 'delete it and run again with --phases=test,report'
   if point == 'finetune':
-    redo = ('delete it and the folder finetune and run again with'
-            ' --phases=finetune,report')
+    redo = (
+      'delete it and the folder finetune and run again with'
+      ' --phases=finetune,report'
+    )
   try:
     with np.load(path, allow_pickle=False) as archive:
       arrays = {name: archive[name] for name in archive.files if name in ARRAYS}
-  except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile,
-          zlib.error) as error:
+  except (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
     raise ValueError(
-        f'{path} cannot be read as plain arrays ({error}); {redo}') from error
+      f'{path} cannot be read as plain arrays ({error}); {redo}'
+    ) from error
   for name, array in arrays.items():
     axes = ARRAYS[name].split()
-    fits = array.ndim == len(axes) and 0 not in array.shape and all(
+    fits = (
+      array.ndim == len(axes)
+      and 0 not in array.shape
+      and all(
         not axis.isdigit() or size == int(axis)
-        for axis, size in zip(axes, array.shape))
+        for axis, size in zip(axes, array.shape)
+      )
+    )
     if not fits or array.dtype.kind not in 'fiu':
       raise ValueError(
-          f'{path}: {name} must be numbers of shape [{", ".join(axes)}], got '
-          f'{array.dtype} {list(array.shape)}; {redo}')
+        f'{path}: {name} must be numbers of shape [{", ".join(axes)}], got '
+        f'{array.dtype} {list(array.shape)}; {redo}'
+      )
     arrays[name] = array.astype(np.float64)
     if axes[-2:] == ['r', 'e']:
       _check_returns(path, name, arrays[name])
     elif axes[-1:] == ['K'] and not np.isfinite(array).all():
       raise ValueError(
-          f'{path}: {name} is not finite for seed, task, evaluation'
-          f' {np.argwhere(~np.isfinite(array))[0].tolist()}: training diverged;'
-          f' {redo}')
+        f'{path}: {name} is not finite for seed, task, evaluation'
+        f' {np.argwhere(~np.isfinite(array))[0].tolist()}: training diverged;'
+        f' {redo}'
+      )
   for name in _REQUIRED.get(point, ()):
     if name not in arrays:
       raise ValueError(f'{path} has no array {name}; {redo}')
@@ -275,13 +307,14 @@ def _vector(value: Any) -> np.ndarray:
 
 
 def _series(
-    path: pathlib.Path, name: str, rows: Mapping[int, np.ndarray]
+  path: pathlib.Path, name: str, rows: Mapping[int, np.ndarray]
 ) -> Series:
   """{step: [S]} as one series."""
   if len({value.size for value in rows.values()}) != 1:
     raise ValueError(
-        f'{path}: metric {name} changes its number of seeds; the workdir holds '
-        'two different runs, use a fresh one')
+      f'{path}: metric {name} changes its number of seeds; the workdir holds '
+      'two different runs, use a fresh one'
+    )
   steps = sorted(rows)
   return Series(np.array(steps), np.stack([rows[step] for step in steps]))
 
@@ -291,11 +324,14 @@ def _load_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     fields = json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError) as error:
-    raise ValueError(f'{path} is not valid JSON ({error}); delete it and run '
-                     'the same command again') from error
+    raise ValueError(
+      f'{path} is not valid JSON ({error}); delete it and run '
+      'the same command again'
+    ) from error
   if not isinstance(fields, dict):
-    raise ValueError(f'{path} must hold a JSON object, got '
-                     f'{type(fields).__name__}')
+    raise ValueError(
+      f'{path} must hold a JSON object, got {type(fields).__name__}'
+    )
   return fields
 
 
@@ -303,18 +339,20 @@ def _check_returns(path: pathlib.Path, name: str, array: np.ndarray) -> None:
   """Every repetition needs a finite episode; [S, M, R, E]."""
   missing = ~np.isfinite(array).any(-1)
   if np.isinf(array).any() or missing.any():
-    seed, task, repetition = np.argwhere(
-        missing | np.isinf(array).any(-1))[0].tolist()
+    seed, task, repetition = np.argwhere(missing | np.isinf(array).any(-1))[
+      0
+    ].tolist()
     raise ValueError(
-        f'{path}: {name} has no finite return for seed {seed}, task {task}, '
-        f'repetition {repetition}: training diverged; look at metrics.jsonl '
-        'and train again')
+      f'{path}: {name} has no finite return for seed {seed}, task {task}, '
+      f'repetition {repetition}: training diverged; look at metrics.jsonl '
+      'and train again'
+    )
 
 
 def _check_axes(
-    evaluations: Mapping[str, Mapping[str, np.ndarray]],
-    num_seeds: int,
-    folder: pathlib.Path,
+  evaluations: Mapping[str, Mapping[str, np.ndarray]],
+  num_seeds: int,
+  folder: pathlib.Path,
 ) -> None:
   """S equals num_seeds, and M, N and K agree between all arrays."""
   sizes = {'S': (num_seeds, 'run.json')}
@@ -323,15 +361,16 @@ def _check_axes(
       for axis, size in zip(ARRAYS[name].split(), array.shape):
         if axis not in _AXIS_NAMES:
           continue
-        expected, source = sizes.setdefault(
-            axis, (size, f'{point}.npz:{name}'))
+        expected, source = sizes.setdefault(axis, (size, f'{point}.npz:{name}'))
         if size != expected:
           raise ValueError(
-              f'{folder / point}.npz: {name} has shape {list(array.shape)}, '
-              f'that is {size} {_AXIS_NAMES[axis]}, but {source} has '
-              f'{expected}; the files come from different runs, run again '
-              'with --phases=test,report')
+            f'{folder / point}.npz: {name} has shape {list(array.shape)}, '
+            f'that is {size} {_AXIS_NAMES[axis]}, but {source} has '
+            f'{expected}; the files come from different runs, run again '
+            'with --phases=test,report'
+          )
       if name == 'behaviour_test_returns' and len(array) not in (1, num_seeds):
         raise ValueError(
-            f'{folder / point}.npz: {name} has {len(array)} seeds, must be 1 '
-            f'or {num_seeds}; run again with --phases=collect,report')
+          f'{folder / point}.npz: {name} has {len(array)} seeds, must be 1 '
+          f'or {num_seeds}; run again with --phases=collect,report'
+        )

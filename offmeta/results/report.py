@@ -42,23 +42,27 @@ def build(workdir: str | pathlib.Path) -> dict[str, Any]:
   folder.mkdir(parents=True, exist_ok=True)
   text = json.dumps(summary, indent=2, allow_nan=False) + '\n'
   write_atomic(folder / 'summary.json', text.encode())
-  for name, render in (('table.txt', tables.text_table),
-                       ('table.csv', tables.csv_table),
-                       ('table.md', tables.markdown_table)):
+  for name, render in (
+    ('table.txt', tables.text_table),
+    ('table.csv', tables.csv_table),
+    ('table.md', tables.markdown_table),
+  ):
     write_atomic(folder / name, render(summary).encode())
-  pictures = {name: drawing.to_png(figure)
-              for name, figure in plots.draw_all(record, summary).items()}
+  pictures = {
+    name: drawing.to_png(figure)
+    for name, figure in plots.draw_all(record, summary).items()
+  }
   for name, png in pictures.items():
     write_atomic(folder / f'{name}.png', png)
-  write_atomic(folder / 'index.html',
-               page.render(record, summary, pictures).encode())
+  write_atomic(
+    folder / 'index.html', page.render(record, summary, pictures).encode()
+  )
   return summary
 
 
 def write_atomic(path: pathlib.Path, data: bytes) -> None:
   """Writes a file so that a reader sees the old or the new, never a part."""
-  handle, temporary = tempfile.mkstemp(
-      dir=path.parent, prefix=f'.{path.name}.')
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
   try:
     with io.open(handle, 'wb') as stream:
       stream.write(data)

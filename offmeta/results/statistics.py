@@ -134,7 +134,7 @@ def t_interval(scores: np.ndarray, confidence: float = 0.95) -> Interval:
 
 
 def paired_difference(
-    scores: np.ndarray, baseline: np.ndarray, confidence: float = 0.95
+  scores: np.ndarray, baseline: np.ndarray, confidence: float = 0.95
 ) -> Interval:
   """Mean of `scores - baseline` seed by seed, with its t interval.
 
@@ -150,7 +150,7 @@ def paired_difference(
 
 
 def ratio_of_means(
-    numerator: np.ndarray, denominator: np.ndarray, confidence: float = 0.95
+  numerator: np.ndarray, denominator: np.ndarray, confidence: float = 0.95
 ) -> Interval:
   """mean(numerator) / mean(denominator) with Fieller's interval.
 
@@ -187,18 +187,21 @@ def ratio_of_means(
   c = top**2 - quantile * cov[0, 0]
   if a <= 0:
     return Interval(
-        ratio, None, None, count,
-        f'the denominator is not distinguishable from 0 at {confidence:.0%}')
+      ratio,
+      None,
+      None,
+      count,
+      f'the denominator is not distinguishable from 0 at {confidence:.0%}',
+    )
   root = np.sqrt(max(b**2 - a * c, 0.0))
-  return Interval(
-      ratio, float((b - root) / a), float((b + root) / a), count)
+  return Interval(ratio, float((b - root) / a), float((b + root) / a), count)
 
 
 def gap_closed(
-    offline: np.ndarray,
-    online: np.ndarray,
-    oracle: np.ndarray,
-    confidence: float = 0.95,
+  offline: np.ndarray,
+  online: np.ndarray,
+  oracle: np.ndarray,
+  confidence: float = 0.95,
 ) -> Interval:
   """Share of the gap between offline and oracle that `online` closes.
 
@@ -217,13 +220,21 @@ def gap_closed(
   oracle, offline = _paired(oracle, offline)
   gap = oracle - offline
   if gap.mean() <= 0:
-    return Interval(None, None, None, gap.size,
-                    'no gap: the oracle is not better than the offline stage')
+    return Interval(
+      None,
+      None,
+      None,
+      gap.size,
+      'no gap: the oracle is not better than the offline stage',
+    )
   result = ratio_of_means(online - offline, gap, confidence)
   if result.reason is None or result.seeds == 1:
     return result
-  return result._replace(reason=result.reason.replace(
-      'the denominator', 'the gap between oracle and offline'))
+  return result._replace(
+    reason=result.reason.replace(
+      'the denominator', 'the gap between oracle and offline'
+    )
+  )
 
 
 def interquartile_mean(scores: np.ndarray) -> float:
@@ -234,14 +245,14 @@ def interquartile_mean(scores: np.ndarray) -> float:
   """
   ordered = np.sort(np.asarray(scores, np.float64), axis=None)
   cut = ordered.size // 4
-  return float(ordered[cut:ordered.size - cut].mean())
+  return float(ordered[cut : ordered.size - cut].mean())
 
 
 def stratified_bootstrap_interval(
-    scores: np.ndarray,
-    seed: int = 0,
-    resamples: int = 2000,
-    confidence: float = 0.95,
+  scores: np.ndarray,
+  seed: int = 0,
+  resamples: int = 2000,
+  confidence: float = 0.95,
 ) -> Interval:
   """Interquartile mean over [S, M] with a stratified percentile bootstrap.
 
@@ -267,9 +278,10 @@ def stratified_bootstrap_interval(
   rng = np.random.default_rng(seed)
   tasks = np.arange(num_tasks)
   draws = [
-      interquartile_mean(
-          scores[rng.integers(num_seeds, size=(num_seeds, num_tasks)), tasks])
-      for _ in range(resamples)
+    interquartile_mean(
+      scores[rng.integers(num_seeds, size=(num_seeds, num_tasks)), tasks]
+    )
+    for _ in range(resamples)
   ]
   tail = (1 - confidence) / 2
   low, high = np.quantile(draws, [tail, 1 - tail])
@@ -277,7 +289,7 @@ def stratified_bootstrap_interval(
 
 
 def probability_of_improvement(
-    scores: np.ndarray, baseline: np.ndarray
+  scores: np.ndarray, baseline: np.ndarray
 ) -> float:
   """P(a run of `scores` beats a run of `baseline` on the same task).
 
@@ -288,16 +300,20 @@ def probability_of_improvement(
     baseline: [S', M], the same tasks in the same order.
   """
   scores, baseline = np.asarray(scores), np.asarray(baseline)
-  if scores.ndim != 2 or baseline.ndim != 2 or (
-      scores.shape[1] != baseline.shape[1]):
+  if (
+    scores.ndim != 2
+    or baseline.ndim != 2
+    or (scores.shape[1] != baseline.shape[1])
+  ):
     raise ValueError(
-        f'need [S, M] and [S\', M], got {scores.shape} and {baseline.shape}')
+      f"need [S, M] and [S', M], got {scores.shape} and {baseline.shape}"
+    )
   delta = scores[:, None, :] - baseline[None, :, :]
   return float(np.mean(delta > 0) + 0.5 * np.mean(delta == 0))
 
 
 def band(
-    values: np.ndarray, confidence: float = 0.95
+  values: np.ndarray, confidence: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Mean and t band over the last axis, for curves.
 
@@ -317,7 +333,8 @@ def band(
   square = np.where(exists, (values - mean[..., None]) ** 2, 0.0).sum(-1)
   freedom = np.maximum(count - 1, 1)
   half = stats.t.ppf(0.5 + confidence / 2, freedom) * np.sqrt(
-      square / freedom / np.maximum(count, 1))
+    square / freedom / np.maximum(count, 1)
+  )
   half = np.where(count > 1, half, 0.0)
   return mean, mean - half, mean + half
 
@@ -328,12 +345,12 @@ def _error(scores: np.ndarray) -> float:
 
 
 def _paired(
-    first: np.ndarray, second: np.ndarray
+  first: np.ndarray, second: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Both as float [S]; ValueError where they are not a pair."""
   first, second = np.asarray(first, float), np.asarray(second, float)
   if first.ndim != 1 or first.shape != second.shape or not first.size:
     raise ValueError(
-        f'paired scores need one shape [S], got {first.shape} and '
-        f'{second.shape}')
+      f'paired scores need one shape [S], got {first.shape} and {second.shape}'
+    )
   return first, second

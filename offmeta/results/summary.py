@@ -20,10 +20,10 @@ SeedScores = Mapping[str, np.ndarray]  # row name -> [S]
 # it is there, the score without any context counts as un-adapted
 # ('test_prior_returns').
 HELD_OUT = {
-    'unadapted': ('test_self_returns', statistics.unadapted_scores),
-    'self_context': ('test_self_returns', statistics.seed_scores),
-    'given_context': ('test_offline_returns', statistics.seed_scores),
-    'random_context': ('test_uniform_returns', statistics.seed_scores),
+  'unadapted': ('test_self_returns', statistics.unadapted_scores),
+  'self_context': ('test_self_returns', statistics.seed_scores),
+  'given_context': ('test_offline_returns', statistics.seed_scores),
+  'random_context': ('test_uniform_returns', statistics.seed_scores),
 }
 # Environment steps at which fine-tuning is reported (spec macaw 6.3).
 _FINETUNE_STEPS = {'10k': 10_000, '20k': 20_000}
@@ -41,20 +41,20 @@ def summarize(record: records.Record) -> dict[str, Any]:
   run = record.run
   scores = seed_scores(record)
   return {
-      'rows': {
-          name: statistics.t_interval(values).as_dict()
-          for name, values in scores.items()
-      },
-      'paired': _all_paired(scores, bool(run.headline_variant)),
-      'command': run.command,
-      'wall_time_s': sum(record.timing.values()) if record.timing else None,
-      'config_hash': run.config_hash,
-      'headline_variant': run.headline_variant,
-      'oracle_variant': run.oracle_variant,
-      'variants': _variants(record, scores),
-      'robust': _robust(record),
-      'diagnostics': _diagnostics(record),
-      'diverged': _diverged(record),
+    'rows': {
+      name: statistics.t_interval(values).as_dict()
+      for name, values in scores.items()
+    },
+    'paired': _all_paired(scores, bool(run.headline_variant)),
+    'command': run.command,
+    'wall_time_s': sum(record.timing.values()) if record.timing else None,
+    'config_hash': run.config_hash,
+    'headline_variant': run.headline_variant,
+    'oracle_variant': run.oracle_variant,
+    'variants': _variants(record, scores),
+    'robust': _robust(record),
+    'diagnostics': _diagnostics(record),
+    'diverged': _diverged(record),
   }
 
 
@@ -73,24 +73,39 @@ def seed_scores(record: records.Record) -> dict[str, np.ndarray]:
   add('random', record.array('collect', 'random_test_returns'))
   add('behaviour', record.array('collect', 'behaviour_test_returns'))
   one_number = lambda array: np.array([array.mean()])  # one dataset
-  add('specialists', record.array('collect', 'specialist_test_returns'),
-      one_number)
+  add(
+    'specialists',
+    record.array('collect', 'specialist_test_returns'),
+    one_number,
+  )
   for stage, point in (
-      ('offline', 'offline'), ('online', f'online-{headline}')):
-    scores.update({
+    ('offline', 'offline'),
+    ('online', f'online-{headline}'),
+  ):
+    scores.update(
+      {
         f'{stage}_{name}': values
-        for name, values in held_out_scores(record, point).items()})
+        for name, values in held_out_scores(record, point).items()
+      }
+    )
   for name in record.other_variants:
-    add(f'online_self_context/{name}',
-        record.online(name, 'test_self_returns'))
+    add(f'online_self_context/{name}', record.online(name, 'test_self_returns'))
   add('oracle', record.online(oracle, 'test_self_returns'))
   scores.update(finetune_scores(record))
-  add('behaviour_data', record.array('collect', 'behaviour_data_returns'),
-      one_number)
-  add('train_specialists', record.array('collect', 'specialist_train_returns'),
-      one_number)
-  rows = (('offline_context', '', 'train_offline_returns'),
-          ('self_context', 'train_', 'train_self_returns'))
+  add(
+    'behaviour_data',
+    record.array('collect', 'behaviour_data_returns'),
+    one_number,
+  )
+  add(
+    'train_specialists',
+    record.array('collect', 'specialist_train_returns'),
+    one_number,
+  )
+  rows = (
+    ('offline_context', '', 'train_offline_returns'),
+    ('self_context', 'train_', 'train_self_returns'),
+  )
   for suffix, prefix, key in rows:
     add(f'{prefix}offline_{suffix}', record.array('offline', key))
   for variant in [headline, *record.other_variants, oracle]:
@@ -101,7 +116,7 @@ def seed_scores(record: records.Record) -> dict[str, np.ndarray]:
 
 
 def held_out_scores(
-    record: records.Record, point: str
+  record: records.Record, point: str
 ) -> dict[str, np.ndarray]:
   """Scores [S] on held-out tasks by what the meta-learner was handed.
 
@@ -114,11 +129,14 @@ def held_out_scores(
   """
   arrays = record.evaluations.get(point, {})
   scores = {
-      name: score(arrays[array])
-      for name, (array, score) in HELD_OUT.items() if array in arrays}
+    name: score(arrays[array])
+    for name, (array, score) in HELD_OUT.items()
+    if array in arrays
+  }
   if 'test_prior_returns' in arrays:
     scores['unadapted'] = statistics.unadapted_scores(
-        arrays['test_prior_returns'])
+      arrays['test_prior_returns']
+    )
   return scores
 
 
@@ -151,22 +169,29 @@ def _all_paired(scores: SeedScores, online: bool) -> dict[str, Any]:
   if online:
     headline = variant_results(scores, '')
     results = {
-        name: headline[name] for name in ('online_minus_offline', 'gap_closed')}
+      name: headline[name] for name in ('online_minus_offline', 'gap_closed')
+    }
   results['shift_before'] = _paired(
-      statistics.paired_difference, scores,
-      'offline_offline_context', 'train_offline_self_context')
+    statistics.paired_difference,
+    scores,
+    'offline_offline_context',
+    'train_offline_self_context',
+  )
   if online:
     results['shift_after'] = headline['shift_after']
   for stage in ('offline', 'online') if online else ('offline',):
     for name, context in (('', 'self'), ('_given', 'given')):
       results[f'{stage}_adaptation{name}'] = _paired(
-          statistics.paired_difference, scores, f'{stage}_{context}_context',
-          f'{stage}_unadapted')
+        statistics.paired_difference,
+        scores,
+        f'{stage}_{context}_context',
+        f'{stage}_unadapted',
+      )
   return results
 
 
 def variant_results(
-    scores: SeedScores, tail: str, self_row: str | None = None
+  scores: SeedScores, tail: str, self_row: str | None = None
 ) -> dict[str, Any]:
   """Paired results of one variant.
 
@@ -177,28 +202,32 @@ def variant_results(
   """
   after = self_row or f'online_self_context{tail}'
   return {
-      'online_minus_offline': _paired(
-          statistics.paired_difference, scores, after, 'offline_self_context'),
-      'gap_closed': _paired(
-          statistics.gap_closed, scores, 'offline_self_context', after,
-          'oracle'),
-      'shift_after': _paired(
-          statistics.paired_difference, scores,
-          f'online_offline_context{tail}',
-          f'train_online_self_context{tail}'),
+    'online_minus_offline': _paired(
+      statistics.paired_difference, scores, after, 'offline_self_context'
+    ),
+    'gap_closed': _paired(
+      statistics.gap_closed, scores, 'offline_self_context', after, 'oracle'
+    ),
+    'shift_after': _paired(
+      statistics.paired_difference,
+      scores,
+      f'online_offline_context{tail}',
+      f'train_online_self_context{tail}',
+    ),
   }
 
 
 def _paired(
-    function: Callable[..., statistics.Interval],
-    scores: SeedScores,
-    *names: str,
+  function: Callable[..., statistics.Interval],
+  scores: SeedScores,
+  *names: str,
 ) -> dict[str, Any]:
   """`function` of some rows, nulls with a reason where one is missing."""
   missing = [name for name in names if name not in scores]
   if missing:
     return statistics.Interval(
-        None, None, None, 0, f'no row {", ".join(missing)}').as_dict()
+      None, None, None, 0, f'no row {", ".join(missing)}'
+    ).as_dict()
   return function(*(scores[name] for name in names)).as_dict()
 
 
@@ -224,17 +253,23 @@ def _robust(record: records.Record) -> dict[str, Any]:
   online = record.online(record.run.headline_variant, 'test_self_returns')
   oracle = record.online(record.run.oracle_variant, 'test_self_returns')
   result: dict[str, Any] = {'interquartile_mean': {}}
-  for name, returns in (('offline_self_context', offline),
-                        ('online_self_context', online),
-                        ('oracle', oracle)):
+  for name, returns in (
+    ('offline_self_context', offline),
+    ('online_self_context', online),
+    ('oracle', oracle),
+  ):
     if returns is not None:
       result['interquartile_mean'][name] = (
-          statistics.stratified_bootstrap_interval(
-              statistics.task_scores(returns)).as_dict())
+        statistics.stratified_bootstrap_interval(
+          statistics.task_scores(returns)
+        ).as_dict()
+      )
   if online is not None:
     result['probability_online_above_offline'] = (
-        statistics.probability_of_improvement(
-            statistics.task_scores(online), statistics.task_scores(offline)))
+      statistics.probability_of_improvement(
+        statistics.task_scores(online), statistics.task_scores(offline)
+      )
+    )
   return result
 
 
@@ -251,7 +286,8 @@ def _diagnostics(record: records.Record) -> dict[str, Any]:
         entry[name] = statistics.t_interval(values).as_dict()
       else:
         entry[name] = statistics.Interval(
-            None, None, None, len(values), 'not finite').as_dict()
+          None, None, None, len(values), 'not finite'
+        ).as_dict()
     if entry:
       result[point] = entry
   return result
@@ -263,20 +299,25 @@ def _diverged(record: records.Record) -> dict[str, int]:
   The places overlap: a step gathered in a stage may be in the dataset, too.
   """
   arrays = {
-      'dataset': record.array('collect', 'dataset_diverged'),
-      'random policy': record.array('collect', 'random_diverged'),
-      'test of behaviour': record.array('collect', 'behaviour_diverged'),
-      'test of specialists': record.array('collect', 'specialist_diverged'),
+    'dataset': record.array('collect', 'dataset_diverged'),
+    'random policy': record.array('collect', 'random_diverged'),
+    'test of behaviour': record.array('collect', 'behaviour_diverged'),
+    'test of specialists': record.array('collect', 'specialist_diverged'),
   }
   counts = {
-      place: int(array.sum())
-      for place, array in arrays.items() if array is not None}
+    place: int(array.sum())
+    for place, array in arrays.items()
+    if array is not None
+  }
   for stage, metrics in record.metrics.items():
     counts[stage] = sum(
-        int(series.values.sum()) for name, series in metrics.items()
-        if name.endswith('/diverged'))
+      int(series.values.sum())
+      for name, series in metrics.items()
+      if name.endswith('/diverged')
+    )
   for point, scores in record.evaluations.items():
     if 'diverged' in scores:
-      counts[f"test of {point.replace('-', '/', 1)}"] = int(
-          scores['diverged'].sum())
+      counts[f'test of {point.replace("-", "/", 1)}'] = int(
+        scores['diverged'].sum()
+      )
   return {place: count for place, count in counts.items() if count}

@@ -18,48 +18,62 @@ PAIRED = 'Paired over seeds'
 GROUPS = (HELD_OUT, FINETUNE, TRAINING, PAIRED)
 COLUMNS = ('name', 'mean', '95% interval', 'seeds', 'what it is')
 
-_HELD_OUT_ROWS = ('random', 'behaviour', 'specialists', 'oracle', *(
-    f'{stage}_{name}' for stage in ('offline', 'online')
-    for name in summary_lib.HELD_OUT))
+_HELD_OUT_ROWS = (
+  'random',
+  'behaviour',
+  'specialists',
+  'oracle',
+  *(
+    f'{stage}_{name}'
+    for stage in ('offline', 'online')
+    for name in summary_lib.HELD_OUT
+  ),
+)
 _UNADAPTED = 'an episode without any context'
 _GIVEN = 'context handed over from the logged data of the task'
 _RANDOM = 'context collected by uniform random actions'
 _DESCRIPTIONS = {
-    'random': 'uniform random actions',
-    'behaviour': 'the policy that collected the data, adapting on its own',
-    'specialists': 'one SAC learner per task, each trained in its own',
-    'offline_unadapted': f'offline stage, {_UNADAPTED}',
-    'offline_self_context': 'offline stage, context it collected itself',
-    'offline_given_context': f'offline stage, {_GIVEN}',
-    'offline_random_context': f'offline stage, {_RANDOM}',
-    'online_unadapted': _UNADAPTED,
-    'online_self_context': '',
-    'online_given_context': _GIVEN,
-    'online_random_context': _RANDOM,
-    'oracle': 'true rewards online',
-    'finetune_meta': 'the meta-policy, before any step in the task',
-    'finetune_start': 'after the offline step on random data of the task',
-    'finetune_10k': 'after about 10,000 environment steps',
-    'finetune_20k': 'after about 20,000 environment steps',
-    'finetune_end': 'at the end',
-    'behaviour_data': 'the logged data of training tasks, mean per episode',
-    'train_specialists': 'one SAC learner per task: those that made the data',
-    'offline_offline_context': 'offline stage only, context from the data',
-    'train_offline_self_context': 'offline stage only, own context',
-    'online_offline_context': 'context from the data',
-    'train_online_self_context': 'own context',
-    'online_minus_offline': 'held-out gain of the online phase',
-    'gap_closed': 'share of the gap from offline to oracle closed (1: all)',
-    'shift_before': 'training tasks: context from the data minus own',
-    'shift_after': 'context from the data minus own, after the online phase',
-    'offline_adaptation': 'held-out gain by own context, offline stage',
-    'offline_adaptation_given': 'held-out gain by given context, offline stage',
-    'online_adaptation': 'held-out gain by own context, online phase',
-    'online_adaptation_given': 'held-out gain by given context, online phase',
+  'random': 'uniform random actions',
+  'behaviour': 'the policy that collected the data, adapting on its own',
+  'specialists': 'one SAC learner per task, each trained in its own',
+  'offline_unadapted': f'offline stage, {_UNADAPTED}',
+  'offline_self_context': 'offline stage, context it collected itself',
+  'offline_given_context': f'offline stage, {_GIVEN}',
+  'offline_random_context': f'offline stage, {_RANDOM}',
+  'online_unadapted': _UNADAPTED,
+  'online_self_context': '',
+  'online_given_context': _GIVEN,
+  'online_random_context': _RANDOM,
+  'oracle': 'true rewards online',
+  'finetune_meta': 'the meta-policy, before any step in the task',
+  'finetune_start': 'after the offline step on random data of the task',
+  'finetune_10k': 'after about 10,000 environment steps',
+  'finetune_20k': 'after about 20,000 environment steps',
+  'finetune_end': 'at the end',
+  'behaviour_data': 'the logged data of training tasks, mean per episode',
+  'train_specialists': 'one SAC learner per task: those that made the data',
+  'offline_offline_context': 'offline stage only, context from the data',
+  'train_offline_self_context': 'offline stage only, own context',
+  'online_offline_context': 'context from the data',
+  'train_online_self_context': 'own context',
+  'online_minus_offline': 'held-out gain of the online phase',
+  'gap_closed': 'share of the gap from offline to oracle closed (1: all)',
+  'shift_before': 'training tasks: context from the data minus own',
+  'shift_after': 'context from the data minus own, after the online phase',
+  'offline_adaptation': 'held-out gain by own context, offline stage',
+  'offline_adaptation_given': 'held-out gain by given context, offline stage',
+  'online_adaptation': 'held-out gain by own context, online phase',
+  'online_adaptation_given': 'held-out gain by given context, online phase',
 }
-_ONLINE = ('online_unadapted', 'online_self_context', 'online_given_context',
-           'online_random_context', 'online_offline_context',
-           'train_online_self_context', 'oracle')
+_ONLINE = (
+  'online_unadapted',
+  'online_self_context',
+  'online_given_context',
+  'online_random_context',
+  'online_offline_context',
+  'train_online_self_context',
+  'oracle',
+)
 # Rows that spell out what their variant is; others only name it.
 _SPELLED = ('online_self_context', 'oracle')
 
@@ -101,10 +115,12 @@ def lines(summary: Mapping[str, Any]) -> list[Line]:
     result.append(_line(PAIRED, name, entry, summary))
     for variant, results in variants.items():
       special = variant == summary.get('headline_variant') or (
-          variant == summary.get('oracle_variant') and name == 'gap_closed')
+        variant == summary.get('oracle_variant') and name == 'gap_closed'
+      )
       if name in results and not special:
         result.append(
-            _line(PAIRED, f'{name}/{variant}', results[name], summary))
+          _line(PAIRED, f'{name}/{variant}', results[name], summary)
+        )
   return [line for line in result if line.seeds or line.group != PAIRED]
 
 
@@ -119,8 +135,10 @@ def text_table(summary: Mapping[str, Any]) -> str:
   """Aligned plain text, for a terminal."""
   entries = lines(summary)
   header, rule, *rows = aligned(
-      COLUMNS, [_cells(line) for line in entries],
-      (False, True, False, True, False))
+    COLUMNS,
+    [_cells(line) for line in entries],
+    (False, True, False, True, False),
+  )
   output, group = [header, rule], None
   for line, row in zip(entries, rows):
     if line.group != group:
@@ -134,8 +152,9 @@ def text_table(summary: Mapping[str, Any]) -> str:
 
 
 def aligned(
-    columns: Sequence[str], cells: Sequence[Sequence[str]],
-    right: Sequence[bool],
+  columns: Sequence[str],
+  cells: Sequence[Sequence[str]],
+  right: Sequence[bool],
 ) -> list[str]:
   """A header, a rule and the rows as lines of plain text.
 
@@ -147,8 +166,10 @@ def aligned(
   widths = [max(map(len, column)) for column in zip(columns, *cells)]
 
   def render(row: Sequence[str]) -> str:
-    padded = [cell.rjust(width) if flush else cell.ljust(width)
-              for cell, width, flush in zip(row, widths, right)]
+    padded = [
+      cell.rjust(width) if flush else cell.ljust(width)
+      for cell, width, flush in zip(row, widths, right)
+    ]
     return '  '.join(padded).rstrip()
 
   rule = '-' * (sum(widths) + 2 * (len(widths) - 1))
@@ -181,8 +202,11 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
     if line.group != group:
       group = line.group
       output += ([''] if output else []) + [
-          f'**{group}**', '', '| ' + ' | '.join(COLUMNS) + ' |',
-          '|---|---:|---|---:|---|']
+        f'**{group}**',
+        '',
+        '| ' + ' | '.join(COLUMNS) + ' |',
+        '|---|---:|---|---:|---|',
+      ]
     name, *rest = [cell.replace('|', r'\|') for cell in _cells(line)]
     output.append('| ' + ' | '.join([f'`{name}`', *rest]) + ' |')
   return '\n'.join(output) + '\n'
@@ -191,21 +215,27 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
 def html_table(summary: Mapping[str, Any]) -> str:
   """One <table> with a heading line for each group."""
   main = 'online' if summary.get('headline_variant') else 'offline'
-  output = ['<table>', '<thead><tr>' + ''.join(
-      f'<th>{html.escape(column)}</th>' for column in COLUMNS)
-            + '</tr></thead>', '<tbody>']
+  output = [
+    '<table>',
+    '<thead><tr>'
+    + ''.join(f'<th>{html.escape(column)}</th>' for column in COLUMNS)
+    + '</tr></thead>',
+    '<tbody>',
+  ]
   group = None
   for line in lines(summary):
     if line.group != group:
       group = line.group
-      output.append(f'<tr class="group"><th colspan="5">{html.escape(group)}'
-                    '</th></tr>')
+      output.append(
+        f'<tr class="group"><th colspan="5">{html.escape(group)}</th></tr>'
+      )
     name, mean, interval, seeds, what = map(html.escape, _cells(line))
     mark = ' class="headline"' if line.name == f'{main}_self_context' else ''
     output.append(
-        f'<tr{mark}><td><code>{name}</code></td><td class="n">{mean}</td>'
-        f'<td class="n">{interval}</td><td class="n">{seeds}</td>'
-        f'<td>{what}</td></tr>')
+      f'<tr{mark}><td><code>{name}</code></td><td class="n">{mean}</td>'
+      f'<td class="n">{interval}</td><td class="n">{seeds}</td>'
+      f'<td>{what}</td></tr>'
+    )
   return '\n'.join(output + ['</tbody>', '</table>'])
 
 
@@ -233,12 +263,19 @@ def describe(name: str, summary: Mapping[str, Any]) -> str:
 
 
 def _line(
-    group: str, name: str, entry: Mapping[str, Any], summary: Mapping[str, Any]
+  group: str, name: str, entry: Mapping[str, Any], summary: Mapping[str, Any]
 ) -> Line:
   """One summary entry as a line."""
-  return Line(group, name, entry['mean'], entry['low'], entry['high'],
-              entry['seeds'], describe(name, summary),
-              entry.get('reason') or '')
+  return Line(
+    group,
+    name,
+    entry['mean'],
+    entry['low'],
+    entry['high'],
+    entry['seeds'],
+    describe(name, summary),
+    entry.get('reason') or '',
+  )
 
 
 def _cells(line: Line) -> list[str]:
@@ -253,7 +290,7 @@ def _cells(line: Line) -> list[str]:
 
 
 def shown(
-    mean: float | None, low: float | None, high: float | None
+  mean: float | None, low: float | None, high: float | None
 ) -> tuple[str, str | None]:
   """A mean and its interval (None without one) with equally many digits."""
   if low is not None and high is not None:

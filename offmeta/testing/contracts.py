@@ -29,11 +29,11 @@ from offmeta.types import (
 
 
 def check_env_family(
-    family: EnvFamily,
-    num_steps: int = 25,
-    num_tasks: int = 3,
-    task_lists: tuple[str, ...] = (),
-    tolerance: float = 1e-4,
+  family: EnvFamily,
+  num_steps: int = 25,
+  num_tasks: int = 3,
+  task_lists: tuple[str, ...] = (),
+  tolerance: float = 1e-4,
 ) -> None:
   """Checks a family against the `EnvFamily` protocol.
 
@@ -60,8 +60,11 @@ def check_env_family(
   _check_tasks(family, tasks, num_tasks, task_lists)
   # Actions beyond 1 show whether all parts clip alike.
   actions = jax.random.uniform(
-      jax.random.key(1), (num_tasks, num_steps, family.spec.action_size),
-      minval=-1.2, maxval=1.2)
+    jax.random.key(1),
+    (num_tasks, num_steps, family.spec.action_size),
+    minval=-1.2,
+    maxval=1.2,
+  )
   keys = jax.random.split(jax.random.key(2), num_tasks)
   take = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)
 
@@ -71,6 +74,7 @@ def check_env_family(
     def call(*args):
       traces[name] += 1
       return getattr(family, name)(*args)
+
     call.__name__ = name  # so that profiles and compilation caches name it
     return jax.jit(call)
 
@@ -88,16 +92,20 @@ def check_env_family(
 
   single = [episode(i) for i in range(num_tasks)]
   assert traces == {'reset': 1, 'step': 1}, (
-      f'new tasks or states retrace: {traces} traces, expected 1 of each')
+    f'new tasks or states retrace: {traces} traces, expected 1 of each'
+  )
   for first, again in zip(single[0], episode(0), strict=True):
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again)):
       assert np.array_equal(_numbers(a), _numbers(b)), (
-          'the same key, task and actions gave another episode')
+        'the same key, task and actions gave another episode'
+      )
   assert any(
-      not np.array_equal(_numbers(x), _numbers(y)) for x, y in zip(
-          jax.tree.leaves((single[0][-1].observation, take(tasks, 0))),
-          jax.tree.leaves((single[1][-1].observation, take(tasks, 1))))), (
-              'different keys gave the same task and the same episode')
+    not np.array_equal(_numbers(x), _numbers(y))
+    for x, y in zip(
+      jax.tree.leaves((single[0][-1].observation, take(tasks, 0))),
+      jax.tree.leaves((single[1][-1].observation, take(tasks, 1))),
+    )
+  ), 'different keys gave the same task and the same episode'
   for i, states in enumerate(single):
     _check_reward(family, states, actions[i], take(tasks, i), tolerance)
   _check_vmap(family, single, keys, actions, tasks, tolerance)
@@ -105,11 +113,16 @@ def check_env_family(
 
 def _check_spec(family: EnvFamily) -> None:
   spec = family.spec
-  for name in ('observation_size', 'action_size', 'feature_size',
-               'episode_length'):
+  for name in (
+    'observation_size',
+    'action_size',
+    'feature_size',
+    'episode_length',
+  ):
     value = getattr(spec, name)
     assert isinstance(value, int) and value >= 1, (
-        f'spec.{name} must be a positive int, not {value!r}')
+      f'spec.{name} must be a positive int, not {value!r}'
+    )
   assert isinstance(spec.name, str) and spec.name, 'spec.name is empty'
   assert isinstance(spec.terminates, bool), 'spec.terminates must be a bool'
   try:
@@ -117,32 +130,37 @@ def _check_spec(family: EnvFamily) -> None:
   except (TypeError, ValueError) as error:
     raise AssertionError(f'spec.options is not JSON: {error}') from error
   assert copy == dict(spec.options), (
-      'spec.options changes in a JSON round trip (a tuple or non-string key?)')
+    'spec.options changes in a JSON round trip (a tuple or non-string key?)'
+  )
 
 
 def _check_tasks(
-    family: EnvFamily, tasks: Task, num_tasks: int, names: tuple[str, ...]
+  family: EnvFamily, tasks: Task, num_tasks: int, names: tuple[str, ...]
 ) -> None:
   described = lambda task: jax.tree.map(lambda x: (x.shape[1:], x.dtype), task)
   for leaf in jax.tree.leaves(tasks):
     assert leaf.shape[:1] == (num_tasks,), (
-        f'sample_tasks(key, {num_tasks}) gave a leaf of shape {leaf.shape}')
+      f'sample_tasks(key, {num_tasks}) gave a leaf of shape {leaf.shape}'
+    )
     assert np.all(np.isfinite(leaf)), 'sampled tasks are not finite'
   for name in names:
     for part, listed in zip(('train', 'test'), family.task_list(name)):
       assert described(listed) == described(tasks), (
-          f'{part} tasks of list {name!r} are {described(listed)}, sampled '
-          f'ones {described(tasks)}')
+        f'{part} tasks of list {name!r} are {described(listed)}, sampled '
+        f'ones {described(tasks)}'
+      )
       sizes = {leaf.shape[0] for leaf in jax.tree.leaves(listed)}
       assert len(sizes) == 1 and sizes != {0}, (
-          f'{part} tasks of list {name!r} have sizes {sizes}')
+        f'{part} tasks of list {name!r} have sizes {sizes}'
+      )
   unknown = 'no such list'
   try:
     family.task_list(unknown)
   except ValueError as error:
     for name in names:
       assert name in str(error), (
-          f'the error for an unknown task list does not name {name!r}')
+        f'the error for an unknown task list does not name {name!r}'
+      )
   else:
     raise AssertionError('an unknown task list must raise ValueError')
 
@@ -150,55 +168,71 @@ def _check_tasks(
 def _check_state(family: EnvFamily, state: EnvState, where: str) -> None:
   spec = family.spec
   shapes = {
-      'observation': (spec.observation_size,),
-      'reward': (),
-      'terminal': (),
-      'features': (spec.feature_size,),
-      'diverged': (),
+    'observation': (spec.observation_size,),
+    'reward': (),
+    'terminal': (),
+    'features': (spec.feature_size,),
+    'diverged': (),
   }
   for name, shape in shapes.items():
     value = getattr(state, name)
     assert value.shape == shape, (
-        f'{where}: {name} has shape {value.shape}, spec says {shape}')
+      f'{where}: {name} has shape {value.shape}, spec says {shape}'
+    )
     assert value.dtype == jnp.float32, (
-        f'{where}: {name} is {value.dtype}, not float32')
+      f'{where}: {name} is {value.dtype}, not float32'
+    )
     assert np.all(np.isfinite(value)), f'{where}: {name} is not finite'
   for name in ('terminal', 'diverged'):
     value = float(getattr(state, name))
     assert value in (0.0, 1.0), f'{where}: {name} is {value}, not 0 or 1'
   assert not (
-      spec.terminates and state.diverged > 0.5 and state.terminal < 0.5), (
-          f'{where}: diverged without being terminal')
+    spec.terminates and state.diverged > 0.5 and state.terminal < 0.5
+  ), f'{where}: diverged without being terminal'
   if where == 'reset':
     for name in ('reward', 'terminal', 'diverged'):
       assert float(getattr(state, name)) == 0.0, (
-          f'{name} must be 0 after a reset')
+        f'{name} must be 0 after a reset'
+      )
   if not spec.terminates:
     assert float(state.terminal) == 0.0, (
-        f'{where}: terminal is 1 but spec.terminates is False')
+      f'{where}: terminal is 1 but spec.terminates is False'
+    )
 
 
 def _check_reward(
-    family: EnvFamily, states: list[EnvState], actions: Array, task: Task,
-    tolerance: float,
+  family: EnvFamily,
+  states: list[EnvState],
+  actions: Array,
+  task: Task,
+  tolerance: float,
 ) -> None:
   stepped = np.array([state.reward for state in states[1:]])
   features = jnp.stack([state.features for state in states[1:]])
-  taken = actions[:len(features)]
+  taken = actions[: len(features)]
   for what, given in (('raw', taken), ('clipped', jnp.clip(taken, -1, 1))):
     rewards = family.reward(features, given, task)
     assert rewards.shape == stepped.shape, (
-        f'reward of features {features.shape} has shape {rewards.shape}, '
-        f'expected {stepped.shape}')
+      f'reward of features {features.shape} has shape {rewards.shape}, '
+      f'expected {stepped.shape}'
+    )
     np.testing.assert_allclose(
-        rewards, stepped, rtol=tolerance, atol=tolerance,
-        err_msg=f'reward(features, {what} action, task) is not the reward '
-        'that step gave')
+      rewards,
+      stepped,
+      rtol=tolerance,
+      atol=tolerance,
+      err_msg=f'reward(features, {what} action, task) is not the reward '
+      'that step gave',
+    )
 
 
 def _check_vmap(
-    family: EnvFamily, single: list[list[EnvState]], keys: Array,
-    actions: Array, tasks: Task, tolerance: float,
+  family: EnvFamily,
+  single: list[list[EnvState]],
+  keys: Array,
+  actions: Array,
+  tasks: Task,
+  tolerance: float,
 ) -> None:
   """One batched reset and step against the single ones."""
   state = jax.jit(jax.vmap(family.reset))(keys, tasks)
@@ -209,10 +243,13 @@ def _check_vmap(
     for i, states in enumerate(single):
       for name in ('observation', 'reward', 'terminal', 'features'):
         np.testing.assert_allclose(
-            getattr(state, name)[i], getattr(states[t], name),
-            rtol=tolerance, atol=tolerance,
-            err_msg=f'vmap over tasks and one by one differ in {name} after '
-            f'{t} steps of task {i}')
+          getattr(state, name)[i],
+          getattr(states[t], name),
+          rtol=tolerance,
+          atol=tolerance,
+          err_msg=f'vmap over tasks and one by one differ in {name} after '
+          f'{t} steps of task {i}',
+        )
 
 
 def _numbers(leaf: Any) -> np.ndarray:
@@ -222,11 +259,11 @@ def _numbers(leaf: Any) -> np.ndarray:
 
 
 def check_algorithm(
-    make: Callable[..., Algorithm],
-    config: Any,
-    spec: EnvSpec,
-    tolerance: float = 1e-4,
-    quick: bool = False,
+  make: Callable[..., Algorithm],
+  config: Any,
+  spec: EnvSpec,
+  tolerance: float = 1e-4,
+  quick: bool = False,
 ) -> None:
   """Checks an algorithm against the `Algorithm` interface.
 
@@ -268,12 +305,14 @@ def check_algorithm(
       states = begun
     for stage in getattr(algorithm, phase):
       states = _check_stage(
-          stage, states, spec, algorithm.data, tolerance, quick)
+        stage, states, spec, algorithm.data, tolerance, quick
+      )
   params = algorithm.actor_params(states[0])
   for name in ('explore', 'evaluate', 'evaluate_given_context'):
     if getattr(algorithm, name) is not None:
       _check_policy(
-          getattr(algorithm, name), name, algorithm, params, spec, tolerance)
+        getattr(algorithm, name), name, algorithm, params, spec, tolerance
+      )
   if algorithm.finetune:
     _check_finetune(algorithm, states, spec, tolerance, quick)
   if algorithm.relabel is not None:
@@ -281,8 +320,12 @@ def check_algorithm(
 
 
 def _check_stage(
-    stage: Stage, states: list[LearnerState], spec: EnvSpec, data: DataSpec,
-    tolerance: float, quick: bool,
+  stage: Stage,
+  states: list[LearnerState],
+  spec: EnvSpec,
+  data: DataSpec,
+  tolerance: float,
+  quick: bool,
 ) -> list[LearnerState]:
   """Returns the states of both seeds after two updates."""
   traces = 0
@@ -293,8 +336,7 @@ def _check_stage(
     return stage.update(state, batch)
 
   update = jax.jit(counted)
-  draw = jax.jit(
-      lambda key: probes.random_batch(key, spec, stage.batch, data))
+  draw = jax.jit(lambda key: probes.random_batch(key, spec, stage.batch, data))
   batches = [draw(jax.random.key(i)) for i in range(2)]
   if stage.annotate is not None:
     batches = [_annotated(stage, states[0], batch) for batch in batches]
@@ -305,22 +347,28 @@ def _check_stage(
     after.append(update(first, batches[1])[0])
   where = f'stage {stage.name!r}'
   assert traces == 1, (
-      f'{where}: {traces} traces for batches and states of one shape')
+    f'{where}: {traces} traces for batches and states of one shape'
+  )
   (first, metrics), before = once[0], states[0]
   _assert_same_form(first, before, f'{where}: the state after an update')
   _assert_finite((after[0], metrics), where)
   for name, value in metrics.items():
     assert value.shape == (), (
-        f'{where}: metric {name!r} has shape {value.shape}, not ()')
+      f'{where}: metric {name!r} has shape {value.shape}, not ()'
+    )
   assert int(first.step) == int(before.step) + 1, (
-      f'{where}: step went from {before.step} to {first.step}')
+    f'{where}: step went from {before.step} to {first.step}'
+  )
   _assert_like(first.key, before.key, f'{where}: the root key', 0.0)
   assert any(
-      not np.array_equal(a, b) for a, b in zip(
-          jax.tree.leaves(first.params), jax.tree.leaves(before.params))), (
-              f'{where}: no parameter changed')
+    not np.array_equal(a, b)
+    for a, b in zip(
+      jax.tree.leaves(first.params), jax.tree.leaves(before.params)
+    )
+  ), f'{where}: no parameter changed'
   _assert_like(
-      update(before, batches[0]), once[0], f'{where}: the same input', 0.0)
+    update(before, batches[0]), once[0], f'{where}: the same input', 0.0
+  )
   if quick:
     return after
   # Primitive by primitive; disable_jit would undo jax's own functions too.
@@ -328,11 +376,15 @@ def _check_stage(
   _assert_like(eager, once[0], f'{where}: without jit', tolerance)
   stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
   batched = jax.jit(jax.vmap(stage.update, (0, None)))(
-      stack(*states), batches[0])
+    stack(*states), batches[0]
+  )
   for i, single in enumerate(once):
     _assert_like(
-        jax.tree.map(lambda x: x[i], batched), single,
-        f'{where}: vmap over seeds', tolerance)
+      jax.tree.map(lambda x: x[i], batched),
+      single,
+      f'{where}: vmap over seeds',
+      tolerance,
+    )
   return after
 
 
@@ -343,25 +395,33 @@ def _annotated(stage: Stage, state: LearnerState, batch: MetaBatch):
   added = annotate(state, batch.query, mask)
   for name, leaf in added.items():
     assert leaf.shape[:2] == mask.shape, (
-        f'stage {stage.name!r}: annotate gave {name!r} of shape'
-        f' {leaf.shape[1:]} for {mask.shape[1]} transitions')
+      f'stage {stage.name!r}: annotate gave {name!r} of shape'
+      f' {leaf.shape[1:]} for {mask.shape[1]} transitions'
+    )
   _assert_finite(added, f'stage {stage.name!r}: annotate')
   # What does not count must not matter to what comes before it.
   cut = mask.at[:, -1:].set(0.0)
   spoiled = jax.tree.map(
-      lambda x: x.at[:, -1:].set(100.0 + x[:, -1:]), batch.query)
+    lambda x: x.at[:, -1:].set(100.0 + x[:, -1:]), batch.query
+  )
   _assert_like(
-      jax.tree.map(lambda x: x[:, :-1], annotate(state, spoiled, cut)),
-      jax.tree.map(lambda x: x[:, :-1], annotate(state, batch.query, cut)),
-      f'stage {stage.name!r}: annotate with another entry where the mask is 0',
-      0.0)
-  return batch._replace(query=batch.query._replace(
-      extras={**batch.query.extras, **added}))
+    jax.tree.map(lambda x: x[:, :-1], annotate(state, spoiled, cut)),
+    jax.tree.map(lambda x: x[:, :-1], annotate(state, batch.query, cut)),
+    f'stage {stage.name!r}: annotate with another entry where the mask is 0',
+    0.0,
+  )
+  return batch._replace(
+    query=batch.query._replace(extras={**batch.query.extras, **added})
+  )
 
 
 def _check_policy(
-    policy: Policy, name: str, algorithm: Algorithm, params: Any,
-    spec: EnvSpec, tolerance: float,
+  policy: Policy,
+  name: str,
+  algorithm: Algorithm,
+  params: Any,
+  spec: EnvSpec,
+  tolerance: float,
 ) -> None:
   keys = jax.random.split(jax.random.key(3), 4)
   size, valid = 6, jnp.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
@@ -369,7 +429,8 @@ def _check_policy(
   if name != 'evaluate_given_context':  # collected by itself, in order
     data = DataSpec(sequence_episodes=1)
   draw = jax.jit(
-      lambda key: probes.random_transitions(key, spec, (size,), data))
+    lambda key: probes.random_transitions(key, spec, (size,), data)
+  )
   context, other = [draw(key) for key in keys[:2]]
   adapt = jax.jit(policy.adapt)
   prior = jax.jit(policy.init)(params, keys[2])
@@ -377,12 +438,17 @@ def _check_policy(
   _assert_same_form(state, prior, f'{name}: the state after adapt')
   nothing = adapt(params, prior, context, 0.0 * valid, keys[2])
   _assert_like(
-      nothing, prior, f'{name}: adapt with nothing valid, and init', tolerance)
+    nothing, prior, f'{name}: adapt with nothing valid, and init', tolerance
+  )
   mixed = jax.tree.map(
-      lambda a, b: jnp.concatenate([a[:3], b[3:]]), context, other)
+    lambda a, b: jnp.concatenate([a[:3], b[3:]]), context, other
+  )
   _assert_like(
-      adapt(params, prior, mixed, valid, keys[2]), state,
-      f'{name}: adapt with other entries where valid is 0', 0.0)
+    adapt(params, prior, mixed, valid, keys[2]),
+    state,
+    f'{name}: adapt with other entries where valid is 0',
+    0.0,
+  )
   act, observe = jax.jit(policy.act), jax.jit(policy.observe)
   for i in range(3):
     step = jax.tree.map(lambda x: x[i], other)
@@ -390,9 +456,11 @@ def _check_policy(
     # Far beyond the data, where an action that is not squashed leaves [-1, 1].
     action, _ = act(params, state, 100.0 * step.observation, key)
     assert action.shape == (spec.action_size,), (
-        f'{name}: action of shape {action.shape}')
+      f'{name}: action of shape {action.shape}'
+    )
     assert np.all(np.abs(action) <= 1.0), (
-        f'{name}: action {action} is not in [-1, 1]')
+      f'{name}: action {action} is not in [-1, 1]'
+    )
     new = observe(params, state, step, key)
     _assert_same_form(new, state, f'{name}: the state after observe')
     _assert_finite(new, f'{name}: observe')
@@ -400,28 +468,37 @@ def _check_policy(
   if algorithm.posterior is not None:
     mean, std = algorithm.posterior(params, context, 0.0 * valid)
     _assert_like(
-        (mean, std), (jnp.zeros_like(mean), jnp.ones_like(std)),
-        'posterior of nothing, and N(0, I)', tolerance)
+      (mean, std),
+      (jnp.zeros_like(mean), jnp.ones_like(std)),
+      'posterior of nothing, and N(0, I)',
+      tolerance,
+    )
 
 
 def _check_finetune(
-    algorithm: Algorithm, states: list[LearnerState], spec: EnvSpec,
-    tolerance: float, quick: bool,
+  algorithm: Algorithm,
+  states: list[LearnerState],
+  spec: EnvSpec,
+  tolerance: float,
+  quick: bool,
 ) -> None:
   context = probes.random_transitions(
-      jax.random.key(5), spec, (6,), algorithm.data)
+    jax.random.key(5), spec, (6,), algorithm.data
+  )
   begin = jax.jit(algorithm.begin_finetune)
   begun = [begin(state, context, jnp.ones(6)) for state in states]
   _assert_finite(begun[0], 'begin_finetune')
   _assert_same_form(
-      algorithm.actor_params(begun[0]), algorithm.actor_params(states[0]),
-      'begin_finetune: what the policies take as params')
+    algorithm.actor_params(begun[0]),
+    algorithm.actor_params(states[0]),
+    'begin_finetune: what the policies take as params',
+  )
   for stage in algorithm.finetune:
     begun = _check_stage(stage, begun, spec, algorithm.data, tolerance, quick)
 
 
 def _check_relabel(
-    algorithm: Algorithm, state: LearnerState, spec: EnvSpec
+  algorithm: Algorithm, state: LearnerState, spec: EnvSpec
 ) -> None:
   keys = jax.random.split(jax.random.key(4), 3)
   context = probes.random_transitions(keys[0], spec, (5,))
@@ -429,12 +506,16 @@ def _check_relabel(
   relabel = jax.jit(algorithm.relabel)
   labels = relabel(state, context, jnp.ones(5), data, keys[2])
   assert labels.shape == data.reward.shape, (
-      f'relabel: rewards of shape {labels.shape}, not {data.reward.shape}')
+    f'relabel: rewards of shape {labels.shape}, not {data.reward.shape}'
+  )
   _assert_finite(labels, 'relabel')
   poisoned = data._replace(reward=jnp.full_like(data.reward, jnp.nan))
   _assert_like(
-      relabel(state, context, jnp.ones(5), poisoned, keys[2]), labels,
-      'relabel: with data.reward poisoned', 0.0)
+    relabel(state, context, jnp.ones(5), poisoned, keys[2]),
+    labels,
+    'relabel: with data.reward poisoned',
+    0.0,
+  )
 
 
 def _assert_same_form(actual: Any, expected: Any, what: str) -> None:
@@ -448,15 +529,21 @@ def _assert_same_form(actual: Any, expected: Any, what: str) -> None:
 def _assert_finite(tree: Any, what: str) -> None:
   for path, leaf in jax.tree.leaves_with_path(tree):
     assert np.all(np.isfinite(_numbers(leaf))), (
-        f'{what}: {jax.tree_util.keystr(path)} is not finite')
+      f'{what}: {jax.tree_util.keystr(path)} is not finite'
+    )
 
 
 def _assert_like(
-    actual: Any, expected: Any, what: str, tolerance: float
+  actual: Any, expected: Any, what: str, tolerance: float
 ) -> None:
   _assert_same_form(actual, expected, what)
   for (path, a), b in zip(
-      jax.tree.leaves_with_path(actual), jax.tree.leaves(expected)):
+    jax.tree.leaves_with_path(actual), jax.tree.leaves(expected)
+  ):
     np.testing.assert_allclose(
-        _numbers(a), _numbers(b), rtol=tolerance, atol=tolerance,
-        err_msg=f'{what} differ at {jax.tree_util.keystr(path)}')
+      _numbers(a),
+      _numbers(b),
+      rtol=tolerance,
+      atol=tolerance,
+      err_msg=f'{what} differ at {jax.tree_util.keystr(path)}',
+    )

@@ -31,23 +31,24 @@ class CountingFamily:
 
   def __init__(self, *, episode_length: int = 5, terminates: bool = False):
     self.spec = EnvSpec(
-        name='counting',
-        observation_size=2,
-        action_size=1,
-        feature_size=1,
-        episode_length=episode_length,
-        terminates=terminates,
-        options={'episode_length': episode_length, 'terminates': terminates},
+      name='counting',
+      observation_size=2,
+      action_size=1,
+      feature_size=1,
+      episode_length=episode_length,
+      terminates=terminates,
+      options={'episode_length': episode_length, 'terminates': terminates},
     )
 
   def sample_tasks(self, key: Key, num_tasks: int) -> Task:
     """Values ~ N(0, 1), lifetimes uniform in 1 to the time limit."""
     k_value, k_lifetime = jax.random.split(key)
     lifetime = jax.random.randint(
-        k_lifetime, (num_tasks,), 1, self.spec.episode_length + 1)
+      k_lifetime, (num_tasks,), 1, self.spec.episode_length + 1
+    )
     return {
-        'value': jax.random.normal(k_value, (num_tasks,)),
-        'lifetime': lifetime.astype(jnp.float32),
+      'value': jax.random.normal(k_value, (num_tasks,)),
+      'lifetime': lifetime.astype(jnp.float32),
     }
 
   def task_list(self, name: str) -> tuple[Task, Task]:
@@ -69,11 +70,11 @@ class CountingFamily:
       terminal = (time == task['lifetime']).astype(jnp.float32)
       time = jnp.where(time > task['lifetime'], jnp.nan, time)
     return EnvState(
-        physics=time,
-        observation=jnp.stack([time, state.observation[1] + 0.0 * time]),
-        reward=self.reward(time[None], action, task),
-        terminal=terminal,
-        features=time[None],
+      physics=time,
+      observation=jnp.stack([time, state.observation[1] + 0.0 * time]),
+      reward=self.reward(time[None], action, task),
+      terminal=terminal,
+      features=time[None],
     )
 
   def reward(self, features: Array, action: Array, task: Task) -> Array:
@@ -94,11 +95,11 @@ class BlowsUp(CountingFamily):
     diverged = (after.physics == 3.0).astype(jnp.float32)
     stay = lambda new, old: jnp.where(diverged > 0.5, old, new)
     return after._replace(
-        physics=stay(after.physics, state.physics),
-        observation=stay(after.observation, state.observation),
-        terminal=jnp.maximum(
-            after.terminal, diverged * self.spec.terminates),
-        diverged=diverged)
+      physics=stay(after.physics, state.physics),
+      observation=stay(after.observation, state.observation),
+      terminal=jnp.maximum(after.terminal, diverged * self.spec.terminates),
+      diverged=diverged,
+    )
 
 
 class BanditFamily:
@@ -111,13 +112,13 @@ class BanditFamily:
 
   def __init__(self, *, episode_length: int = 4):
     self.spec = EnvSpec(
-        name='bandit',
-        observation_size=1,
-        action_size=2,
-        feature_size=1,
-        episode_length=episode_length,
-        terminates=False,
-        options={'episode_length': episode_length},
+      name='bandit',
+      observation_size=1,
+      action_size=2,
+      feature_size=1,
+      episode_length=episode_length,
+      terminates=False,
+      options={'episode_length': episode_length},
     )
 
   def sample_tasks(self, key: Key, num_tasks: int) -> Task:
@@ -164,16 +165,17 @@ class PoisonedReward:
     """The step of the family, with reward and features overwritten."""
     after = self._family.step(state, action, task)
     return after._replace(
-        reward=jnp.full_like(after.reward, self._value),
-        features=jnp.full_like(after.features, self._value))
+      reward=jnp.full_like(after.reward, self._value),
+      features=jnp.full_like(after.features, self._value),
+    )
 
 
 def random_transitions(
-    key: Key,
-    spec: EnvSpec,
-    shape: tuple[int, ...],
-    data: DataSpec = DataSpec(),
-    sequence_size: int = 0,
+  key: Key,
+  spec: EnvSpec,
+  shape: tuple[int, ...],
+  data: DataSpec = DataSpec(),
+  sequence_size: int = 0,
 ) -> Transition:
   """Standard normal transitions; actions in [-1, 1], one in eight terminal.
 
@@ -190,32 +192,34 @@ def random_transitions(
   if data.returns_discount is not None:
     k_return, k_last, k_power = jax.random.split(keys[0], 3)
     extras |= {
-        'return_to_go': jax.random.normal(k_return, shape),
-        'last_observation': jax.random.normal(
-            k_last, shape + (spec.observation_size,)),
-        'bootstrap': jax.random.uniform(k_power, shape),
-        'last_discount': jnp.ones(shape),
+      'return_to_go': jax.random.normal(k_return, shape),
+      'last_observation': jax.random.normal(
+        k_last, shape + (spec.observation_size,)
+      ),
+      'bootstrap': jax.random.uniform(k_power, shape),
+      'last_discount': jnp.ones(shape),
     }
   if data.sequence_episodes:
     steps = jnp.arange(shape[-1]) % (sequence_size or shape[-1])
     extras['time'] = jnp.broadcast_to(
-        (steps % spec.episode_length).astype(jnp.float32), shape)
+      (steps % spec.episode_length).astype(jnp.float32), shape
+    )
   return Transition(
-      observation=jax.random.normal(
-          keys[0], shape + (spec.observation_size,)),
-      action=jax.random.uniform(
-          keys[1], shape + (spec.action_size,), minval=-1.0),
-      reward=jax.random.normal(keys[2], shape),
-      discount=jax.random.bernoulli(
-          keys[3], 0.875, shape).astype(jnp.float32),
-      next_observation=jax.random.normal(
-          keys[4], shape + (spec.observation_size,)),
-      extras=extras,
+    observation=jax.random.normal(keys[0], shape + (spec.observation_size,)),
+    action=jax.random.uniform(
+      keys[1], shape + (spec.action_size,), minval=-1.0
+    ),
+    reward=jax.random.normal(keys[2], shape),
+    discount=jax.random.bernoulli(keys[3], 0.875, shape).astype(jnp.float32),
+    next_observation=jax.random.normal(
+      keys[4], shape + (spec.observation_size,)
+    ),
+    extras=extras,
   )
 
 
 def random_batch(
-    key: Key, spec: EnvSpec, batch: BatchSpec, data: DataSpec = DataSpec()
+  key: Key, spec: EnvSpec, batch: BatchSpec, data: DataSpec = DataSpec()
 ) -> MetaBatch:
   """A batch of the given composition without any meaning."""
   k_context, k_query, k_mask = jax.random.split(key, 3)
@@ -227,15 +231,17 @@ def random_batch(
   mask = jax.random.bernoulli(k_mask, 0.75, (tasks, size)).at[:, 0].set(True)
   if batch.context == 'sequences':  # prefixes of each
     length = jax.random.randint(
-        k_mask, (tasks, batch.num_sequences, 1), 1, batch.sequence_size + 1)
+      k_mask, (tasks, batch.num_sequences, 1), 1, batch.sequence_size + 1
+    )
     mask = (jnp.arange(batch.sequence_size) < length).reshape(tasks, -1)
   return MetaBatch(
-      task_id=jnp.arange(tasks),
-      slot=jnp.arange(tasks),
-      context=random_transitions(
-          k_context, spec, mask.shape, data, batch.sequence_size),
-      context_mask=mask.astype(jnp.float32),
-      query=random_transitions(
-          k_query, spec, (tasks, batch.query_size), data,
-          batch.sequence_size),
+    task_id=jnp.arange(tasks),
+    slot=jnp.arange(tasks),
+    context=random_transitions(
+      k_context, spec, mask.shape, data, batch.sequence_size
+    ),
+    context_mask=mask.astype(jnp.float32),
+    query=random_transitions(
+      k_query, spec, (tasks, batch.query_size), data, batch.sequence_size
+    ),
   )

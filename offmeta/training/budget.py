@@ -28,13 +28,15 @@ from offmeta.training.setup import Setup
 from offmeta.types import Algorithm, DataSpec, LearnerState, Transition
 
 _ADVICE = (
-    'Keep the replay in the host\'s memory with --replay=host, run fewer'
-    ' --seeds at a time (--config.first_seed continues), or shorten the phase'
-    ' (iterations, gather.*_steps); devices that share tasks hold a copy each.')
+  "Keep the replay in the host's memory with --replay=host, run fewer"
+  ' --seeds at a time (--config.first_seed continues), or shorten the phase'
+  ' (iterations, gather.*_steps); devices that share tasks hold a copy each.'
+)
 
 _SAC_ADVICE = (
-    'Shorten the lives (config.collect.specialists.env_steps), or take fewer'
-    ' tasks (config.family): these replays stay on the devices.')
+  'Shorten the lives (config.collect.specialists.env_steps), or take fewer'
+  ' tasks (config.family): these replays stay on the devices.'
+)
 
 
 class _Phase(NamedTuple):
@@ -57,21 +59,28 @@ class _Phase(NamedTuple):
 
 def _example(setup: Setup, extras: bool) -> Transition:
   example = jax.eval_shape(
-      lambda: gathering.example_transition(setup.family, setup.train_tasks))
+    lambda: gathering.example_transition(setup.family, setup.train_tasks)
+  )
   return example if extras else example._replace(extras={})
 
 
 def _replay(
-    num_tasks: int, example: Transition, sizes: schedule.Sizes, num_seeds: int,
-    one_buffer: bool, table: int, whose: str = '',
+  num_tasks: int,
+  example: Transition,
+  sizes: schedule.Sizes,
+  num_seeds: int,
+  one_buffer: bool,
+  table: int,
+  whose: str = '',
 ) -> list[memory.Demand]:
   """Both buffers, or the one that serves both roles."""
   parts = [(f'replay{whose}', sizes.rl)]
   if not one_buffer:
     parts.append((f'replay for contexts{whose}', sizes.encoder))
   return [
-      memory.replay_demand(example, num_tasks, capacity, num_seeds, what, table)
-      for what, capacity in parts]
+    memory.replay_demand(example, num_tasks, capacity, num_seeds, what, table)
+    for what, capacity in parts
+  ]
 
 
 def _prepared_row(setup: Setup, spec: DataSpec) -> Transition:
@@ -82,8 +91,10 @@ def _prepared_row(setup: Setup, spec: DataSpec) -> Transition:
     extras = {}
     if spec.returns_discount is not None:
       log = jax.tree.map(lambda x: x[None], example)
-      extras = jax.tree.map(lambda x: x[0], returns.annotate(
-          log, jnp.ones(1), spec.returns_discount))
+      extras = jax.tree.map(
+        lambda x: x[0],
+        returns.annotate(log, jnp.ones(1), spec.returns_discount),
+      )
     if spec.sequence_episodes:
       extras['time'] = example.extras['time']
     return example._replace(extras=extras)
@@ -92,8 +103,11 @@ def _prepared_row(setup: Setup, spec: DataSpec) -> Transition:
 
 
 def _dataset(
-    setup: Setup, spec: DataSpec, rows: tuple[int, int], num_tasks: int,
-    what: str,
+  setup: Setup,
+  spec: DataSpec,
+  rows: tuple[int, int],
+  num_tasks: int,
+  what: str,
 ) -> memory.Demand:
   """Logged data as `preparation.replay` makes them; every device has a copy.
 
@@ -119,51 +133,71 @@ def _dataset(
   if spec.context_part != 'all':
     strided = -(-rl // spec.stride) + spec.context_rows
   return memory.replay_demand(
-      _prepared_row(setup, spec), num_tasks, strided, places, what, table,
-      unit='place')
+    _prepared_row(setup, spec),
+    num_tasks,
+    strided,
+    places,
+    what,
+    table,
+    unit='place',
+  )
 
 
 def _datasets(
-    setup: Setup, spec: DataSpec, rows: tuple[int, int]
+  setup: Setup, spec: DataSpec, rows: tuple[int, int]
 ) -> list[memory.Demand]:
   """Of the training tasks and, if there are any, of the held-out ones."""
   family = setup.config.family
   demands = [_dataset(setup, spec, rows, family.num_train, 'dataset')]
   held_out = collecting.test_dataset_sizes(setup)
   if held_out:
-    demands.append(_dataset(
-        setup, spec._replace(mix_rewards=False), held_out, family.num_test,
-        'dataset of held-out tasks'))
+    demands.append(
+      _dataset(
+        setup,
+        spec._replace(mix_rewards=False),
+        held_out,
+        family.num_test,
+        'dataset of held-out tasks',
+      )
+    )
   return demands
 
 
 def _annotations(
-    setup: Setup, algorithm: Algorithm, rows: int, num_seeds: int
+  setup: Setup, algorithm: Algorithm, rows: int, num_seeds: int
 ) -> list[memory.Demand]:
   """The most that a stage adds to the queries of every seed."""
   log = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype),
-      _prepared_row(setup, algorithm.data))
+    lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype),
+    _prepared_row(setup, algorithm.data),
+  )
   state = jax.eval_shape(algorithm.init, jax.random.key(0))
   sizes = [
-      memory.nbytes(jax.eval_shape(stage.annotate, state, log, jnp.ones(1)))
-      for stage in algorithm.offline if stage.annotate is not None]
+    memory.nbytes(jax.eval_shape(stage.annotate, state, log, jnp.ones(1)))
+    for stage in algorithm.offline
+    if stage.annotate is not None
+  ]
   if not sizes:
     return []
   num_tasks = setup.config.family.num_train
-  return [memory.Demand(
-      'annotations', num_seeds * num_tasks * rows * max(sizes),
+  return [
+    memory.Demand(
+      'annotations',
+      num_seeds * num_tasks * rows * max(sizes),
       f'{memory.times(num_seeds, "seed")} x {num_tasks:,} tasks x {rows:,}'
-      f' transitions x {max(sizes):,} B')]
+      f' transitions x {max(sizes):,} B',
+    )
+  ]
 
 
 def _learners(
-    algorithm: Algorithm, number: int, unit: str = 'seed'
+  algorithm: Algorithm, number: int, unit: str = 'seed'
 ) -> memory.Demand:
   state: LearnerState = jax.eval_shape(algorithm.init, jax.random.key(0))
   size = memory.nbytes(state)
   return memory.Demand(
-      'learners', number * size, f'{memory.times(number, unit)} x {size:,} B')
+    'learners', number * size, f'{memory.times(number, unit)} x {size:,} B'
+  )
 
 
 def _collect(setup: Setup) -> Iterator[_Phase]:
@@ -177,19 +211,45 @@ def _collect(setup: Setup) -> Iterator[_Phase]:
     number = len(seeds.layout.seeds)
     capacity = specialists.capacity(setup.family.spec, config.specialists)
     sac = setup.algorithm('sac', config.specialists.sac)
-    yield _Phase('collect', seeds, [
+    yield _Phase(
+      'collect',
+      seeds,
+      [
         memory.replay_demand(
-            example, 1, capacity, number, 'replay', unit='learner'),
-        _learners(sac, number, 'learner')], False, _SAC_ADVICE)
+          example, 1, capacity, number, 'replay', unit='learner'
+        ),
+        _learners(sac, number, 'learner'),
+      ],
+      False,
+      _SAC_ADVICE,
+    )
     return
   seeds = collect_pearl.behaviour_seeds(setup)
-  yield _Phase('collect', seeds, [
-      *_replay(family.num_train, example, collect_pearl.sizes(setup, seeds), 1,
-               False, 0),
-      *_replay(family.num_test, example, collect_pearl.visit_sizes(setup), 1,
-               False, 0, ' of held-out tasks'),
+  yield _Phase(
+    'collect',
+    seeds,
+    [
+      *_replay(
+        family.num_train,
+        example,
+        collect_pearl.sizes(setup, seeds),
+        1,
+        False,
+        0,
+      ),
+      *_replay(
+        family.num_test,
+        example,
+        collect_pearl.visit_sizes(setup),
+        1,
+        False,
+        0,
+        ' of held-out tasks',
+      ),
       _learners(setup.algorithm('pearl', config.behaviour), 1),
-  ], setup.runtime.replay == 'host')
+    ],
+    setup.runtime.replay == 'host',
+  )
 
 
 def _phases(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
@@ -204,22 +264,41 @@ def _phases(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
   data = _datasets(setup, algorithm.data, start)
   num_seeds = len(setup.seeds.layout.seeds)
   if 'offline' in phases and not setup.is_done('offline'):
-    yield _Phase('offline', setup.seeds, [
-        *data, *_annotations(setup, algorithm, start[0], num_seeds),
-        _learners(algorithm, num_seeds)], on_host)
+    yield _Phase(
+      'offline',
+      setup.seeds,
+      [
+        *data,
+        *_annotations(setup, algorithm, start[0], num_seeds),
+        _learners(algorithm, num_seeds),
+      ],
+      on_host,
+    )
   if 'online' in phases:
     for name in config.online.variants:
       if setup.is_done(f'online/{name}'):
         continue
       changed = configs.variant(config, name)
       sizes = schedule.online_sizes(
-          setup.family.spec, changed, setup.seeds, *start)
-      yield _Phase(f'online/{name}', setup.seeds, [
+        setup.family.spec, changed, setup.seeds, *start
+      )
+      yield _Phase(
+        f'online/{name}',
+        setup.seeds,
+        [
           *_replay(
-              config.family.num_train, _example(setup, False), sizes,
-              num_seeds, changed.online.share_encoder_buffer,
-              sizes.sequences),
-          *data, _learners(setup.learner(config=changed), num_seeds)], on_host)
+            config.family.num_train,
+            _example(setup, False),
+            sizes,
+            num_seeds,
+            changed.online.share_encoder_buffer,
+            sizes.sequences,
+          ),
+          *data,
+          _learners(setup.learner(config=changed), num_seeds),
+        ],
+        on_host,
+      )
 
 
 def check(setup: Setup, phases: tuple[str, ...]) -> list[str]:
@@ -245,8 +324,9 @@ def _fitting(planned: list[_Phase]) -> list[str]:
       devices = [streaming.host()]
     elif seeds.layout.axis_name:  # every device has all of it
       demands = [
-          demand._replace(nbytes=demand.nbytes * len(devices))
-          for demand in demands]
+        demand._replace(nbytes=demand.nbytes * len(devices))
+        for demand in demands
+      ]
     available = memory.available_bytes(devices)
     try:
       memory.check(demands, available, advice)
@@ -258,4 +338,5 @@ def _fitting(planned: list[_Phase]) -> list[str]:
       place = 'in the host' if on_host else 'on the devices in use'
       free[place] = memory.readable(available)
   return lines + [
-      f'memory available {place}: {size}' for place, size in free.items()]
+    f'memory available {place}: {size}' for place, size in free.items()
+  ]

@@ -312,9 +312,7 @@ class Checkpointer:
       f' {reason}. {kept[0].upper()}{kept[1:]}'
     )
 
-  def _read_tree(
-    self, step: int, stored: dict[str, Any], template: Any
-  ) -> Any:
+  def _read_tree(self, step: int, stored: dict[str, Any], template: Any) -> Any:
     """Restores an intact checkpoint into the template's shardings."""
     path = self._directory / str(step)
     leaves = leaves_lib.flatten(template)

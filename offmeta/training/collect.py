@@ -27,9 +27,9 @@ from offmeta.types import Task
 
 # By config.collect.source.
 _SOURCES = {
-    'pearl': collect_pearl.make,
-    'sac': collect_sac.make,
-    'script': collect_script.make,
+  'pearl': collect_pearl.make,
+  'sac': collect_sac.make,
+  'script': collect_script.make,
 }
 
 
@@ -54,7 +54,8 @@ def load_dataset(setup: Setup) -> MetaDataset:
     DatasetError: it is damaged or of another family.
   """
   return _load(
-      setup, dataset_path(setup), 'training', 'num_train', setup.train_tasks)
+    setup, dataset_path(setup), 'training', 'num_train', setup.train_tasks
+  )
 
 
 def load_test_dataset(setup: Setup) -> MetaDataset | None:
@@ -72,18 +73,23 @@ def _load(setup: Setup, path: str, what: str, number: str, tasks: Task):
   config = setup.config
   if not config.collect.dataset and not pathlib.Path(path).exists():
     raise PhaseError(
-        f'{path}: no dataset; run --phases=collect first or point'
-        ' --config.collect.dataset at one')
+      f'{path}: no dataset; run --phases=collect first or point'
+      ' --config.collect.dataset at one'
+    )
   data = datasets.load(path, setup.family.spec)
   for name, leaf in tasks.items():
     stored = data.tasks.get(name)
-    if stored is None or stored.shape != leaf.shape or not np.allclose(
-        stored, leaf, atol=1e-6):
+    if (
+      stored is None
+      or stored.shape != leaf.shape
+      or not np.allclose(stored, leaf, atol=1e-6)
+    ):
       raise PhaseError(
-          f'{path}: task parameter {name!r} differs from the {what} tasks of'
-          f' config.family (task_list {config.family.task_list!r}, {number}'
-          f' {getattr(config.family, number)}); use the list that the dataset'
-          ' was made with')
+        f'{path}: task parameter {name!r} differs from the {what} tasks of'
+        f' config.family (task_list {config.family.task_list!r}, {number}'
+        f' {getattr(config.family, number)}); use the list that the dataset'
+        ' was made with'
+      )
   return data
 
 
@@ -147,13 +153,16 @@ def _log_size(setup: Setup) -> int:
 
 def _save(setup: Setup, path: str, data: MetaDataset, origin: str):
   made_by = {
-      'algorithm': setup.config.collect.source,
-      'log': origin,
-      'config': configs.to_dict(setup.config.collect),
-      'task_list': setup.config.family.task_list,
+    'algorithm': setup.config.collect.source,
+    'log': origin,
+    'config': configs.to_dict(setup.config.collect),
+    'task_list': setup.config.family.task_list,
   }
-  processes.on_main(lambda: datasets.save(
-      path, data, setup.family.spec, made_by, overwrite=True))
+  processes.on_main(
+    lambda: datasets.save(
+      path, data, setup.family.spec, made_by, overwrite=True
+    )
+  )
   processes.in_all(lambda: processes.await_directory(pathlib.Path(path)))
 
 
@@ -167,17 +176,30 @@ def _score_references(setup, scores):
 
   def score(key):
     done = evaluation.meta_test(
-        family, policy, (), setup.test_tasks, key, config.num_repeats,
-        config.num_steps, config.num_prior_episodes, layout.axis_name)
+      family,
+      policy,
+      (),
+      setup.test_tasks,
+      key,
+      config.num_repeats,
+      config.num_steps,
+      config.num_prior_episodes,
+      layout.axis_name,
+    )
     return done.returns, jnp.sum(done.transitions.extras['diverged'])
 
   returns, diverged = layout.all_seeds(
-      layout.compile(score, (0,))(setup.seeds.streams('evaluation')))
+    layout.compile(score, (0,))(setup.seeds.streams('evaluation'))
+  )
   arrays = {
-      'random_test_returns': returns, 'random_diverged': diverged, **scores}
+    'random_test_returns': returns,
+    'random_diverged': diverged,
+    **scores,
+  }
   data = load_dataset(setup)
   arrays['behaviour_data_returns'] = data.episode_return
   if 'diverged' in data.transitions.extras:
     arrays['dataset_diverged'] = np.array([logs.num_diverged(data)])
-  processes.on_main(lambda: write_arrays(
-      setup.workdir / 'evaluations' / 'collect.npz', arrays))
+  processes.on_main(
+    lambda: write_arrays(setup.workdir / 'evaluations' / 'collect.npz', arrays)
+  )

@@ -29,7 +29,8 @@ def behaviour_seeds(setup: Setup) -> schedule.Seeds:
   """The behaviour policy's seed; apart from those of the run."""
   config = setup.config.collect
   return setup.make_seeds(
-      logs.root_key(config)[None], config.behaviour.online.num_tasks)
+    logs.root_key(config)[None], config.behaviour.online.num_tasks
+  )
 
 
 def make(setup: Setup) -> Logs:
@@ -47,34 +48,49 @@ def make(setup: Setup) -> Logs:
   fresh = setup.checkpointer('collect', seeds).latest_step() is None
   progress = start(setup, algorithm, seeds, fresh)
   updater = stages.make_updater(
-      setup,
-      lambda axis: setup.algorithm('pearl', config.behaviour, axis).online,
-      seeds, setup.config.chunk, shared_replay=False)
+    setup,
+    lambda axis: setup.algorithm('pearl', config.behaviour, axis).online,
+    seeds,
+    setup.config.chunk,
+    shared_replay=False,
+  )
   evaluator = evaluators.Evaluator(setup, algorithm, seeds)
   last = config.iterations - 1
   every = max(1, config.iterations // 10)
   progress = stages.run_stage(
-      setup, 'collect', progress, updater,
-      show=('eval/test/self_context/final_return',),
-      label='pearl', iterations=config.iterations,
-      gather=stages.gatherer(
-          setup, algorithm, seeds, seeds.mine(visited), config.gather),
-      evaluate=lambda state, replay: evaluator.curve(state, None),
-      evaluate_due=lambda iteration, updates: updates == updater.total and (
-          iteration % every == every - 1 or iteration == last))
+    setup,
+    'collect',
+    progress,
+    updater,
+    show=('eval/test/self_context/final_return',),
+    label='pearl',
+    iterations=config.iterations,
+    gather=stages.gatherer(
+      setup, algorithm, seeds, seeds.mine(visited), config.gather
+    ),
+    evaluate=lambda state, replay: evaluator.curve(state, None),
+    evaluate_due=lambda iteration, updates: (
+      updates == updater.total
+      and (iteration % every == every - 1 or iteration == last)
+    ),
+  )
   gather = config.gather
   visit = visit_held_out(setup, algorithm, seeds, progress.state)
   scores, _ = evaluator.full(progress.state, None)
   return Logs(
-      cut(setup, _host(progress.replay)), cut_visit(setup, _host(visit)),
-      'from the replay of the behaviour policy\'s training, per task'
-      f' {logs.describe_cut(config)}',
-      'the trained behaviour policy, per task in whole episodes'
-      f' {gather.prior_steps} steps under the prior, then'
-      f' {gather.posterior_steps}, of them the first episode under the prior'
-      ' and each later one under the posterior of the context so far',
-      {'behaviour_test_returns': scores['test_self_returns'],
-       'behaviour_diverged': scores['diverged']})
+    cut(setup, _host(progress.replay)),
+    cut_visit(setup, _host(visit)),
+    "from the replay of the behaviour policy's training, per task"
+    f' {logs.describe_cut(config)}',
+    'the trained behaviour policy, per task in whole episodes'
+    f' {gather.prior_steps} steps under the prior, then'
+    f' {gather.posterior_steps}, of them the first episode under the prior'
+    ' and each later one under the posterior of the context so far',
+    {
+      'behaviour_test_returns': scores['test_self_returns'],
+      'behaviour_diverged': scores['diverged'],
+    },
+  )
 
 
 def _host(replay: Replay) -> Replay:
@@ -87,9 +103,13 @@ def _check_cuts(setup, visited):
   config, gather = setup.config.collect, setup.config.collect.gather
   spec = setup.family.spec
   initial, prior, posterior = (  # with terminations at least the quota
-      quota if spec.terminates else schedule.longest(spec, quota)
-      for quota in (
-          config.initial_steps, gather.prior_steps, gather.posterior_steps))
+    quota if spec.terminates else schedule.longest(spec, quota)
+    for quota in (
+      config.initial_steps,
+      gather.prior_steps,
+      gather.posterior_steps,
+    )
+  )
   tasks = np.arange(setup.config.family.num_train)
   visits = np.sum(np.asarray(visited)[0, :, :, None] == tasks, axis=1)
   logs.check_cut(config, initial + visits.sum(0) * (prior + posterior))
@@ -105,8 +125,11 @@ def _check_cuts(setup, visited):
 def _visits(setup, seeds):
   config = setup.config.collect
   return schedule.visits(
-      seeds.all_keys, config.iterations, config.gather,
-      setup.config.family.num_train)
+    seeds.all_keys,
+    config.iterations,
+    config.gather,
+    setup.config.family.num_train,
+  )
 
 
 def sizes(setup: Setup, seeds: schedule.Seeds) -> schedule.Sizes:
@@ -114,53 +137,75 @@ def sizes(setup: Setup, seeds: schedule.Seeds) -> schedule.Sizes:
   config, spec = setup.config.collect, setup.family.spec
   start = schedule.longest(spec, config.initial_steps)
   return schedule.sizes(
-      spec, config.gather, _visits(setup, seeds),
-      setup.config.family.num_train, start, start, False)
+    spec,
+    config.gather,
+    _visits(setup, seeds),
+    setup.config.family.num_train,
+    start,
+    start,
+    False,
+  )
 
 
 def visit_sizes(setup: Setup) -> schedule.Sizes:
   """Capacities of the replay of one visit to every held-out task."""
   num_test = setup.config.family.num_test
   return schedule.sizes(
-      setup.family.spec, setup.config.collect.gather,
-      np.arange(num_test)[None, None], num_test, 0, 0, False)
+    setup.family.spec,
+    setup.config.collect.gather,
+    np.arange(num_test)[None, None],
+    num_test,
+    0,
+    0,
+    False,
+  )
 
 
 def most_rows(setup: Setup) -> int:
   """Rows that the replay holds at most, in the task with the most."""
   return sizes(setup, behaviour_seeds(setup)).rl - (
-      setup.family.spec.episode_length)
+    setup.family.spec.episode_length
+  )
 
 
 def most_visit_rows(setup: Setup) -> tuple[int, int]:
   """Rows of a visit to a held-out task at most, and those of encoder data."""
   size, margin = visit_sizes(setup), setup.family.spec.episode_length
   return size.rl - margin, min(
-      setup.config.collect.encoder_size, size.encoder - margin)
+    setup.config.collect.encoder_size, size.encoder - margin
+  )
 
 
 def _empty(setup, seeds, tasks, num_tasks, size: schedule.Sizes) -> Replay:
   example = gathering.example_transition(setup.family, tasks)
-  return stages.new_replay(setup, seeds, lambda: Replay(
+  return stages.new_replay(
+    setup,
+    seeds,
+    lambda: Replay(
       buffers.empty(example, num_tasks, size.rl),
-      buffers.empty(example, num_tasks, size.encoder)))
+      buffers.empty(example, num_tasks, size.encoder),
+    ),
+  )
 
 
 def start(
-    setup: Setup, algorithm, seeds: schedule.Seeds, fresh: bool
+  setup: Setup, algorithm, seeds: schedule.Seeds, fresh: bool
 ) -> loop.Progress:
   """An untrained behaviour policy and, if fresh, its initial data."""
   config = setup.config.collect
   num_train = setup.config.family.num_train
   states = stages.init_states(algorithm, seeds)
   replay = _empty(
-      setup, seeds, setup.train_tasks, num_train, sizes(setup, seeds))
+    setup, seeds, setup.train_tasks, num_train, sizes(setup, seeds)
+  )
   if not fresh:
     return loop.start(states, replay)
   initial = dataclasses.replace(  # in every task, under the prior
-      config.gather, prior_steps=config.initial_steps, posterior_steps=0)
+    config.gather, prior_steps=config.initial_steps, posterior_steps=0
+  )
   replay, _ = stages.make_gather(setup, algorithm, seeds, initial)(
-      states, replay, _everywhere(num_train), seeds.streams('initial'))
+    states, replay, _everywhere(num_train), seeds.streams('initial')
+  )
   return loop.start(states, replay)
 
 
@@ -170,16 +215,15 @@ def _everywhere(num_tasks: int) -> np.ndarray:
 
 
 def visit_held_out(
-    setup: Setup, algorithm, seeds: schedule.Seeds, state
+  setup: Setup, algorithm, seeds: schedule.Seeds, state
 ) -> Replay:
   """What the policy gathers in one visit to every held-out task, [1, ...]."""
   num_test = setup.config.family.num_test
   there = dataclasses.replace(setup, train_tasks=setup.test_tasks)
-  replay = _empty(
-      setup, seeds, setup.test_tasks, num_test, visit_sizes(setup))
+  replay = _empty(setup, seeds, setup.test_tasks, num_test, visit_sizes(setup))
   replay, _ = stages.make_gather(
-      there, algorithm, seeds, setup.config.collect.gather)(
-          state, replay, _everywhere(num_test), seeds.streams('held out'))
+    there, algorithm, seeds, setup.config.collect.gather
+  )(state, replay, _everywhere(num_test), seeds.streams('held out'))
   return replay
 
 
@@ -189,12 +233,14 @@ def cut(setup: Setup, replay: Replay) -> MetaDataset:
   context = (None, None)
   if config.encoder_size:
     context = logs.part(
-        replay.encoder.data, replay.encoder.size, -config.encoder_size)
+      replay.encoder.data, replay.encoder.size, -config.encoder_size
+    )
   return logs.make(
-      *logs.cut(
-          replay.rl.data, replay.rl.size, config.rl_slice, config.rl_size),
-      setup.train_tasks,
-      setup.family.spec.episode_length, *context)
+    *logs.cut(replay.rl.data, replay.rl.size, config.rl_slice, config.rl_size),
+    setup.train_tasks,
+    setup.family.spec.episode_length,
+    *context,
+  )
 
 
 def cut_visit(setup: Setup, replay: Replay) -> MetaDataset:
@@ -206,8 +252,13 @@ def cut_visit(setup: Setup, replay: Replay) -> MetaDataset:
   size, context = setup.config.collect.encoder_size, (None, None)
   if size:
     context = logs.part(
-        replay.encoder.data, replay.encoder.size,
-        -min(size, int(replay.encoder.size.min())))
+      replay.encoder.data,
+      replay.encoder.size,
+      -min(size, int(replay.encoder.size.min())),
+    )
   return logs.make(
-      *logs.part(replay.rl.data, replay.rl.size, None), setup.test_tasks,
-      setup.family.spec.episode_length, *context)
+    *logs.part(replay.rl.data, replay.rl.size, None),
+    setup.test_tasks,
+    setup.family.spec.episode_length,
+    *context,
+  )

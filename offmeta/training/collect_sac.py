@@ -29,18 +29,24 @@ def learners(setup: Setup) -> Setup:
   def keys(name, tasks):
     key = schedule.stream(root, name)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(
-        jnp.arange(envs.num_tasks(tasks)))
+      jnp.arange(envs.num_tasks(tasks))
+    )
 
-  keys = jnp.concatenate([
-      keys('specialists', setup.train_tasks),
-      keys('held out', setup.test_tasks)])
-  seeds = schedule.Seeds(keys, parallel.make_layout(
-      keys.shape[0], max_devices=setup.runtime.max_devices))
+  keys = jnp.concatenate(
+    [keys('specialists', setup.train_tasks), keys('held out', setup.test_tasks)]
+  )
+  seeds = schedule.Seeds(
+    keys,
+    parallel.make_layout(keys.shape[0], max_devices=setup.runtime.max_devices),
+  )
   tasks = jax.tree.map(
-      lambda *x: seeds.mine(jnp.concatenate(x)), setup.train_tasks,
-      setup.test_tasks)
+    lambda *x: seeds.mine(jnp.concatenate(x)),
+    setup.train_tasks,
+    setup.test_tasks,
+  )
   return dataclasses.replace(
-      setup, train_tasks=tasks, test_tasks=tasks, seeds=seeds)
+    setup, train_tasks=tasks, test_tasks=tasks, seeds=seeds
+  )
 
 
 def make(setup: Setup) -> Logs:
@@ -54,8 +60,9 @@ def make(setup: Setup) -> Logs:
   config = setup.config.collect
   if config.encoder_size:
     raise ConfigError(
-        f'config.collect.encoder_size: {config.encoder_size} asked for, but'
-        ' source "sac" has no encoder data of its own; set it to 0')
+      f'config.collect.encoder_size: {config.encoder_size} asked for, but'
+      ' source "sac" has no encoder data of its own; set it to 0'
+    )
   num_train = setup.config.family.num_train
   fewest, _ = specialists.life(setup.family.spec, config.specialists)
   logs.check_cut(config, np.full(num_train, fewest))
@@ -63,26 +70,40 @@ def make(setup: Setup) -> Logs:
   layout = everyone.seeds.layout
   evaluator = specialists.Evaluator(everyone, config.specialists)
   progress = specialists.train(
-      everyone, config.specialists, evaluator, 'collect',
-      setup.config.matmul_precision)
+    everyone,
+    config.specialists,
+    evaluator,
+    'collect',
+    setup.config.matmul_precision,
+  )
   returns, diverged = layout.all_seeds(
-      evaluator.score(progress.state, number=1))
+    evaluator.score(progress.state, number=1)
+  )
   data, size = layout.all_seeds(
-      (progress.replay.rl.data, progress.replay.rl.size))
+    (progress.replay.rl.data, progress.replay.rl.size)
+  )
 
   def part(which, tasks):
     mine = jax.tree.map(lambda x: x[which, 0], data)
     return logs.make(
-        *logs.cut(mine, size[which, 0], config.rl_slice, config.rl_size), tasks,
-        setup.family.spec.episode_length)
+      *logs.cut(mine, size[which, 0], config.rl_slice, config.rl_size),
+      tasks,
+      setup.family.spec.episode_length,
+    )
 
   train, test = slice(None, num_train), slice(num_train, None)
   origin = (
-      'from the life of one SAC learner per task, from random actions to its'
-      f' last policy, {logs.describe_cut(config)}')
+    'from the life of one SAC learner per task, from random actions to its'
+    f' last policy, {logs.describe_cut(config)}'
+  )
   return Logs(
-      part(train, setup.train_tasks), part(test, setup.test_tasks), origin,
-      origin, {
-          'specialist_train_returns': returns[train],
-          'specialist_test_returns': returns[test],
-          'specialist_diverged': np.sum(diverged)})
+    part(train, setup.train_tasks),
+    part(test, setup.test_tasks),
+    origin,
+    origin,
+    {
+      'specialist_train_returns': returns[train],
+      'specialist_test_returns': returns[test],
+      'specialist_diverged': np.sum(diverged),
+    },
+  )

@@ -21,8 +21,9 @@ def scripted_policy(family: EnvFamily) -> Policy:
   """
   if not hasattr(family, 'scripted_policy'):
     raise ConfigError(
-        f'config.collect.source: family {family.spec.name!r} has no scripted'
-        ' policy; use "pearl" or "sac"')
+      f'config.collect.source: family {family.spec.name!r} has no scripted'
+      ' policy; use "pearl" or "sac"'
+    )
   return family.scripted_policy()
 
 
@@ -36,9 +37,11 @@ def make(setup: Setup) -> Logs:
   key = logs.root_key(config)
   origin = f'{config.script_episodes} episodes of the scripted policy per task'
   return Logs(
-      _episodes(setup, setup.train_tasks, key),
-      _episodes(setup, setup.test_tasks, schedule.stream(key, 'held out')),
-      origin, origin)
+    _episodes(setup, setup.train_tasks, key),
+    _episodes(setup, setup.test_tasks, schedule.stream(key, 'held out')),
+    origin,
+    origin,
+  )
 
 
 def _episodes(setup: Setup, tasks: Task, key: Key) -> MetaDataset:
@@ -49,18 +52,23 @@ def _episodes(setup: Setup, tasks: Task, key: Key) -> MetaDataset:
   def one(task, key):
     state = policy.init(task, jax.random.fold_in(key, 0))
     return rollout.episode(
-        family, policy, task, state, task, jax.random.fold_in(key, 1))[1:]
+      family, policy, task, state, task, jax.random.fold_in(key, 1)
+    )[1:]
 
   @jax.jit
   def side_by_side(key):
     keys = jax.vmap(lambda slot: jax.random.fold_in(key, slot))(
-        jnp.arange(envs.num_tasks(tasks)))
+      jnp.arange(envs.num_tasks(tasks))
+    )
     return jax.vmap(one)(tasks, keys)
 
   done = [
-      jax.device_get(side_by_side(jax.random.fold_in(key, number)))
-      for number in range(setup.config.collect.script_episodes)]
+    jax.device_get(side_by_side(jax.random.fold_in(key, number)))
+    for number in range(setup.config.collect.script_episodes)
+  ]
   transitions, valid = jax.tree.map(
-      lambda *parts: np.concatenate(parts, axis=1), *done)
+    lambda *parts: np.concatenate(parts, axis=1), *done
+  )
   return logs.pack(
-      transitions, valid.astype(bool), tasks, family.spec.episode_length)
+    transitions, valid.astype(bool), tasks, family.spec.episode_length
+  )

@@ -70,8 +70,7 @@ class CollectConfig:
   seed: int = 0
   iterations: int = 50  # of gathering and training the behaviour policy
   initial_steps: int = 2000  # per task with the untrained policy
-  gather: GatherConfig = GatherConfig(
-      clear_encoder_buffer=True, rewards='true')
+  gather: GatherConfig = GatherConfig(clear_encoder_buffer=True, rewards='true')
   rl_slice: str = 'last'  # part of each log that is kept, of SLICES
   rl_size: int = 1200  # transitions per task for the losses
   encoder_size: int = 0  # last so many of the encoder buffer; 0: rl slice
@@ -89,7 +88,8 @@ class OnlineConfig:
   oracle: str = 'oracle'  # the variant reported as `oracle`
   # name -> {'description': str, and what it changes in ExperimentConfig}
   variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(
-      default_factory=dict)
+    default_factory=dict
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +157,8 @@ def to_dict(config: Any) -> Any:
   """A dataclass as nested plain dictionaries."""
   if dataclasses.is_dataclass(config):
     return {
-        _key(config, field.name): to_dict(getattr(config, field.name))
-        for field in dataclasses.fields(config)
+      _key(config, field.name): to_dict(getattr(config, field.name))
+      for field in dataclasses.fields(config)
     }
   if isinstance(config, Mapping):
     return {key: to_dict(value) for key, value in config.items()}
@@ -186,8 +186,9 @@ def _check_type(key: str, value: Any, default: Any) -> Any:
     good = isinstance(value, type(default))
   if not good:
     raise ConfigError(
-        f'config.{key}: {value!r} is {type(value).__name__}, but'
-        f' {type(default).__name__} is needed (default {default!r})')
+      f'config.{key}: {value!r} is {type(value).__name__}, but'
+      f' {type(default).__name__} is needed (default {default!r})'
+    )
   return value
 
 
@@ -206,14 +207,16 @@ def from_dict(values: Mapping, default: Any = None, prefix: str = '') -> Any:
   if isinstance(default, ExperimentConfig):
     default = _with_algorithm(default, values.get('algorithm'))
   known = {
-      _key(default, field.name): field.name
-      for field in dataclasses.fields(default)}
+    _key(default, field.name): field.name
+    for field in dataclasses.fields(default)
+  }
   changes = {}
   for name, value in values.items():
     key = f'{prefix}{name}'
     if name not in known:
       raise ConfigError(
-          f'config.{key}: unknown key; known here: {", ".join(sorted(known))}')
+        f'config.{key}: unknown key; known here: {", ".join(sorted(known))}'
+      )
     field = known[name]
     current = getattr(default, field)
     if dataclasses.is_dataclass(current):
@@ -226,24 +229,27 @@ def from_dict(values: Mapping, default: Any = None, prefix: str = '') -> Any:
 
 
 def _with_algorithm(
-    config: ExperimentConfig, name: str | None
+  config: ExperimentConfig, name: str | None
 ) -> ExperimentConfig:
   """`config` with the default settings of another algorithm, if it is one."""
   if name is None or name == config.algorithm:
     return config
   if name not in ALGORITHMS:
     raise ConfigError(
-        f'config.algorithm: no algorithm {name!r}; known:'
-        f' {", ".join(sorted(ALGORITHMS))}')
+      f'config.algorithm: no algorithm {name!r}; known:'
+      f' {", ".join(sorted(ALGORITHMS))}'
+    )
   return dataclasses.replace(
-      config, algorithm=name, settings=ALGORITHMS[name].config())
+    config, algorithm=name, settings=ALGORITHMS[name].config()
+  )
 
 
 def variant(config: ExperimentConfig, name: str) -> ExperimentConfig:
   """The configuration of one online variant."""
   changes = {
-      key: value for key, value in config.online.variants[name].items()
-      if key != 'description'
+    key: value
+    for key, value in config.online.variants[name].items()
+    if key != 'description'
   }
   return from_dict(changes, config)
 
@@ -258,8 +264,9 @@ def _positive(config: Any, prefix: str, names: tuple[str, ...]):
   for name in names:
     if getattr(config, name) < 1:
       raise ConfigError(
-          f'config.{prefix}{name}: must be at least 1, not'
-          f' {getattr(config, name)}')
+        f'config.{prefix}{name}: must be at least 1, not'
+        f' {getattr(config, name)}'
+      )
 
 
 def validate(config: ExperimentConfig):
@@ -271,34 +278,52 @@ def validate(config: ExperimentConfig):
   _positive(config, '', ('num_seeds', 'chunk'))
   if config.first_seed < 0:
     raise ConfigError(
-        f'config.first_seed: must be at least 0, not {config.first_seed}')
+      f'config.first_seed: must be at least 0, not {config.first_seed}'
+    )
   if config.matmul_precision not in PRECISIONS:
     raise ConfigError(
-        f'config.matmul_precision: {config.matmul_precision!r}; choose one of'
-        f' {", ".join(PRECISIONS)}')
+      f'config.matmul_precision: {config.matmul_precision!r}; choose one of'
+      f' {", ".join(PRECISIONS)}'
+    )
   _positive(config.family, 'family.', ('num_train', 'num_test'))
-  _positive(config.evaluation, 'evaluation.', (
-      'num_repeats', 'num_steps', 'context_size', 'num_train_tasks',
-      'every_updates', 'every_iterations'))
-  _positive(config.finetune, 'finetune.', (
-      'burn_in', 'context_size', 'num_episodes', 'every_iterations'))
+  _positive(
+    config.evaluation,
+    'evaluation.',
+    (
+      'num_repeats',
+      'num_steps',
+      'context_size',
+      'num_train_tasks',
+      'every_updates',
+      'every_iterations',
+    ),
+  )
+  _positive(
+    config.finetune,
+    'finetune.',
+    ('burn_in', 'context_size', 'num_episodes', 'every_iterations'),
+  )
   if config.finetune.iterations < 0:
     raise ConfigError(
-        'config.finetune.iterations: must be at least 0, not'
-        f' {config.finetune.iterations}')
+      'config.finetune.iterations: must be at least 0, not'
+      f' {config.finetune.iterations}'
+    )
   _positive(config.collect, 'collect.', ('rl_size', 'script_episodes'))
   if config.collect.source not in SOURCES:
     raise ConfigError(
-        f'config.collect.source: {config.collect.source!r}; choose one of'
-        f' {", ".join(SOURCES)}')
+      f'config.collect.source: {config.collect.source!r}; choose one of'
+      f' {", ".join(SOURCES)}'
+    )
   if config.collect.test_dataset and not config.collect.dataset:
     raise ConfigError(
-        'config.collect.test_dataset: only together with'
-        ' config.collect.dataset; otherwise both are made')
+      'config.collect.test_dataset: only together with'
+      ' config.collect.dataset; otherwise both are made'
+    )
   if config.collect.rl_slice not in SLICES:
     raise ConfigError(
-        f'config.collect.rl_slice: {config.collect.rl_slice!r}; choose'
-        f' one of {", ".join(SLICES)}')
+      f'config.collect.rl_slice: {config.collect.rl_slice!r}; choose'
+      f' one of {", ".join(SLICES)}'
+    )
   _check_settings(config, 'config')
   if config.online.variants:
     _validate_online(config)
@@ -321,7 +346,8 @@ def _check_sizes(settings: Any, where: str):
       _check_sizes(value, f'{where}.{field.name}')
     elif field.name in _SIZES and value < 1:
       raise ConfigError(
-          f'{where}.{field.name}: must be at least 1, not {value}')
+        f'{where}.{field.name}: must be at least 1, not {value}'
+      )
 
 
 def _validate_online(config: ExperimentConfig):
@@ -330,34 +356,49 @@ def _validate_online(config: ExperimentConfig):
   entry = ALGORITHMS[config.algorithm]
   if not entry.online_variants:
     raise ConfigError(
-        f'config.online.variants: {config.algorithm} has no online phase on'
-        ' the training tasks; set them to {}')
+      f'config.online.variants: {config.algorithm} has no online phase on'
+      ' the training tasks; set them to {}'
+    )
   for role in ('headline', 'oracle'):
     name = getattr(config.online, role)
     if name not in names:
       raise ConfigError(
-          f'config.online.{role}: no variant {name!r}; known:'
-          f' {", ".join(sorted(names))}')
+        f'config.online.{role}: no variant {name!r}; known:'
+        f' {", ".join(sorted(names))}'
+      )
   for name in names:
     changed = variant(config, name)
     _check_settings(changed, f'config of variant {name!r}')
     if changed.online.gather.rewards not in ('decoder', 'true'):
       raise ConfigError(
-          f'config.online.gather.rewards of variant {name!r}:'
-          f' {changed.online.gather.rewards!r}; choose "decoder" or "true"')
+        f'config.online.gather.rewards of variant {name!r}:'
+        f' {changed.online.gather.rewards!r}; choose "decoder" or "true"'
+      )
     if changed.online.gather.clear_encoder_buffer:
       raise ConfigError(
-          f'config.online.gather.clear_encoder_buffer of variant {name!r}:'
-          ' labels need the offline part of the encoder buffer; only False')
+        f'config.online.gather.clear_encoder_buffer of variant {name!r}:'
+        ' labels need the offline part of the encoder buffer; only False'
+      )
     for part in entry.variant_fixed:
       if getattr(changed.settings, part) != getattr(config.settings, part):
         raise ConfigError(
-            f'config.online.variants.{name}: a variant cannot change'
-            f' config.{config.algorithm}.{part}')
+          f'config.online.variants.{name}: a variant cannot change'
+          f' config.{config.algorithm}.{part}'
+        )
     for part in (
-        'family', 'collect', 'finetune', 'evaluation', 'algorithm', 'seed',
-        'first_seed', 'num_seeds', 'chunk', 'matmul_precision'):
+      'family',
+      'collect',
+      'finetune',
+      'evaluation',
+      'algorithm',
+      'seed',
+      'first_seed',
+      'num_seeds',
+      'chunk',
+      'matmul_precision',
+    ):
       if getattr(changed, part) != getattr(config, part):
         raise ConfigError(
-            f'config.online.variants.{name}: a variant changes the online'
-            f' phase only, not config.{part}')
+          f'config.online.variants.{name}: a variant changes the online'
+          f' phase only, not config.{part}'
+        )

@@ -45,29 +45,49 @@ class Evaluator:
     axis_name = seeds.layout.axis_name
     keys = seeds.streams('evaluation')
     self._keys = [
-        jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys)
-        for i in range(6)
+      jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys) for i in range(6)
     ]
     self._setup = setup
     self._all = jnp.arange(num_train)
-    self._some = jnp.asarray(np.sort(np.random.default_rng(0).permutation(
-        num_train)[:config.num_train_tasks]))
+    self._some = jnp.asarray(
+      np.sort(
+        np.random.default_rng(0).permutation(num_train)[
+          : config.num_train_tasks
+        ]
+      )
+    )
     self._num_test = setup.config.family.num_test
     self._params = jax.jit(jax.vmap(algorithm.actor_params))
 
     acting = rollout.uniform_at_first(
-        algorithm.evaluate, family.spec.action_size)
+      algorithm.evaluate, family.spec.action_size
+    )
 
     def own(params, uniform_steps, tasks, key):
       return evaluation.meta_test(
-          family, acting, rollout.Acting(params, uniform_steps), tasks, key,
-          config.num_repeats, config.num_steps, config.num_prior_episodes,
-          axis_name)
+        family,
+        acting,
+        rollout.Acting(params, uniform_steps),
+        tasks,
+        key,
+        config.num_repeats,
+        config.num_steps,
+        config.num_prior_episodes,
+        axis_name,
+      )
 
     def given(params, held, tasks, contexts, key):
       return evaluation.meta_test_given_context(
-          family, algorithm.evaluate_given_context, params, tasks, contexts,
-          key, config.num_steps, axis_name, held)
+        family,
+        algorithm.evaluate_given_context,
+        params,
+        tasks,
+        contexts,
+        key,
+        config.num_steps,
+        axis_name,
+        held,
+      )
 
     def shift(*args):
       return evaluation.distribution_shift(algorithm, *args)
@@ -78,21 +98,27 @@ class Evaluator:
     def draw(replay, ids, key):
       if known:  # as recorded; what contexts are trained on may be mixed
         return evaluation.offline_sequences(
-            replay.rl, ids, key, config.num_repeats, known,
-            known * family.spec.episode_length)
+          replay.rl,
+          ids,
+          key,
+          config.num_repeats,
+          known,
+          known * family.spec.episode_length,
+        )
       return evaluation.offline_contexts(
-          replay.contexts(), ids, key, config.num_repeats,
-          config.context_size)
+        replay.contexts(), ids, key, config.num_repeats, config.context_size
+      )
 
     compile_ = seeds.layout.compile
     self._own = compile_(own, (0, None, None, 0))
     self._given_contexts = algorithm.evaluate_given_context and compile_(
-        given, (0, None, None, 0, 0))
+      given, (0, None, None, 0, 0)
+    )
     self._shift = algorithm.posterior and compile_(shift, (0, 0, 0, 0))
     self._draw = jax.jit(jax.vmap(draw, (None, None, 0)))
 
   def _self_collected(
-      self, params, train_ids, uniform: bool = False
+    self, params, train_ids, uniform: bool = False
   ) -> rollout.Adaptation:
     """Adaptation of the held-out tasks, then of the given training tasks.
 
@@ -102,15 +128,21 @@ class Evaluator:
       uniform: act at random until half of the steps are known.
     """
     tasks = jax.tree.map(
-        lambda test, train: jnp.concatenate([test, train[train_ids]]),
-        self._setup.test_tasks, self._setup.train_tasks)
+      lambda test, train: jnp.concatenate([test, train[train_ids]]),
+      self._setup.test_tasks,
+      self._setup.train_tasks,
+    )
     steps = -(-self._setup.config.evaluation.num_steps // 2)
     return self._own(
-        params, jnp.int32(steps if uniform else 0), tasks, self._keys[0])
+      params, jnp.int32(steps if uniform else 0), tasks, self._keys[0]
+    )
 
   def _given(
-      self, params, data: OfflineData | None, train_ids,
-      unadapted: bool = False,
+    self,
+    params,
+    data: OfflineData | None,
+    train_ids,
+    unadapted: bool = False,
   ) -> dict:
     """Returns [S, M, R, E] with contexts from the logs of the tasks.
 
@@ -132,14 +164,16 @@ class Evaluator:
       replay = data.train if data.test is None else data.test
       rows = jnp.arange(self._num_test) % replay.rl.size.shape[0]
       contexts = jax.tree.map(
-          join(1), contexts, self._draw(replay, rows, self._keys[5]))
+        join(1), contexts, self._draw(replay, rows, self._keys[5])
+      )
     if unadapted:
       contexts = contexts._replace(mask=jnp.zeros_like(contexts.mask))
     returns = self._given_contexts(
-        params, jnp.asarray(unadapted), tasks, contexts, self._keys[2])
-    out = {'train': returns[:, :len(train_ids)]}
+      params, jnp.asarray(unadapted), tasks, contexts, self._keys[2]
+    )
+    out = {'train': returns[:, : len(train_ids)]}
     if tested:
-      out['test'] = returns[:, len(train_ids):]
+      out['test'] = returns[:, len(train_ids) :]
     return out
 
   def curve(self, state: LearnerState, data: OfflineData | None) -> dict:
@@ -153,21 +187,22 @@ class Evaluator:
     adaptation = self._self_collected(params, self._some)
     returns = adaptation.returns
     scores = {
-        'test/self_context': returns[:, :self._num_test],
-        'train/self_context': returns[:, self._num_test:],
+      'test/self_context': returns[:, : self._num_test],
+      'train/self_context': returns[:, self._num_test :],
     }
     for part, value in self._given(params, data, self._some).items():
       scores[f'{part}/offline_context'] = value
     out = {
-        f'eval/{name}/final_return': np.mean(
-            np.asarray(rollout.final_return(value)), axis=(1, 2))
-        for name, value in scores.items()
+      f'eval/{name}/final_return': np.mean(
+        np.asarray(rollout.final_return(value)), axis=(1, 2)
+      )
+      for name, value in scores.items()
     }
     out['eval/diverged'] = _num_diverged(adaptation)
     return out
 
   def full(
-      self, state: LearnerState, data: OfflineData | None
+    self, state: LearnerState, data: OfflineData | None
   ) -> tuple[dict[str, Any], rollout.Adaptation]:
     """The meta-test protocol on all tasks, and the shift diagnostics.
 
@@ -181,14 +216,14 @@ class Evaluator:
     """
     params = self._params(state)
     adaptation = self._self_collected(params, self._all)
-    test = jax.tree.map(lambda x: x[:, :self._num_test], adaptation)
-    train = jax.tree.map(lambda x: x[:, self._num_test:], adaptation)
+    test = jax.tree.map(lambda x: x[:, : self._num_test], adaptation)
+    train = jax.tree.map(lambda x: x[:, self._num_test :], adaptation)
     uniform = self._self_collected(params, self._all, True).returns
     out = {
-        'test_self_returns': test.returns,
-        'train_self_returns': train.returns,
-        'test_uniform_returns': uniform[:, :self._num_test],
-        'diverged': _num_diverged(adaptation),
+      'test_self_returns': test.returns,
+      'train_self_returns': train.returns,
+      'test_uniform_returns': uniform[:, : self._num_test],
+      'diverged': _num_diverged(adaptation),
     }
     for part, value in self._given(params, data, self._all).items():
       out[f'{part}_offline_returns'] = value
@@ -198,13 +233,18 @@ class Evaluator:
       for part, value in self._given(params, data, self._all, True).items():
         out[f'{part}_prior_returns'] = value
     if data is not None and self._shift is not None:
-      shift = self._shift(params, train, *[
-          self._draw(data.train, self._all, key) for key in self._keys[3:5]])
+      shift = self._shift(
+        params,
+        train,
+        *[self._draw(data.train, self._all, key) for key in self._keys[3:5]],
+      )
       out.update(
-          kl_offline=shift.kl_offline, kl_self=shift.kl_self,
-          normalized_shift=shift.normalized_shift,
-          posterior_offline_mean=shift.offline_mean,
-          posterior_self_mean=shift.self_mean)
+        kl_offline=shift.kl_offline,
+        kl_self=shift.kl_self,
+        normalized_shift=shift.normalized_shift,
+        posterior_offline_mean=shift.offline_mean,
+        posterior_self_mean=shift.self_mean,
+      )
     return jax.device_get(out), test
 
 

@@ -34,12 +34,14 @@ def check(setup: Setup):
   """
   if not setup.learner().finetune:
     raise ConfigError(
-        f'config.finetune.iterations: {setup.config.algorithm} has no'
-        ' fine-tuning of its own; set it to 0')
+      f'config.finetune.iterations: {setup.config.algorithm} has no'
+      ' fine-tuning of its own; set it to 0'
+    )
   if processes.count() > 1:
     raise ConfigError(
-        'config.finetune.iterations: fine-tuning runs in one process only;'
-        ' leave it out here (--phases) and run the phase by itself afterwards')
+      'config.finetune.iterations: fine-tuning runs in one process only;'
+      ' leave it out here (--phases) and run the phase by itself afterwards'
+    )
 
 
 def finetune(setup: Setup):
@@ -61,27 +63,47 @@ def finetune(setup: Setup):
   config = setup.config.finetune
   first = [np.asarray(score(state)) for state in (meta, begun)]
   updater = loop.Updater(
-      lambda axis: setup.learner(axis).finetune, own.seeds,
-      setup.config.chunk, shared_replay=False,
-      matmul_precision=setup.config.matmul_precision)
+    lambda axis: setup.learner(axis).finetune,
+    own.seeds,
+    setup.config.chunk,
+    shared_replay=False,
+    matmul_precision=setup.config.matmul_precision,
+  )
   every, last = config.every_iterations, config.iterations - 1
   # The first iteration collects the episodes of the burn-in, too.
   rounds = lambda iteration: range(
-      0 if iteration == 0 else config.burn_in + iteration,
-      config.burn_in + iteration + 1)
+    0 if iteration == 0 else config.burn_in + iteration,
+    config.burn_in + iteration + 1,
+  )
   stages.run_stage(
-      own, _STAGE, loop.start(begun, _empty_replay(own, algorithm)), updater,
-      show=('eval/return',), label=setup.config.algorithm,
-      iterations=config.iterations,
-      gather=stages.own_gatherer(
-          own, algorithm, GatherConfig(
-              tasks_per_iteration=1, prior_steps=1, posterior_steps=0,
-              context_size=1, rewards='true'), rounds),
-      evaluate=lambda state, replay: {
-          'eval/return': score(state),
-          'eval/env_steps': np.asarray(replay.rl.size[:, 0])},
-      evaluate_due=lambda iteration, updates: updates == updater.total and (
-          iteration % every == every - 1 or iteration == last))
+    own,
+    _STAGE,
+    loop.start(begun, _empty_replay(own, algorithm)),
+    updater,
+    show=('eval/return',),
+    label=setup.config.algorithm,
+    iterations=config.iterations,
+    gather=stages.own_gatherer(
+      own,
+      algorithm,
+      GatherConfig(
+        tasks_per_iteration=1,
+        prior_steps=1,
+        posterior_steps=0,
+        context_size=1,
+        rewards='true',
+      ),
+      rounds,
+    ),
+    evaluate=lambda state, replay: {
+      'eval/return': score(state),
+      'eval/env_steps': np.asarray(replay.rl.size[:, 0]),
+    },
+    evaluate_due=lambda iteration, updates: (
+      updates == updater.total
+      and (iteration % every == every - 1 or iteration == last)
+    ),
+  )
   _write(setup, first)
   setup.mark_done(_STAGE)
 
@@ -91,13 +113,16 @@ def _one_learner_per_task(setup: Setup) -> Setup:
   num_tasks = setup.config.family.num_test
   num_seeds = setup.seeds.layout.num_seeds
   tasks = jax.tree.map(
-      lambda x: jnp.tile(x, (num_seeds,) + (1,) * (x.ndim - 1)),
-      setup.test_tasks)
-  keys = jax.vmap(lambda key: jax.vmap(
-      lambda task: jax.random.fold_in(key, task))(jnp.arange(num_tasks)))(
-          setup.seeds.streams(_STAGE)).reshape(-1)
+    lambda x: jnp.tile(x, (num_seeds,) + (1,) * (x.ndim - 1)), setup.test_tasks
+  )
+  keys = jax.vmap(
+    lambda key: jax.vmap(lambda task: jax.random.fold_in(key, task))(
+      jnp.arange(num_tasks)
+    )
+  )(setup.seeds.streams(_STAGE)).reshape(-1)
   return dataclasses.replace(
-      setup, train_tasks=tasks, seeds=setup.make_seeds(keys, 1))
+    setup, train_tasks=tasks, seeds=setup.make_seeds(keys, 1)
+  )
 
 
 def _start(own: Setup, algorithm: Algorithm, states: LearnerState):
@@ -108,24 +133,32 @@ def _start(own: Setup, algorithm: Algorithm, states: LearnerState):
   limit = rollout.max_episodes(family, config.context_size)
 
   def collected(task: Task, key) -> tuple[Transition, Any]:
-    _, log, valid = jax.vmap(lambda i: rollout.episode(
-        family, uniform, (), (), task, jax.random.fold_in(key, i)))(
-            jnp.arange(limit))
+    _, log, valid = jax.vmap(
+      lambda i: rollout.episode(
+        family, uniform, (), (), task, jax.random.fold_in(key, i)
+      )
+    )(jnp.arange(limit))
     log, valid = jax.tree.map(
-        lambda x: x.reshape((limit * horizon,) + x.shape[2:]), (log, valid))
+      lambda x: x.reshape((limit * horizon,) + x.shape[2:]), (log, valid)
+    )
     # Valid rows first, in order; the first `context_size` of them.
     order = jnp.argsort(valid < 1, stable=True)
     log, valid = jax.tree.map(lambda x: x[order], (log, valid))
     if algorithm.data.returns_discount is not None:
-      log = log._replace(extras={**log.extras, **returns.annotate(
-          log, valid, algorithm.data.returns_discount)})
-    return jax.tree.map(lambda x: x[:config.context_size], (log, valid))
+      log = log._replace(
+        extras={
+          **log.extras,
+          **returns.annotate(log, valid, algorithm.data.returns_discount),
+        }
+      )
+    return jax.tree.map(lambda x: x[: config.context_size], (log, valid))
 
   def one(state, task, key):
     return algorithm.begin_finetune(state, *collected(task, key))
 
   return own.seeds.layout.compile(one, (0, 0, 0))(
-      states, own.train_tasks, own.seeds.streams('initial'))
+    states, own.train_tasks, own.seeds.streams('initial')
+  )
 
 
 def _empty_replay(own: Setup, algorithm: Algorithm) -> Replay:
@@ -137,10 +170,12 @@ def _empty_replay(own: Setup, algorithm: Algorithm) -> Replay:
   if algorithm.data.returns_discount is not None:
     log = jax.tree.map(lambda x: x[None], example)
     added = returns.annotate(log, jnp.ones(1), 1.0)
-    example = example._replace(extras={
-        **example.extras, **jax.tree.map(lambda x: x[0], added)})
+    example = example._replace(
+      extras={**example.extras, **jax.tree.map(lambda x: x[0], added)}
+    )
   return stages.new_replay(
-      own, own.seeds, lambda: Replay(buffers.empty(example, 1, rows), None))
+    own, own.seeds, lambda: Replay(buffers.empty(example, 1, rows), None)
+  )
 
 
 def _scorer(own: Setup, algorithm: Algorithm):
@@ -153,11 +188,15 @@ def _scorer(own: Setup, algorithm: Algorithm):
     def episode(i):
       k_init, k_episode = jax.random.split(jax.random.fold_in(key, i))
       belief = policy.init(params, k_init)
-      return jnp.sum(rollout.episode(
-          family, policy, params, belief, task, k_episode)[1].reward)
+      return jnp.sum(
+        rollout.episode(family, policy, params, belief, task, k_episode)[
+          1
+        ].reward
+      )
 
-    return jnp.mean(jax.vmap(episode)(
-        jnp.arange(own.config.finetune.num_episodes)))
+    return jnp.mean(
+      jax.vmap(episode)(jnp.arange(own.config.finetune.num_episodes))
+    )
 
   compiled = own.seeds.layout.compile(one, (0, 0, 0))
   keys = own.seeds.streams('evaluation')
@@ -168,12 +207,16 @@ def _scorer(own: Setup, algorithm: Algorithm):
 def _write(setup: Setup, first: list[np.ndarray]):
   """evaluations/finetune.npz: returns [S, M, K] and steps [S, M, K]."""
   logged = records.load_metrics(setup.workdir / _STAGE / 'metrics.jsonl')
-  values = np.concatenate(
-      [np.stack(first), logged['eval/return'].values]).T
+  values = np.concatenate([np.stack(first), logged['eval/return'].values]).T
   taken = np.concatenate(
-      [np.zeros((2, values.shape[0])), logged['eval/env_steps'].values]).T
+    [np.zeros((2, values.shape[0])), logged['eval/env_steps'].values]
+  ).T
   taken[:, 1] = setup.config.finetune.context_size
   shape = (setup.seeds.layout.num_seeds, -1, values.shape[1])
-  write_arrays(setup.workdir / 'evaluations' / 'finetune.npz', {
+  write_arrays(
+    setup.workdir / 'evaluations' / 'finetune.npz',
+    {
       'finetune_returns': values.reshape(shape),
-      'finetune_env_steps': taken.reshape(shape)})
+      'finetune_env_steps': taken.reshape(shape),
+    },
+  )

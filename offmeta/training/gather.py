@@ -33,11 +33,11 @@ def example_transition(family: EnvFamily, tasks: Task) -> Transition:
 
   def log(tasks):
     task = jax.tree.map(lambda x: x[0], tasks)
-    return rollout.episode(
-        family, uniform, (), (), task, jax.random.key(0))[1]
+    return rollout.episode(family, uniform, (), (), task, jax.random.key(0))[1]
 
   return jax.tree.map(
-      lambda x: jnp.zeros(x.shape[1:], x.dtype), jax.eval_shape(log, tasks))
+    lambda x: jnp.zeros(x.shape[1:], x.dtype), jax.eval_shape(log, tasks)
+  )
 
 
 class Visit(NamedTuple):
@@ -89,19 +89,26 @@ class Counts(NamedTuple):
 
 
 def prepare(
-    replay: Replay, tasks: Task, task_id: Array, key: Key, config: GatherConfig
+  replay: Replay, tasks: Task, task_id: Array, key: Key, config: GatherConfig
 ) -> tuple[Replay, Visit, Counts]:
   """The start of a visit to the tasks `task_id` [K] of all `tasks`."""
   if config.clear_encoder_buffer and replay.encoder is not None:
     encoder = jax.lax.fori_loop(
-        0, task_id.shape[0],
-        lambda i, b: buffers.clear(b, task_id[i]), replay.encoder)
+      0,
+      task_id.shape[0],
+      lambda i, b: buffers.clear(b, task_id[i]),
+      replay.encoder,
+    )
     replay = replay._replace(encoder=encoder)
   keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(
-      jnp.arange(task_id.shape[0]))
+    jnp.arange(task_id.shape[0])
+  )
   visit = Visit(
-      task_id, jax.tree.map(lambda x: x[task_id], tasks), keys,
-      replay.contexts().size)
+    task_id,
+    jax.tree.map(lambda x: x[task_id], tasks),
+    keys,
+    replay.contexts().size,
+  )
   none, zero = jnp.zeros_like(task_id), jnp.zeros((), jnp.int32)
   return replay, visit, Counts(none, none, zero, zero, zero)
 
@@ -109,27 +116,31 @@ def prepare(
 def unfinished(counts: Counts, config: GatherConfig) -> Array:
   """Whether a visit has not used its quotas."""
   return jnp.any(counts.prior < config.prior_steps) | jnp.any(
-      counts.posterior < config.posterior_steps)
+    counts.posterior < config.posterior_steps
+  )
 
 
 def _round_keys(visit: Visit, counts: Counts) -> Key:
   """Keys [K, 5] of the next round: context, belief, episode, label context,
   label."""
-  return jax.vmap(lambda key: jax.random.split(
-      jax.random.fold_in(key, counts.number), 5))(visit.keys)
+  return jax.vmap(
+    lambda key: jax.random.split(jax.random.fold_in(key, counts.number), 5)
+  )(visit.keys)
 
 
 def draw(
-    replay: Replay, visit: Visit, counts: Counts, config: GatherConfig
+  replay: Replay, visit: Visit, counts: Counts, config: GatherConfig
 ) -> Contexts:
   """Contexts for the next round: `config.context_size` transitions of each
   task's current encoder buffer, and fresh offline ones for the labels."""
   keys = _round_keys(visit, counts)
 
   def contexts(stream, size, offline):
-    return jax.vmap(lambda key, task_id: sampler.draw_context(
-        key, replay.contexts(), task_id, size, offline))(
-            keys[:, stream], visit.task_id)
+    return jax.vmap(
+      lambda key, task_id: sampler.draw_context(
+        key, replay.contexts(), task_id, size, offline
+      )
+    )(keys[:, stream], visit.task_id)
 
   label = (None, None)
   if config.rewards == 'decoder':
@@ -138,14 +149,14 @@ def draw(
 
 
 def act(
-    family: EnvFamily,
-    algorithm: Algorithm,
-    state: LearnerState,
-    visit: Visit,
-    counts: Counts,
-    contexts: Contexts,
-    config: GatherConfig,
-    axis_name: str | None,
+  family: EnvFamily,
+  algorithm: Algorithm,
+  state: LearnerState,
+  visit: Visit,
+  counts: Counts,
+  contexts: Contexts,
+  config: GatherConfig,
+  axis_name: str | None,
 ) -> tuple[Transition, Array, Array]:
   """A round: one whole episode in each of K tasks, labelled.
 
@@ -164,48 +175,69 @@ def act(
   def one(task, keys, contexts):
     belief = policy.init(params, keys[1])
     belief = policy.adapt(
-        params, belief, contexts.context, contexts.mask * adapt, keys[1])
+      params, belief, contexts.context, contexts.mask * adapt, keys[1]
+    )
     _, data, valid = rollout.episode(
-        family, policy, params, belief, task, keys[2], reward_free=label)
+      family, policy, params, belief, task, keys[2], reward_free=label
+    )
     diverged = jnp.sum(data.extras['diverged']).astype(jnp.int32)
     if algorithm.data.returns_discount is not None:
-      data = data._replace(extras={**data.extras, **returns.annotate(
-          data, valid, algorithm.data.returns_discount)})
+      data = data._replace(
+        extras={
+          **data.extras,
+          **returns.annotate(data, valid, algorithm.data.returns_discount),
+        }
+      )
     if label:
-      data = data._replace(reward=algorithm.relabel(
-          state, contexts.label_context, contexts.label_mask,
-          data._replace(extras={}), keys[4]))
+      data = data._replace(
+        reward=algorithm.relabel(
+          state,
+          contexts.label_context,
+          contexts.label_mask,
+          data._replace(extras={}),
+          keys[4],
+        )
+      )
     return data, jnp.sum(valid).astype(jnp.int32), diverged
 
   return parallel.shared_vmap(one, axis_name, (0, 0, 0))(
-      visit.tasks, _round_keys(visit, counts), contexts)
+    visit.tasks, _round_keys(visit, counts), contexts
+  )
 
 
 def keep(
-    replay: Replay,
-    visit: Visit,
-    counts: Counts,
-    data: Transition,
-    steps: Array,
-    diverged: Array,
-    config: GatherConfig,
+  replay: Replay,
+  visit: Visit,
+  counts: Counts,
+  data: Transition,
+  steps: Array,
+  diverged: Array,
+  config: GatherConfig,
 ) -> tuple[Replay, Counts]:
   """Stores and books what `act` returned; nothing if the visit is over."""
   active = unfinished(counts, config)
   exploring = jnp.any(counts.prior < config.prior_steps)
-  prior = jnp.where(
-      exploring & (counts.prior < config.prior_steps), steps, 0)
+  prior = jnp.where(exploring & (counts.prior < config.prior_steps), steps, 0)
   posterior = jnp.where(
-      ~exploring & (counts.posterior < config.posterior_steps), steps, 0)
+    ~exploring & (counts.posterior < config.posterior_steps), steps, 0
+  )
   replay = _append(
-      replay, visit.task_id, data, prior + posterior,
-      exploring | config.posterior_to_encoder)
+    replay,
+    visit.task_id,
+    data,
+    prior + posterior,
+    exploring | config.posterior_to_encoder,
+  )
   after = Counts(
-      counts.prior + prior, counts.posterior + posterior,
-      jnp.where(exploring, 0, counts.episode + 1), counts.number + 1,
-      counts.diverged + jnp.sum(diverged))
+    counts.prior + prior,
+    counts.posterior + posterior,
+    jnp.where(exploring, 0, counts.episode + 1),
+    counts.number + 1,
+    counts.diverged + jnp.sum(diverged),
+  )
   return replay, jax.tree.map(
-      lambda new, old: jnp.where(active, new, old), after, counts)
+    lambda new, old: jnp.where(active, new, old), after, counts
+  )
 
 
 def _append(replay, task_id, data, counts, to_encoder):
@@ -219,14 +251,15 @@ def _append(replay, task_id, data, counts, to_encoder):
     encoder = replay.encoder
     if encoder is not None:
       encoder = buffers.append(
-          encoder, task_id, transitions, jnp.where(to_encoder, count, 0))
+        encoder, task_id, transitions, jnp.where(to_encoder, count, 0)
+      )
     return Replay(rl, encoder), None
 
   return jax.lax.scan(one, replay, (task_id, data, counts))[0]
 
 
 def finish(
-    replay: Replay, visit: Visit, counts: Counts
+  replay: Replay, visit: Visit, counts: Counts
 ) -> tuple[Replay, Metrics]:
   """Notes each visit's prior steps as one exploration sequence.
 
@@ -240,12 +273,16 @@ def finish(
     return replay, metrics
 
   def one(k, contexts):
-    earlier = jnp.sum(jnp.where(
+    earlier = jnp.sum(
+      jnp.where(
         jnp.arange(task_id.shape[0]) < k,
-        (task_id == task_id[k]) * counts.prior, 0))
+        (task_id == task_id[k]) * counts.prior,
+        0,
+      )
+    )
     return buffers.record_sequence(
-        contexts, task_id[k], visit.first[task_id[k]] + earlier,
-        counts.prior[k])
+      contexts, task_id[k], visit.first[task_id[k]] + earlier, counts.prior[k]
+    )
 
   contexts = jax.lax.fori_loop(0, task_id.shape[0], one, contexts)
   if replay.encoder is None:
@@ -254,16 +291,16 @@ def finish(
 
 
 def gather(
-    family: EnvFamily,
-    algorithm: Algorithm,
-    state: LearnerState,
-    replay: Replay,
-    tasks: Task,
-    task_id: Array,
-    key: Key,
-    config: GatherConfig,
-    axis_name: str | None = None,
-    seeds_axis: str | None = None,
+  family: EnvFamily,
+  algorithm: Algorithm,
+  state: LearnerState,
+  replay: Replay,
+  tasks: Task,
+  task_id: Array,
+  key: Key,
+  config: GatherConfig,
+  axis_name: str | None = None,
+  seeds_axis: str | None = None,
 ) -> tuple[Replay, Metrics]:
   """One iteration's data (specs smac 2.8 to 2.10, PEARL A1.4).
 
@@ -292,12 +329,19 @@ def gather(
   def round_(carry):
     replay, counts = carry
     contexts = draw(replay, visit, counts, config)
-    return keep(replay, visit, counts, *act(
-        family, algorithm, state, visit, counts, contexts, config, axis_name),
-                config)
+    return keep(
+      replay,
+      visit,
+      counts,
+      *act(
+        family, algorithm, state, visit, counts, contexts, config, axis_name
+      ),
+      config,
+    )
 
   replay, counts = jax.lax.while_loop(
-      lambda carry: parallel.any_along(
-          unfinished(carry[1], config), seeds_axis),
-      round_, (replay, counts))
+    lambda carry: parallel.any_along(unfinished(carry[1], config), seeds_axis),
+    round_,
+    (replay, counts),
+  )
   return finish(replay, visit, counts)

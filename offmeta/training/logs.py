@@ -38,12 +38,12 @@ def root_key(config: CollectConfig) -> Key:
 
 
 def make(
-    transitions: Transition,
-    size: np.ndarray,
-    tasks: Task,
-    horizon: int,
-    context: Transition | None = None,
-    context_size: np.ndarray | None = None,
+  transitions: Transition,
+  size: np.ndarray,
+  tasks: Task,
+  horizon: int,
+  context: Transition | None = None,
+  context_size: np.ndarray | None = None,
 ) -> MetaDataset:
   """A dataset with the mean return of its whole episodes.
 
@@ -55,25 +55,32 @@ def make(
     context, context_size: what the encoder is fed, if not the same.
   """
   return MetaDataset(
-      transitions=transitions, size=size, context=context,
-      context_size=context_size, tasks=jax.tree.map(np.asarray, tasks),
-      episode_return=episode_returns(transitions, size, horizon))
+    transitions=transitions,
+    size=size,
+    context=context,
+    context_size=context_size,
+    tasks=jax.tree.map(np.asarray, tasks),
+    episode_return=episode_returns(transitions, size, horizon),
+  )
 
 
 def pack(
-    transitions: Transition, valid: np.ndarray, tasks: Task, horizon: int
+  transitions: Transition, valid: np.ndarray, tasks: Task, horizon: int
 ) -> MetaDataset:
   """Steps that took place, in order: leaves [M, T, ...], valid [M, T]."""
   size = valid.sum(axis=1).astype(np.int32)
-  order = np.argsort(~valid, axis=1, kind='stable')[:, :size.max()]
+  order = np.argsort(~valid, axis=1, kind='stable')[:, : size.max()]
   rows = np.arange(len(size))[:, None]
   return make(
-      jax.tree.map(lambda x: np.asarray(x)[rows, order], transitions), size,
-      tasks, horizon)
+    jax.tree.map(lambda x: np.asarray(x)[rows, order], transitions),
+    size,
+    tasks,
+    horizon,
+  )
 
 
 def cut(
-    transitions: Transition, size: np.ndarray, where: str, count: int
+  transitions: Transition, size: np.ndarray, where: str, count: int
 ) -> tuple[Transition, np.ndarray]:
   """So many consecutive transitions of each task's log.
 
@@ -95,19 +102,24 @@ def cut(
   if where == 'middle':
     size = size // 4 - count // 2 + count  # what ends with the part
   start, stop = {
-      'first': (0, count), 'middle': (-count, None), 'last': (-count, None),
-      'all': (None, None)}[where]
+    'first': (0, count),
+    'middle': (-count, None),
+    'last': (-count, None),
+    'all': (None, None),
+  }[where]
   return part(transitions, size, start, stop)
 
 
 def part(
-    transitions: Transition, size: np.ndarray, start: int | None,
-    stop: int | None = None,
+  transitions: Transition,
+  size: np.ndarray,
+  start: int | None,
+  stop: int | None = None,
 ) -> tuple[Transition, np.ndarray]:
   """`slice_transitions` of bare transitions."""
   data = slice_transitions(
-      MetaDataset(transitions, size, None, None, {}, size), start,
-      stop)
+    MetaDataset(transitions, size, None, None, {}, size), start, stop
+  )
   return data.transitions, data.size
 
 
@@ -122,8 +134,12 @@ def check_cut(config: CollectConfig, rows: np.ndarray):
     ConfigError: says how much there will be.
   """
   if config.rl_slice == 'middle':
-    check_rows('rl_size', config.rl_size, 2 * (rows // 4) + 1,
-               f' around the first quarter of {rows.min()}')
+    check_rows(
+      'rl_size',
+      config.rl_size,
+      2 * (rows // 4) + 1,
+      f' around the first quarter of {rows.min()}',
+    )
   elif config.rl_slice != 'all':
     check_rows('rl_size', config.rl_size, rows)
 
@@ -132,9 +148,10 @@ def check_rows(name: str, wanted: int, rows: np.ndarray, where: str = ''):
   """Raises ConfigError unless every task gets the rows that are wanted."""
   if wanted > rows.min():
     raise ConfigError(
-        f'config.collect.{name}: {wanted} transitions per task asked for, but'
-        f' the schedule gathers only {rows.min()}{where} in training task'
-        f' {rows.argmin()}; ask for less, or collect more')
+      f'config.collect.{name}: {wanted} transitions per task asked for, but'
+      f' the schedule gathers only {rows.min()}{where} in training task'
+      f' {rows.argmin()}; ask for less, or collect more'
+    )
 
 
 def describe_cut(config: CollectConfig) -> str:
@@ -142,13 +159,15 @@ def describe_cut(config: CollectConfig) -> str:
   if config.rl_slice == 'all':
     return 'all transitions'
   where = {
-      'first': 'the first', 'last': 'the last',
-      'middle': 'around the end of the first quarter,'}[config.rl_slice]
+    'first': 'the first',
+    'last': 'the last',
+    'middle': 'around the end of the first quarter,',
+  }[config.rl_slice]
   return f'{where} {config.rl_size} transitions'
 
 
 def episode_returns(
-    data: Transition, size: np.ndarray, horizon: int
+  data: Transition, size: np.ndarray, horizon: int
 ) -> np.ndarray:
   """Mean return [M] of the whole episodes in a log.
 
@@ -164,8 +183,10 @@ def episode_returns(
     starts = np.flatnonzero(time == 0)
     ends = np.append(starts[1:], n)
     whole = [
-        reward[a:b].sum() for a, b in zip(starts, ends)
-        if b - a == horizon or data.discount[task, b - 1] == 0]
+      reward[a:b].sum()
+      for a, b in zip(starts, ends)
+      if b - a == horizon or data.discount[task, b - 1] == 0
+    ]
     means.append(np.mean(whole) if whole else reward.sum())
   return np.asarray(means, np.float32)
 
@@ -176,8 +197,10 @@ def num_diverged(data: MetaDataset) -> int:
   A step that is in both parts counts twice.
   """
   total = 0
-  for part, size in ((data.transitions, data.size),
-                     (data.context, data.context_size)):
+  for part, size in (
+    (data.transitions, data.size),
+    (data.context, data.context_size),
+  ):
     if part is not None and 'diverged' in part.extras:
       flags = np.asarray(part.extras['diverged'])
       held = np.arange(flags.shape[1]) < np.asarray(size)[:, None]

@@ -64,11 +64,11 @@ def start(state: LearnerState, replay: Replay | None) -> Progress:
 
 
 def make_update(
-    make_stage: Callable[[str | None], Stage],
-    seeds: schedule.Seeds,
-    num_updates: int,
-    shared_replay: bool,
-    matmul_precision: str = 'float32',
+  make_stage: Callable[[str | None], Stage],
+  seeds: schedule.Seeds,
+  num_updates: int,
+  shared_replay: bool,
+  matmul_precision: str = 'float32',
 ) -> Callable:
   """Compiles `num_updates` updates of a stage for all seeds.
 
@@ -103,7 +103,8 @@ def make_update(
     return state, jax.tree.map(jnp.mean, metrics)
 
   compiled = seeds.layout.compile(
-      one_seed, (0, None if shared_replay else 0, 0, 0), donate=(0,))
+    one_seed, (0, None if shared_replay else 0, 0, 0), donate=(0,)
+  )
   keys = seeds.layout.place(seeds.streams('batches'), 0)
   return lambda state, replay, extras={}: compiled(state, replay, extras, keys)
 
@@ -121,14 +122,14 @@ class Updater:
   """
 
   def __init__(
-      self,
-      make_stages: Callable[[str | None], Sequence[Stage]],
-      seeds: schedule.Seeds,
-      chunk: int,
-      shared_replay: bool,
-      matmul_precision: str = 'float32',
-      make_update: Callable = make_update,
-      annotate: Callable | None = None,
+    self,
+    make_stages: Callable[[str | None], Sequence[Stage]],
+    seeds: schedule.Seeds,
+    chunk: int,
+    shared_replay: bool,
+    matmul_precision: str = 'float32',
+    make_update: Callable = make_update,
+    annotate: Callable | None = None,
   ):
     self._annotate = annotate
     self._extras: tuple[int, Mapping[str, Array]] = (-1, {})
@@ -143,7 +144,7 @@ class Updater:
     self.total = sum(stage.num_steps for stage in self._stages)
 
   def __call__(
-      self, state: LearnerState, replay: Replay, done: int
+    self, state: LearnerState, replay: Replay, done: int
   ) -> tuple[LearnerState, int, str, Mapping[str, Array]]:
     """Runs the next chunk after `done` updates of this iteration.
 
@@ -158,10 +159,15 @@ class Updater:
     count = min(self._chunk, first + stage.num_steps - done)
     if (index, count) not in self._compiled:
       self._compiled[index, count] = self._make_update(
-          lambda axis: self._make_stages(axis)[index], self.seeds, count,
-          self._shared, self._precision)
+        lambda axis: self._make_stages(axis)[index],
+        self.seeds,
+        count,
+        self._shared,
+        self._precision,
+      )
     state, metrics = self._compiled[index, count](
-        state, replay, self._extras_of(index, state, replay))
+      state, replay, self._extras_of(index, state, replay)
+    )
     return state, count, stage.name, metrics
 
   def _extras_of(self, index, state, replay):
@@ -176,19 +182,19 @@ class Updater:
 
 
 def run(
-    progress: Progress,
-    updater: Updater,
-    *,
-    label: str,
-    iterations: int,
-    replay: Replay | None = None,
-    gather: Callable | None = None,
-    evaluate: Callable | None = None,
-    evaluate_due: Callable[[int, int], bool] = lambda iteration, updates: False,
-    writer: metrics_lib.MetricWriter,
-    checkpointer: Checkpointer,
-    checkpoint_every_s: float = 60.0,
-    stop: StopRequest | None = None,
+  progress: Progress,
+  updater: Updater,
+  *,
+  label: str,
+  iterations: int,
+  replay: Replay | None = None,
+  gather: Callable | None = None,
+  evaluate: Callable | None = None,
+  evaluate_due: Callable[[int, int], bool] = lambda iteration, updates: False,
+  writer: metrics_lib.MetricWriter,
+  checkpointer: Checkpointer,
+  checkpoint_every_s: float = 60.0,
+  stop: StopRequest | None = None,
 ) -> Progress:
   """Runs a phase from where `progress` stands to its end.
 
@@ -220,8 +226,7 @@ def run(
   saved_at, cost = time.monotonic(), 0.0
 
   def save():
-    current = Progress(
-        state, data, jnp.int32(iteration), jnp.int32(updates))
+    current = Progress(state, data, jnp.int32(iteration), jnp.int32(updates))
     checkpointer.save(iteration * updater.total + updates, current)
     return current
 
@@ -247,7 +252,8 @@ def run(
     # At most a twentieth of the time goes into checkpoints.
     waited = time.monotonic() - saved_at > max(checkpoint_every_s, 20 * cost)
     stopping, due = processes.any_process(
-        [stop is not None and stop.requested, waited])
+      [stop is not None and stop.requested, waited]
+    )
     if stopping or due:
       begin = time.monotonic()
       save()

@@ -38,8 +38,7 @@ class Demand(NamedTuple):
 
 def nbytes(tree: Any) -> int:
   """Size of all leaves: arrays, ShapeDtypeStructs, typed PRNG keys."""
-  return sum(
-      leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def times(number: int, unit: str) -> str:
@@ -48,13 +47,13 @@ def times(number: int, unit: str) -> str:
 
 
 def replay_demand(
-    example: Transition,
-    num_tasks: int,
-    capacity: int,
-    num_seeds: int,
-    what: str,
-    max_sequences: int = 0,
-    unit: str = 'seed',
+  example: Transition,
+  num_tasks: int,
+  capacity: int,
+  num_seeds: int,
+  what: str,
+  max_sequences: int = 0,
+  unit: str = 'seed',
 ) -> Demand:
   """What `num_seeds` buffers will take; makes none.
 
@@ -66,16 +65,19 @@ def replay_demand(
     unit: what there are `num_seeds` of.
   """
   replay = jax.eval_shape(
-      lambda x: buffers.empty(x, num_tasks, capacity, max_sequences), example)
+    lambda x: buffers.empty(x, num_tasks, capacity, max_sequences), example
+  )
   return Demand(
-      what, num_seeds * nbytes(replay),
-      f'{times(num_seeds, unit)} x {num_tasks:,} tasks'
-      f' x {capacity:,} transitions'
-      f' x {nbytes(example):,} B')
+    what,
+    num_seeds * nbytes(replay),
+    f'{times(num_seeds, unit)} x {num_tasks:,} tasks'
+    f' x {capacity:,} transitions'
+    f' x {nbytes(example):,} B',
+  )
 
 
 def available_bytes(
-    devices: Sequence[jax.Device], root: Path = Path('/')
+  devices: Sequence[jax.Device], root: Path = Path('/')
 ) -> int | None:
   """What these devices can still take together; None where nobody knows.
 
@@ -127,8 +129,10 @@ def _fields(path: Path) -> dict[str, int]:
   except OSError:
     return {}
   return {
-      words[0]: int(words[1])
-      for words in lines if len(words) > 1 and words[1].isdigit()}
+    words[0]: int(words[1])
+    for words in lines
+    if len(words) > 1 and words[1].isdigit()
+  }
 
 
 def _number(path: Path) -> int | None:
@@ -158,8 +162,10 @@ def _group_bytes(root: Path) -> Iterator[int]:
     elif 'memory' in controllers.split(','):
       mount = root / 'sys/fs/cgroup/memory'
       names = (
-          'memory.limit_in_bytes', 'memory.usage_in_bytes',
-          'total_inactive_file')
+        'memory.limit_in_bytes',
+        'memory.usage_in_bytes',
+        'total_inactive_file',
+      )
     else:
       continue
     lowest = mount / group.strip('/')
@@ -193,14 +199,16 @@ def report(demands: Sequence[Demand], available: int | None) -> list[str]:
   rows = [(readable(d.nbytes), d.what, d.detail) for d in demands]
   rows += [(readable(total), 'in all', ''), (free, 'available', '')]
   size_width, what_width = (
-      max(len(row[column]) for row in rows) for column in (0, 1))
+    max(len(row[column]) for row in rows) for column in (0, 1)
+  )
   return [
-      f'{size:>{size_width}}  {what:{what_width}}  {detail}'.rstrip()
-      for size, what, detail in rows]
+    f'{size:>{size_width}}  {what:{what_width}}  {detail}'.rstrip()
+    for size, what, detail in rows
+  ]
 
 
 def check(
-    demands: Sequence[Demand], available: int | None, advice: str
+  demands: Sequence[Demand], available: int | None, advice: str
 ) -> None:
   """Refuses a run that leaves less than `MARGIN` of the memory.
 
@@ -216,9 +224,14 @@ def check(
   total = sum(demand.nbytes for demand in demands)
   if available is None or total <= (1 - MARGIN) * available:
     return
-  raise MemoryBudgetError('\n'.join([
-      f'this run would keep {readable(total)} in memory, and of the'
-      f' {readable(available)} available {MARGIN:.0%} must stay free for what'
-      ' comes and goes:',
-      *(f'  {line}' for line in report(demands, available)),
-      advice]))
+  raise MemoryBudgetError(
+    '\n'.join(
+      [
+        f'this run would keep {readable(total)} in memory, and of the'
+        f' {readable(available)} available {MARGIN:.0%} must stay free for what'
+        ' comes and goes:',
+        *(f'  {line}' for line in report(demands, available)),
+        advice,
+      ]
+    )
+  )

@@ -45,8 +45,11 @@ def offline_replays(setup: Setup) -> evaluators.OfflineData:
   on_host = setup.runtime.replay == 'host'
 
   def build(data, spec, tasks):
-    place = jax.default_device(streaming.host()) if on_host else (
-        contextlib.nullcontext())
+    place = (
+      jax.default_device(streaming.host())
+      if on_host
+      else (contextlib.nullcontext())
+    )
     with place:
       replay = preparation.replay(data, spec, setup.family, tasks, key)
     return replay if on_host else setup.seeds.layout.place(replay, None)
@@ -55,9 +58,11 @@ def offline_replays(setup: Setup) -> evaluators.OfflineData:
   data = build(collecting.load_dataset(setup), spec, setup.train_tasks)
   _check_rows(setup, int(jnp.min(data.rl.size)))
   return evaluators.OfflineData(
-      data,
-      None if held_out is None else build(
-          held_out, spec._replace(mix_rewards=False), setup.test_tasks))
+    data,
+    None
+    if held_out is None
+    else build(held_out, spec._replace(mix_rewards=False), setup.test_tasks),
+  )
 
 
 def _check_rows(setup: Setup, rows: int):
@@ -68,10 +73,11 @@ def _check_rows(setup: Setup, rows: int):
     asked = max(batch.context_size, batch.query_size)
     if not batch.replacement and rows < asked:
       raise configs.ConfigError(
-          f'config.{name}: batches of {asked} rows without replacement, but a'
-          f' task has only {rows} (after a stride of'
-          f' {setup.learner().data.stride}); make context_size, query_size or'
-          ' stride smaller, or use longer logs (config.collect)')
+        f'config.{name}: batches of {asked} rows without replacement, but a'
+        f' task has only {rows} (after a stride of'
+        f' {setup.learner().data.stride}); make context_size, query_size or'
+        ' stride smaller, or use longer logs (config.collect)'
+      )
 
 
 def make_evaluator(setup: Setup) -> evaluators.Evaluator:
@@ -90,21 +96,33 @@ def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
     return
   config = setup.config
   data = offline_replays(setup)
-  progress = loop.start(
-      stages.init_states(setup.learner(), setup.seeds), None)
+  progress = loop.start(stages.init_states(setup.learner(), setup.seeds), None)
   updater = stages.make_updater(
-      setup, lambda axis: setup.learner(axis).offline, setup.seeds,
-      config.chunk, shared_replay=True)
+    setup,
+    lambda axis: setup.learner(axis).offline,
+    setup.seeds,
+    config.chunk,
+    shared_replay=True,
+  )
   evaluator = evaluator or make_evaluator(setup)
   every = config.evaluation.every_updates
   stages.run_stage(
-      setup, 'offline', progress, updater,
-      show=('eval/test/self_context/final_return',
-            'eval/train/offline_context/final_return'),
-      label=config.algorithm, iterations=1, replay=data.train,
-      evaluate=lambda state, replay: evaluator.curve(state, data),
-      evaluate_due=lambda iteration, updates: (
-          updates % every < config.chunk or updates == updater.total))
+    setup,
+    'offline',
+    progress,
+    updater,
+    show=(
+      'eval/test/self_context/final_return',
+      'eval/train/offline_context/final_return',
+    ),
+    label=config.algorithm,
+    iterations=1,
+    replay=data.train,
+    evaluate=lambda state, replay: evaluator.curve(state, data),
+    evaluate_due=lambda iteration, updates: (
+      updates % every < config.chunk or updates == updater.total
+    ),
+  )
   setup.mark_done('offline')
 
 
@@ -117,17 +135,21 @@ def _online_start(setup, config, algorithm, data: Replay):
   shared = config.online.share_encoder_buffer
   if shared and data.encoder is not None:
     raise configs.ConfigError(
-        'config.online.share_encoder_buffer: the dataset has encoder data of'
-        ' its own; set it to False, or config.collect.encoder_size to 0')
+      'config.online.share_encoder_buffer: the dataset has encoder data of'
+      ' its own; set it to False, or config.collect.encoder_size to 0'
+    )
   sizes = schedule.online_sizes(
-      setup.family.spec, config, setup.seeds, *collecting.dataset_sizes(setup))
+    setup.family.spec, config, setup.seeds, *collecting.dataset_sizes(setup)
+  )
 
   def make(data):
     widen = lambda buffer, capacity: buffers.make(
-        buffer.data, buffer.size, capacity, sizes.sequences)
+      buffer.data, buffer.size, capacity, sizes.sequences
+    )
     return Replay(
-        widen(data.rl, sizes.rl),
-        None if shared else widen(data.contexts(), sizes.encoder))
+      widen(data.rl, sizes.rl),
+      None if shared else widen(data.contexts(), sizes.encoder),
+    )
 
   replays = stages.new_replay(setup, setup.seeds, make, data)
   begin = setup.seeds.layout.compile(algorithm.begin_online, (0,))
@@ -135,7 +157,8 @@ def _online_start(setup, config, algorithm, data: Replay):
 
 
 def online(
-    setup: Setup, name: str, evaluator: evaluators.Evaluator | None = None):
+  setup: Setup, name: str, evaluator: evaluators.Evaluator | None = None
+):
   """Runs one variant of the self-supervised phase.
 
   Rewards are dropped inside the rollout unless the variant asks for true
@@ -155,22 +178,39 @@ def online(
   data = offline_replays(setup)
   progress = _online_start(setup, config, algorithm, data.train)
   updater = stages.make_updater(
-      setup, lambda axis: setup.learner(axis, config).online, setup.seeds,
-      config.chunk, shared_replay=False)
+    setup,
+    lambda axis: setup.learner(axis, config).online,
+    setup.seeds,
+    config.chunk,
+    shared_replay=False,
+  )
   evaluator = evaluator or make_evaluator(setup)
   every = config.evaluation.every_iterations
   last = config.online.iterations - 1
   stages.run_stage(
-      setup, stage, progress, updater,
-      show=('eval/test/self_context/final_return',
-            'eval/train/offline_context/final_return'),
-      label=config.algorithm, iterations=config.online.iterations,
-      gather=stages.gatherer(
-          setup, algorithm, setup.seeds, setup.seeds.mine(visited),
-          config.online.gather),
-      evaluate=lambda state, replay: evaluator.curve(state, data),
-      evaluate_due=lambda iteration, updates: updates == updater.total and (
-          iteration % every == every - 1 or iteration == last))
+    setup,
+    stage,
+    progress,
+    updater,
+    show=(
+      'eval/test/self_context/final_return',
+      'eval/train/offline_context/final_return',
+    ),
+    label=config.algorithm,
+    iterations=config.online.iterations,
+    gather=stages.gatherer(
+      setup,
+      algorithm,
+      setup.seeds,
+      setup.seeds.mine(visited),
+      config.online.gather,
+    ),
+    evaluate=lambda state, replay: evaluator.curve(state, data),
+    evaluate_due=lambda iteration, updates: (
+      updates == updater.total
+      and (iteration % every == every - 1 or iteration == last)
+    ),
+  )
   setup.mark_done(stage)
 
 
@@ -197,8 +237,9 @@ def _score(setup, evaluator, point, states, data):
     arrays['train_task_color'] = color
   if setup.family.spec.name.endswith('point_robot'):
     arrays.update(_point_robot_paths(setup, adaptation))
-  processes.on_main(lambda: write_arrays(
-      setup.workdir / 'evaluations' / f'{point}.npz', arrays))
+  processes.on_main(
+    lambda: write_arrays(setup.workdir / 'evaluations' / f'{point}.npz', arrays)
+  )
 
 
 def task_color(tasks: Task) -> np.ndarray | None:
@@ -219,16 +260,18 @@ def _point_robot_paths(setup, adaptation):
   order = np.argsort(task_color({'goal': goals}), kind='stable')
   shown = order[np.linspace(0, len(order) - 1, min(4, len(order))).astype(int)]
   transitions = jax.tree.map(
-      lambda x: np.asarray(x[0, shown, 0]), adaptation.transitions)
+    lambda x: np.asarray(x[0, shown, 0]), adaptation.transitions
+  )
   horizon = setup.family.spec.episode_length
   position = transitions.observation
   episodes = position.shape[1] // horizon
   shape = (position.shape[0], episodes, horizon, 2)
   after = transitions.next_observation.reshape(shape)
   return {
-      'trajectories': np.concatenate(
-          [position.reshape(shape), after[:, :, -1:]], axis=2),
-      'trajectory_goals': goals[shown],
+    'trajectories': np.concatenate(
+      [position.reshape(shape), after[:, :, -1:]], axis=2
+    ),
+    'trajectory_goals': goals[shown],
   }
 
 
@@ -252,7 +295,8 @@ def run(setup: Setup, phases: tuple[str, ...]):
       for name in setup.config.online.variants:
         _honour_stop(setup)
         setup.timed(
-            f'online/{name}', lambda n=name: online(setup, n, evaluator))
+          f'online/{name}', lambda n=name: online(setup, n, evaluator)
+        )
     elif phase == 'finetune' and setup.config.finetune.iterations:
       setup.timed('finetune', lambda: finetuning.finetune(setup))
     elif phase == 'test':

@@ -29,7 +29,7 @@ _BATCH = 16
 
 
 def replay(
-    data: MetaDataset, spec: DataSpec, family: EnvFamily, tasks: Task, key: Key
+  data: MetaDataset, spec: DataSpec, family: EnvFamily, tasks: Task, key: Key
 ) -> Replay:
   """The replay that an algorithm asks for.
 
@@ -59,9 +59,10 @@ def replay(
     return Replay(_strided(log, data.size, spec.stride), encoder)
   if 'time' not in log.extras:
     raise DatasetError(
-        "the dataset's extras lack 'time', the step within the episode, without"
-        ' which this algorithm cannot tell episodes apart; add it (0 at the'
-        ' first step of each)')
+      "the dataset's extras lack 'time', the step within the episode, without"
+      ' which this algorithm cannot tell episodes apart; add it (0 at the'
+      ' first step of each)'
+    )
   kept = {}
   if spec.returns_discount is not None:
     kept = _returns(log, data.size, spec)
@@ -76,14 +77,17 @@ def replay(
     raise ValueError('DataSpec: sequences are not cut by context_part')
   kept['time'] = log.extras['time']
   episodes = [
-      _episodes(log.extras['time'][m], int(data.size[m]))
-      for m in range(len(data.size))]
+    _episodes(log.extras['time'][m], int(data.size[m]))
+    for m in range(len(data.size))
+  ]
   rl = _with_sequences(
-      _buffer(log, data.size, kept), episodes, spec.sequence_episodes)
+    _buffer(log, data.size, kept), episodes, spec.sequence_episodes
+  )
   if not spec.mix_rewards:
     return Replay(rl, None)
-  return Replay(rl, _mixed(
-      log, episodes, spec.sequence_episodes, family, tasks, key))
+  return Replay(
+    rl, _mixed(log, episodes, spec.sequence_episodes, family, tasks, key)
+  )
 
 
 def _floats(log: Transition) -> Transition:
@@ -92,7 +96,8 @@ def _floats(log: Transition) -> Transition:
 
 def _buffer(log, size, extras: Mapping[str, Array] = {}) -> Buffer:
   return buffers.make(
-      log._replace(extras=dict(extras)), size, log.reward.shape[1])
+    log._replace(extras=dict(extras)), size, log.reward.shape[1]
+  )
 
 
 def _kept_rows(size, stride: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,15 +105,17 @@ def _kept_rows(size, stride: int) -> tuple[np.ndarray, np.ndarray]:
   size = np.asarray(size)
   count = -(-size // stride)
   rows = (size - 1)[:, None] - stride * (
-      count[:, None] - 1 - np.arange(count.max()))
+    count[:, None] - 1 - np.arange(count.max())
+  )
   return np.clip(rows, 0, None), count
 
 
 def _returns(log, size, spec: DataSpec) -> dict[str, np.ndarray]:
   """`returns.annotate` of the rows that stay; one task at a time, since whole
   lives of many learners are large."""
-  annotate = jax.jit(lambda log, valid: returns.annotate(
-      log, valid, spec.returns_discount))
+  annotate = jax.jit(
+    lambda log, valid: returns.annotate(log, valid, spec.returns_discount)
+  )
   kept, _ = _kept_rows(size, spec.stride)
   position = np.arange(log.reward.shape[1])
   found = []
@@ -134,9 +141,9 @@ def _strided(log, size, stride, extras: Mapping[str, Array] = {}) -> Buffer:
     return _buffer(log, size, extras)
   rows, count = _kept_rows(size, stride)
   take = lambda x: np.take_along_axis(
-      np.asarray(x), rows.reshape(rows.shape + (1,) * (x.ndim - 2)), axis=1)
-  return _buffer(
-      jax.tree.map(take, log._replace(extras={})), count, extras)
+    np.asarray(x), rows.reshape(rows.shape + (1,) * (x.ndim - 2)), axis=1
+  )
+  return _buffer(jax.tree.map(take, log._replace(extras={})), count, extras)
 
 
 def _context_part(log: Transition, size, spec: DataSpec) -> Buffer:
@@ -147,13 +154,17 @@ def _context_part(log: Transition, size, spec: DataSpec) -> Buffer:
   needed = spec.context_rows * (2 if spec.context_part == 'middle' else 1)
   if needed > np.min(size):
     raise DatasetError(
-        f'context_rows={spec.context_rows}: contexts from the'
-        f' {spec.context_part} of each log need logs of {needed} transitions,'
-        f' but one of task {int(np.argmin(size))} has {int(np.min(size))}; ask'
-        ' for fewer context_rows, or collect more')
+      f'context_rows={spec.context_rows}: contexts from the'
+      f' {spec.context_part} of each log need logs of {needed} transitions,'
+      f' but one of task {int(np.argmin(size))} has {int(np.min(size))}; ask'
+      ' for fewer context_rows, or collect more'
+    )
   rows, count = logs.cut(
-      log._replace(extras=extras), np.asarray(size), spec.context_part,
-      spec.context_rows)
+    log._replace(extras=extras),
+    np.asarray(size),
+    spec.context_part,
+    spec.context_rows,
+  )
   return _buffer(rows, count, rows.extras)
 
 
@@ -166,27 +177,35 @@ def _episodes(time: np.ndarray, size: int) -> np.ndarray:
 
 
 def _with_sequences(
-    buffer: Buffer, episodes: list[np.ndarray], each: int
+  buffer: Buffer, episodes: list[np.ndarray], each: int
 ) -> Buffer:
   """Notes `each` consecutive episodes as one sequence, and what is left."""
   found = [
-      [(part[0, 0], part[:, 1].sum())
-       for part in np.split(task, np.arange(each, len(task), each))
-       if len(part)]
-      for task in episodes]
+    [
+      (part[0, 0], part[:, 1].sum())
+      for part in np.split(task, np.arange(each, len(task), each))
+      if len(part)
+    ]
+    for task in episodes
+  ]
   table = np.zeros((len(found), max(map(len, found)), 2), np.int32)
   for m, task in enumerate(found):
     if task:
-      table[m, :len(task)] = task
+      table[m, : len(task)] = task
   return buffer._replace(
-      sequence_start=jnp.asarray(table[..., 0]),
-      sequence_length=jnp.asarray(table[..., 1]),
-      num_sequences=jnp.asarray([len(task) for task in found], jnp.int32))
+    sequence_start=jnp.asarray(table[..., 0]),
+    sequence_length=jnp.asarray(table[..., 1]),
+    num_sequences=jnp.asarray([len(task) for task in found], jnp.int32),
+  )
 
 
 def _mixed(
-    log: Transition, episodes: list[np.ndarray], each: int, family: EnvFamily,
-    tasks: Task, key: Key,
+  log: Transition,
+  episodes: list[np.ndarray],
+  each: int,
+  family: EnvFamily,
+  tasks: Task,
+  key: Key,
 ) -> Buffer:
   """BOReL's relabelled sequences (spec baselines A2.3).
 
@@ -198,8 +217,9 @@ def _mixed(
   num_tasks = len(episodes)
   if num_tasks < 2:
     raise DatasetError(
-        'rewards are mixed between tasks, but the dataset has only one; set'
-        ' relabel_rewards to False')
+      'rewards are mixed between tasks, but the dataset has only one; set'
+      ' relabel_rewards to False'
+    )
   relabel = jax.jit(jax.vmap(family.reward, (0, 0, 0)))
   sources, firsts, found = [], [], []
   for m, own in enumerate(episodes):
@@ -208,34 +228,43 @@ def _mixed(
     for start in rng.choice(starts, len(starts)):
       other = rng.choice(np.delete(np.arange(num_tasks), m))
       begin, length = rng.permutation(episodes[other])[0]
-      rest = own[start + 1:start + each]
+      rest = own[start + 1 : start + each]
       rows += [(other, begin + np.arange(length))]
       rows += [(m, begin + np.arange(n)) for begin, n in rest]
       first += [np.arange(length + rest[:, 1].sum()) < length]
       lengths += [length + rest[:, 1].sum()]
-    sources.append(np.concatenate(
-        [np.stack([np.full(len(r), task), r]) for task, r in rows], axis=1))
+    sources.append(
+      np.concatenate(
+        [np.stack([np.full(len(r), task), r]) for task, r in rows], axis=1
+      )
+    )
     firsts.append(np.concatenate(first))
     found.append(lengths)
   size = np.array([len(first) for first in firsts])
   index = np.zeros((2, num_tasks, size.max()), int)
   replaced = np.zeros((num_tasks, size.max()), bool)
   for m, (source, first) in enumerate(zip(sources, firsts)):
-    index[:, m, :size[m]] = source
-    replaced[m, :size[m]] = first
+    index[:, m, : size[m]] = source
+    replaced[m, : size[m]] = first
   mixed = jax.tree.map(lambda x: x[index[0], index[1]], log)
   reward = relabel(mixed.extras['features'], mixed.action, tasks)
   mixed = mixed._replace(
-      reward=np.where(replaced, reward, mixed.reward).astype(np.float32))
+    reward=np.where(replaced, reward, mixed.reward).astype(np.float32)
+  )
   buffer = _buffer(mixed, size, {'time': mixed.extras['time']})
   ends = [np.cumsum(lengths) for lengths in found]
-  return _with_sequences(buffer, [
+  return _with_sequences(
+    buffer,
+    [
       np.stack([end - lengths, lengths], axis=1)
-      for end, lengths in zip(ends, found)], 1)
+      for end, lengths in zip(ends, found)
+    ],
+    1,
+  )
 
 
 def annotate(
-    setup: Any, seeds: Seeds, stage: Stage, state: LearnerState, data: Replay
+  setup: Any, seeds: Seeds, stage: Stage, state: LearnerState, data: Replay
 ) -> dict[str, Array]:
   """What a stage adds to its queries, leaves [S, M, C, ...].
 
@@ -262,12 +291,19 @@ def annotate(
 
     def task(task_id):
       rows, added = jax.lax.map(
-          lambda number: sequence(task_id, number),
-          jnp.arange(buffer.sequence_start.shape[1]), batch_size=_BATCH)
+        lambda number: sequence(task_id, number),
+        jnp.arange(buffer.sequence_start.shape[1]),
+        batch_size=_BATCH,
+      )
       rows = rows.reshape(-1)
       return jax.tree.map(
-          lambda x: jnp.zeros((capacity,) + x.shape[2:], x.dtype).at[rows].set(
-              x.reshape((-1,) + x.shape[2:]), mode='drop'), added)
+        lambda x: (
+          jnp.zeros((capacity,) + x.shape[2:], x.dtype)
+          .at[rows]
+          .set(x.reshape((-1,) + x.shape[2:]), mode='drop')
+        ),
+        added,
+      )
 
     return jax.vmap(task)(jnp.arange(buffer.size.shape[0]))
 

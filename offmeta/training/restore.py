@@ -28,19 +28,21 @@ def read_config(workdir: pathlib.Path) -> configs.ExperimentConfig:
     config, known = configs.from_dict(record['config']), record['config_hash']
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise configs.ConfigError(
-        f'{path}: not readable as a run description ({error})') from error
+      f'{path}: not readable as a run description ({error})'
+    ) from error
   if configs.config_hash(config) != known:
     raise configs.ConfigError(
-        f'{path}: written by a version of offmeta with other settings')
+      f'{path}: written by a version of offmeta with other settings'
+    )
   return config
 
 
 def meta_test(
-    setup: Setup,
-    stage: str,
-    seed: int,
-    task_id: int,
-    record: rollout.RecordFn,
+  setup: Setup,
+  stage: str,
+  seed: int,
+  task_id: int,
+  record: rollout.RecordFn,
 ) -> rollout.Adaptation:
   """The first repetition of the meta-test in one held-out task.
 
@@ -70,37 +72,50 @@ def meta_test(
   for number in (0, task_id, 0):  # `Evaluator`, `evaluation.meta_test`
     key = jax.random.fold_in(key, number)
   config = setup.config.evaluation
-  return jax.jit(lambda params, task, key: rollout.adaptation_sequence(
-      setup.family, policy, params, task, key, config.num_steps,
-      config.num_prior_episodes, record=record))(params, task, key)
+  return jax.jit(
+    lambda params, task, key: rollout.adaptation_sequence(
+      setup.family,
+      policy,
+      params,
+      task,
+      key,
+      config.num_steps,
+      config.num_prior_episodes,
+      record=record,
+    )
+  )(params, task, key)
 
 
 def check_index(name: str, value: int, size: int):
   """Raises ConfigError unless 0 <= value < size."""
   if not 0 <= value < size:
     raise configs.ConfigError(
-        f'{name} {value} is out of range; there are 0 to {size - 1}')
+      f'{name} {value} is out of range; there are 0 to {size - 1}'
+    )
 
 
 def _policy(
-    setup: Setup, stage: str, seed: int, task: Task
+  setup: Setup, stage: str, seed: int, task: Task
 ) -> tuple[Policy, Params, Key]:
   """What acted in a stage, its parameters, and its key for evaluations."""
   config = setup.config
   known = ['offline', *(f'online/{name}' for name in config.online.variants)]
   if stage not in (*known, 'collect'):
     raise configs.ConfigError(
-        f'stage {stage!r}; known: {", ".join((*known, "collect"))}')
+      f'stage {stage!r}; known: {", ".join((*known, "collect"))}'
+    )
   if stage == 'collect':
     seeds = collect_pearl.behaviour_seeds(setup)
     if config.collect.dataset:
       raise configs.ConfigError(
-          "stage 'collect': the dataset was brought along,"
-          f' {config.collect.dataset}; this run has no behaviour policy')
+        "stage 'collect': the dataset was brought along,"
+        f' {config.collect.dataset}; this run has no behaviour policy'
+      )
     if config.collect.source == 'sac':
       raise configs.ConfigError(
-          "stage 'collect': each task's data come from a SAC learner of its"
-          ' own (config.collect.source); there is no policy that adapts')
+        "stage 'collect': each task's data come from a SAC learner of its"
+        ' own (config.collect.source); there is no policy that adapts'
+      )
     algorithm = setup.algorithm('pearl', config.collect.behaviour)
   else:
     seeds = setup.seeds

@@ -24,7 +24,8 @@ def seed_keys(seed: int, num_seeds: int, first: int = 0) -> Key:
   """Keys [S] of seeds first, first + 1, ...; none depends on the others."""
   root = jax.random.key(seed)
   return jax.vmap(lambda s: jax.random.fold_in(root, s))(
-      np.arange(first, first + num_seeds))
+    np.arange(first, first + num_seeds)
+  )
 
 
 class Seeds(NamedTuple):
@@ -46,7 +47,7 @@ class Seeds(NamedTuple):
   def mine(self, values: Array) -> Array:
     """The part for this process's seeds of values of all seeds."""
     own = self.layout.seeds
-    return values[own.start:own.stop]
+    return values[own.start : own.stop]
 
   def streams(self, name: str) -> Key:
     """The random streams [S] of that name."""
@@ -54,13 +55,13 @@ class Seeds(NamedTuple):
 
 
 def visits(
-    keys: Key, iterations: int, gather: GatherConfig, num_train: int
+  keys: Key, iterations: int, gather: GatherConfig, num_train: int
 ) -> Array:
   """Task numbers [S, iterations, K], uniform with replacement."""
   shape = (iterations, gather.tasks_per_iteration)
   return jax.vmap(
-      lambda k: jax.random.randint(
-          stream(k, 'visits'), shape, 0, num_train))(keys)
+    lambda k: jax.random.randint(stream(k, 'visits'), shape, 0, num_train)
+  )(keys)
 
 
 def longest(spec: EnvSpec, quota: int) -> int:
@@ -87,13 +88,13 @@ class Sizes(NamedTuple):
 
 
 def sizes(
-    spec: EnvSpec,
-    gather: GatherConfig,
-    visited: np.ndarray,
-    num_train: int,
-    start_rl: int,
-    start_encoder: int,
-    shared: bool,
+  spec: EnvSpec,
+  gather: GatherConfig,
+  visited: np.ndarray,
+  num_train: int,
+  start_rl: int,
+  start_encoder: int,
+  shared: bool,
 ) -> Sizes:
   """Capacities that hold the start data and every scheduled visit.
 
@@ -115,10 +116,16 @@ def sizes(
   rl = start_rl + most * (prior + posterior) + margin
   per_visit = prior + (posterior if gather.posterior_to_encoder else 0)
   if gather.clear_encoder_buffer:  # at most one iteration's visits stay
-    per_iteration = np.stack([
-        np.bincount(row, minlength=num_train)
-        for row in visited.reshape(-1, visited.shape[-1])
-    ]) if visited.size else np.zeros((1, 1))
+    per_iteration = (
+      np.stack(
+        [
+          np.bincount(row, minlength=num_train)
+          for row in visited.reshape(-1, visited.shape[-1])
+        ]
+      )
+      if visited.size
+      else np.zeros((1, 1))
+    )
     repeated = int(per_iteration.max())
     encoder = max(start_encoder, repeated * per_visit) + margin
   else:
@@ -129,13 +136,19 @@ def sizes(
 def online_visits(config: ExperimentConfig, seeds: Seeds) -> Array:
   """Task numbers [S, iterations, K] of the online phase, of all seeds."""
   return visits(
-      seeds.all_keys, config.online.iterations, config.online.gather,
-      config.family.num_train)
+    seeds.all_keys,
+    config.online.iterations,
+    config.online.gather,
+    config.family.num_train,
+  )
 
 
 def online_sizes(
-    spec: EnvSpec, config: ExperimentConfig, seeds: Seeds, start_rl: int,
-    start_encoder: int,
+  spec: EnvSpec,
+  config: ExperimentConfig,
+  seeds: Seeds,
+  start_rl: int,
+  start_encoder: int,
 ) -> Sizes:
   """Capacities of the online phase, the same in all processes.
 
@@ -147,6 +160,11 @@ def online_sizes(
       own 0, and the RL data serve.
   """
   return sizes(
-      spec, config.online.gather, online_visits(config, seeds),
-      config.family.num_train, start_rl, start_encoder or start_rl,
-      config.online.share_encoder_buffer)
+    spec,
+    config.online.gather,
+    online_visits(config, seeds),
+    config.family.num_train,
+    start_rl,
+    start_encoder or start_rl,
+    config.online.share_encoder_buffer,
+  )

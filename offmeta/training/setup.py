@@ -75,7 +75,7 @@ class Setup:
   runtime: Runtime = Runtime()
 
   def algorithm(
-      self, name: str, config: Any, axis_name: str | None = None
+    self, name: str, config: Any, axis_name: str | None = None
   ) -> Algorithm:
     """An algorithm of the registry for this family and these tasks."""
     if getattr(config, 'num_train_tasks', None) == 0:
@@ -84,8 +84,9 @@ class Setup:
     return ALGORITHMS[name].make(self.family.spec, config, axis_name)
 
   def learner(
-      self, axis_name: str | None = None,
-      config: ExperimentConfig | None = None,
+    self,
+    axis_name: str | None = None,
+    config: ExperimentConfig | None = None,
   ) -> Algorithm:
     """The algorithm of the run, or of a variant's `config`."""
     config = config or self.config
@@ -93,12 +94,15 @@ class Setup:
 
   def make_seeds(self, keys: Key, num_tasks: int) -> schedule.Seeds:
     """Other learners than the run's, with meta-batches of `num_tasks`."""
-    return schedule.Seeds(keys, parallel.make_layout(
-        keys.shape[0], num_tasks, self.runtime.max_devices,
-        self.runtime.share))
+    return schedule.Seeds(
+      keys,
+      parallel.make_layout(
+        keys.shape[0], num_tasks, self.runtime.max_devices, self.runtime.share
+      ),
+    )
 
   def checkpointer(
-      self, stage: str, seeds: schedule.Seeds, kind: str = 'checkpoints'
+    self, stage: str, seeds: schedule.Seeds, kind: str = 'checkpoints'
   ) -> Checkpointer:
     """Of one stage, e.g. 'offline' or 'online/smac'.
 
@@ -108,11 +112,11 @@ class Setup:
       kind: 'checkpoints' (to resume from) or 'final' (learner states only).
     """
     return Checkpointer(
-        self.workdir / stage / kind, config_hash(self.config),
-        layout=seeds.layout)
+      self.workdir / stage / kind, config_hash(self.config), layout=seeds.layout
+    )
 
   def writer(
-      self, stage: str, total: int, show: tuple[str, ...] = ()
+    self, stage: str, total: int, show: tuple[str, ...] = ()
   ) -> metrics_lib.MultiWriter:
     """JSONL, TensorBoard and console writers of one stage.
 
@@ -122,12 +126,11 @@ class Setup:
       return metrics_lib.MultiWriter([])
     folder = self.workdir / stage
     writers = [
-        metrics_lib.JsonlWriter(folder / 'metrics.jsonl'),
-        metrics_lib.TensorBoardWriter(folder / 'tensorboard'),
+      metrics_lib.JsonlWriter(folder / 'metrics.jsonl'),
+      metrics_lib.TensorBoardWriter(folder / 'tensorboard'),
     ]
     if not self.runtime.quiet:
-      writers.append(
-          metrics_lib.ConsoleWriter(total, stage, show=show))
+      writers.append(metrics_lib.ConsoleWriter(total, stage, show=show))
     return metrics_lib.MultiWriter(writers)
 
   def is_done(self, stage: str) -> bool:
@@ -183,13 +186,14 @@ def _first(tasks: Task, count: int, what: str, name: str) -> Task:
   known = jax.tree.leaves(tasks)[0].shape[0]
   if count > known:
     raise ConfigError(
-        f'config.family.{what}: {count} asked for, but task list {name!r} has'
-        f' {known}; ask for at most that many or use task_list="random:SEED"')
+      f'config.family.{what}: {count} asked for, but task list {name!r} has'
+      f' {known}; ask for at most that many or use task_list="random:SEED"'
+    )
   return jax.tree.map(lambda x: jnp.asarray(x)[:count], tasks)
 
 
 def make_tasks(
-    family: EnvFamily, name: str, num_train: int, num_test: int
+  family: EnvFamily, name: str, num_train: int, num_test: int
 ) -> tuple[Task, Task]:
   """Training and test tasks of a published list or of 'random:SEED'.
 
@@ -200,10 +204,10 @@ def make_tasks(
   if kind == 'random':
     if not seed.isdigit():
       raise ConfigError(
-          f'config.family.task_list: {name!r}; write "random:SEED" with a'
-          ' whole number')
-    tasks = family.sample_tasks(
-        jax.random.key(int(seed)), num_train + num_test)
+        f'config.family.task_list: {name!r}; write "random:SEED" with a'
+        ' whole number'
+      )
+    tasks = family.sample_tasks(jax.random.key(int(seed)), num_train + num_test)
     train = jax.tree.map(lambda x: x[:num_train], tasks)
     return train, jax.tree.map(lambda x: x[num_train:], tasks)
   try:
@@ -211,19 +215,23 @@ def make_tasks(
   except ValueError as error:
     raise ConfigError(f'config.family.task_list: {error}') from error
   return (
-      _first(train, num_train, 'num_train', name),
-      _first(test, num_test, 'num_test', name))
+    _first(train, num_train, 'num_train', name),
+    _first(test, num_test, 'num_test', name),
+  )
 
 
 def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
   """What the meta-batches of all stages and variants are multiples of."""
   stages = []
-  for changed in (config, *(
-      variant(config, name) for name in config.online.variants)):
+  for changed in (
+    config,
+    *(variant(config, name) for name in config.online.variants),
+  ):
     settings = changed.settings
     if hasattr(settings, 'num_train_tasks'):
       settings = dataclasses.replace(
-          settings, num_train_tasks=config.family.num_train)
+        settings, num_train_tasks=config.family.num_train
+      )
     try:
       made = ALGORITHMS[changed.algorithm].make(family.spec, settings)
     except ValueError as error:
@@ -233,17 +241,18 @@ def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
     batch = stage.batch
     if not batch.replacement and batch.num_tasks > config.family.num_train:
       raise ConfigError(
-          f'config.{config.algorithm}: a meta-batch of {batch.num_tasks} tasks,'
-          f' drawn without replacement from {config.family.num_train} training'
-          ' tasks; make num_tasks smaller')
+        f'config.{config.algorithm}: a meta-batch of {batch.num_tasks} tasks,'
+        f' drawn without replacement from {config.family.num_train} training'
+        ' tasks; make num_tasks smaller'
+      )
   return math.gcd(*(stage.batch.num_tasks for stage in stages))
 
 
 def make_setup(
-    config: ExperimentConfig,
-    workdir: str | os.PathLike[str],
-    stop: StopRequest | None = None,
-    runtime: Runtime = Runtime(),
+  config: ExperimentConfig,
+  workdir: str | os.PathLike[str],
+  stop: StopRequest | None = None,
+  runtime: Runtime = Runtime(),
 ) -> Setup:
   """Builds the family, its tasks, and the layout of the learners.
 
@@ -255,30 +264,38 @@ def make_setup(
   except ValueError as error:
     raise ConfigError(f'config.family: {error}') from error
   train, test = make_tasks(
-      family, config.family.task_list, config.family.num_train,
-      config.family.num_test)
+    family,
+    config.family.task_list,
+    config.family.num_train,
+    config.family.num_test,
+  )
   keys = schedule.seed_keys(config.seed, config.num_seeds, config.first_seed)
   meta_batch = _common_meta_batch(config, family)
   layout = parallel.make_layout(
-      config.num_seeds, meta_batch, runtime.max_devices, runtime.share)
+    config.num_seeds, meta_batch, runtime.max_devices, runtime.share
+  )
   if layout.repeated:
     raise ConfigError(
-        f'config.num_seeds: {config.num_seeds} seeds do not divide over'
-        f' {jax.process_count()} processes, nor are meta-batches of'
-        f' {meta_batch} tasks shared (--share={runtime.share});'
-        ' change the number of seeds (--seeds) or of processes')
-  if (config.matmul_precision == 'tensorfloat32'
-      and jax.default_backend() != 'gpu'):
+      f'config.num_seeds: {config.num_seeds} seeds do not divide over'
+      f' {jax.process_count()} processes, nor are meta-batches of'
+      f' {meta_batch} tasks shared (--share={runtime.share});'
+      ' change the number of seeds (--seeds) or of processes'
+    )
+  if (
+    config.matmul_precision == 'tensorfloat32'
+    and jax.default_backend() != 'gpu'
+  ):
     raise ConfigError(
-        "config.matmul_precision: 'tensorfloat32' exists on GPUs only, this is"
-        f' a {jax.default_backend()}; choose float32 or bfloat16')
+      "config.matmul_precision: 'tensorfloat32' exists on GPUs only, this is"
+      f' a {jax.default_backend()}; choose float32 or bfloat16'
+    )
   return Setup(
-      config=config,
-      workdir=pathlib.Path(workdir).absolute(),
-      family=family,
-      train_tasks=train,
-      test_tasks=test,
-      seeds=schedule.Seeds(keys, layout),
-      stop=stop or StopRequest(),
-      runtime=runtime,
+    config=config,
+    workdir=pathlib.Path(workdir).absolute(),
+    family=family,
+    train_tasks=train,
+    test_tasks=test,
+    seeds=schedule.Seeds(keys, layout),
+    stop=stop or StopRequest(),
+    runtime=runtime,
   )

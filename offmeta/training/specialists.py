@@ -41,17 +41,20 @@ class Evaluator:
     family = setup.family
     algorithm = setup.algorithm('sac', config.sac)
     policy = rollout.uniform_at_first(
-        algorithm.evaluate, family.spec.action_size)
+      algorithm.evaluate, family.spec.action_size
+    )
 
     def one(state, uniform, task, key):
       acting = rollout.Acting(
-          algorithm.actor_params(state), uniform.astype(jnp.int32))
+        algorithm.actor_params(state), uniform.astype(jnp.int32)
+      )
 
       def episode(r):
         k_init, k_episode = jax.random.split(jax.random.fold_in(key, r))
         belief = policy.init(acting, k_init)
         _, data, _ = rollout.episode(
-            family, policy, acting, belief, task, k_episode)
+          family, policy, acting, belief, task, k_episode
+        )
         return jnp.sum(data.reward), jnp.sum(data.extras['diverged'])
 
       returns, diverged = jax.vmap(episode)(jnp.arange(config.num_episodes))
@@ -62,7 +65,7 @@ class Evaluator:
     self._score = setup.seeds.layout.compile(one, (0, 0, 0, 0))
 
   def score(
-      self, state: LearnerState, number: int = 0, uniform: bool = False
+    self, state: LearnerState, number: int = 0, uniform: bool = False
   ) -> tuple[np.ndarray, np.ndarray]:
     """Deterministic policies, or the uniform one, in fresh episodes.
 
@@ -77,15 +80,16 @@ class Evaluator:
     keys = jax.vmap(lambda k: jax.random.fold_in(k, number))(self._keys)
     flags = jnp.full(keys.shape, uniform)
     return jax.device_get(
-        self._score(state, flags, self._setup.train_tasks, keys))
+      self._score(state, flags, self._setup.train_tasks, keys)
+    )
 
   def curve(self, state: LearnerState, replay: Replay) -> dict:
     """Metrics [M] to log during training."""
     returns, diverged = self.score(state)
     return {
-        'eval/return': returns.mean(axis=1),
-        'eval/diverged': diverged,
-        'eval/env_steps': np.asarray(replay.rl.size[:, 0]),
+      'eval/return': returns.mean(axis=1),
+      'eval/diverged': diverged,
+      'eval/env_steps': np.asarray(replay.rl.size[:, 0]),
     }
 
 
@@ -111,9 +115,10 @@ def rounds(config: SpecialistsConfig) -> Rounds:
   total = config.env_steps // config.steps_per_iteration
   if total <= initial:
     raise ConfigError(
-        f'specialists: env_steps {config.env_steps} leave nothing after'
-        f' {initial} initial rounds of steps_per_iteration'
-        f' {config.steps_per_iteration}')
+      f'specialists: env_steps {config.env_steps} leave nothing after'
+      f' {initial} initial rounds of steps_per_iteration'
+      f' {config.steps_per_iteration}'
+    )
   return Rounds(initial, total - initial + 1)
 
 
@@ -138,38 +143,50 @@ def _gatherer(setup: Setup, config: SpecialistsConfig, initial: int):
   """The loop's `gather`: every learner acts in its own task."""
   plain = setup.algorithm('sac', config.sac)
   algorithm = plain._replace(
-      explore=rollout.uniform_at_first(
-          plain.explore, setup.family.spec.action_size),
-      actor_params=lambda state: rollout.Acting(
-          plain.actor_params(state), (state.step == 0).astype(jnp.int32)))
+    explore=rollout.uniform_at_first(
+      plain.explore, setup.family.spec.action_size
+    ),
+    actor_params=lambda state: rollout.Acting(
+      plain.actor_params(state), (state.step == 0).astype(jnp.int32)
+    ),
+  )
   quota = GatherConfig(
-      tasks_per_iteration=1, prior_steps=config.steps_per_iteration,
-      posterior_steps=0, context_size=1, rewards='true')
+    tasks_per_iteration=1,
+    prior_steps=config.steps_per_iteration,
+    posterior_steps=0,
+    context_size=1,
+    rewards='true',
+  )
   # All uniform rounds come before the first update.
   return stages.own_gatherer(
-      setup, algorithm, quota, lambda iteration: range(
-          0 if iteration == 0 else initial + iteration - 1,
-          initial + iteration))
+    setup,
+    algorithm,
+    quota,
+    lambda iteration: range(
+      0 if iteration == 0 else initial + iteration - 1, initial + iteration
+    ),
+  )
 
 
 def _start(setup: Setup, config: SpecialistsConfig, algorithm: Algorithm):
-  """Untrained learners and empty replays, leaves [M, ...] and [M, 1, C, ...].
-  """
+  """Untrained learners and empty replays, leaves [M, ...] and [M, 1, C, ...]."""
   example = gathering.example_transition(setup.family, setup.train_tasks)
   empty = Replay(
-      buffers.empty(example, 1, capacity(setup.family.spec, config)), None)
+    buffers.empty(example, 1, capacity(setup.family.spec, config)), None
+  )
   num_tasks = len(setup.seeds.layout.seeds)
   replay = jax.tree.map(
-      lambda x: jnp.zeros((num_tasks, *x.shape), x.dtype), empty)
+    lambda x: jnp.zeros((num_tasks, *x.shape), x.dtype), empty
+  )
   return loop.start(stages.init_states(algorithm, setup.seeds), replay)
 
 
 def train(
-    setup: Setup,
-    config: SpecialistsConfig,
-    evaluator: Evaluator,
-    stage: str = 'specialists',
-    matmul_precision: str = 'float32',
+  setup: Setup,
+  config: SpecialistsConfig,
+  evaluator: Evaluator,
+  stage: str = 'specialists',
+  matmul_precision: str = 'float32',
 ) -> loop.Progress:
   """Trains one learner per task to the end of its budget, or goes on.
 
@@ -195,19 +212,28 @@ def train(
   plan = rounds(config)
   algorithm = setup.algorithm('sac', config.sac)
   updater = loop.Updater(
-      lambda axis: setup.algorithm('sac', config.sac, axis).online,
-      setup.seeds, config.sac.num_updates, shared_replay=False,
-      matmul_precision=matmul_precision)
+    lambda axis: setup.algorithm('sac', config.sac, axis).online,
+    setup.seeds,
+    config.sac.num_updates,
+    shared_replay=False,
+    matmul_precision=matmul_precision,
+  )
   last = plan.iterations - 1
   every = max(1, plan.iterations // config.num_evaluations)
   return stages.run_stage(
-      setup, stage, _start(setup, config, algorithm), updater,
-      show=('eval/return',),
-      label='sac', iterations=plan.iterations,
-      gather=_gatherer(setup, config, plan.initial),
-      evaluate=evaluator.curve,
-      evaluate_due=lambda iteration, updates: (
-          iteration % every == every - 1 or iteration == last))
+    setup,
+    stage,
+    _start(setup, config, algorithm),
+    updater,
+    show=('eval/return',),
+    label='sac',
+    iterations=plan.iterations,
+    gather=_gatherer(setup, config, plan.initial),
+    evaluate=evaluator.curve,
+    evaluate_due=lambda iteration, updates: (
+      iteration % every == every - 1 or iteration == last
+    ),
+  )
 
 
 def curves(setup: Setup, stage: str = 'specialists') -> dict[str, np.ndarray]:

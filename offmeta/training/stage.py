@@ -25,15 +25,19 @@ def init_states(algorithm, seeds: schedule.Seeds) -> LearnerState:
 
 
 def make_updater(
-    setup, make_stages, seeds: schedule.Seeds, chunk: int, shared_replay: bool
+  setup, make_stages, seeds: schedule.Seeds, chunk: int, shared_replay: bool
 ) -> loop.Updater:
   """The updates of a stage, by the run's precision and place of the replay."""
   on_host = setup.runtime.replay == 'host'
   return loop.Updater(
-      make_stages, seeds, chunk, shared_replay=shared_replay,
-      matmul_precision=setup.config.matmul_precision,
-      make_update=streaming.make_update if on_host else loop.make_update,
-      annotate=lambda *args: preparation.annotate(setup, seeds, *args))
+    make_stages,
+    seeds,
+    chunk,
+    shared_replay=shared_replay,
+    matmul_precision=setup.config.matmul_precision,
+    make_update=streaming.make_update if on_host else loop.make_update,
+    annotate=lambda *args: preparation.annotate(setup, seeds, *args),
+  )
 
 
 def make_gather(setup, algorithm, seeds: schedule.Seeds, config):
@@ -55,8 +59,17 @@ def make_gather(setup, algorithm, seeds: schedule.Seeds, config):
 
   def one(state, replay, task_id, key):
     return gathering.gather(
-        setup.family, algorithm, state, replay, setup.train_tasks, task_id,
-        key, config, layout.axis_name, parallel.SEEDS)
+      setup.family,
+      algorithm,
+      state,
+      replay,
+      setup.train_tasks,
+      task_id,
+      key,
+      config,
+      layout.axis_name,
+      parallel.SEEDS,
+    )
 
   return layout.compile(one, (0, 0, 0, 0), donate=(1,))
 
@@ -64,11 +77,13 @@ def make_gather(setup, algorithm, seeds: schedule.Seeds, config):
 def gatherer(setup, algorithm, seeds: schedule.Seeds, visited, config):
   """The loop's `gather`: the tasks `visited` [S, iterations, K]."""
   keys = seeds.streams('gather')
-  fold = jax.jit(lambda iteration: jax.vmap(
-      lambda k: jax.random.fold_in(k, iteration))(keys))
+  fold = jax.jit(
+    lambda iteration: jax.vmap(lambda k: jax.random.fold_in(k, iteration))(keys)
+  )
   gather = make_gather(setup, algorithm, seeds, config)
   return lambda state, replay, iteration: gather(
-      state, replay, visited[:, iteration], fold(iteration))
+    state, replay, visited[:, iteration], fold(iteration)
+  )
 
 
 def own_gatherer(setup, algorithm, config, rounds):
@@ -89,18 +104,25 @@ def own_gatherer(setup, algorithm, config, rounds):
   def one(state, replay, task, key):
     tasks = jax.tree.map(lambda x: x[None], task)
     return gathering.gather(
-        setup.family, algorithm, state, replay, tasks,
-        jnp.zeros((1,), jnp.int32), key, config)
+      setup.family,
+      algorithm,
+      state,
+      replay,
+      tasks,
+      jnp.zeros((1,), jnp.int32),
+      key,
+      config,
+    )
 
   compiled = setup.seeds.layout.compile(one, (0, 0, 0, 0), donate=(1,))
-  fold = jax.jit(lambda number: jax.vmap(
-      lambda k: jax.random.fold_in(k, number))(keys))
+  fold = jax.jit(
+    lambda number: jax.vmap(lambda k: jax.random.fold_in(k, number))(keys)
+  )
 
   def gather(state, replay, iteration):
     diverged = 0.0
     for number in rounds(iteration):
-      replay, metrics = compiled(
-          state, replay, setup.train_tasks, fold(number))
+      replay, metrics = compiled(state, replay, setup.train_tasks, fold(number))
       diverged += metrics['gather/diverged']
     return replay, {'gather/diverged': diverged}
 
@@ -119,8 +141,7 @@ def new_replay(setup, seeds: schedule.Seeds, make, *args) -> Replay:
   one = lambda key, *args: make(*args)
   axes = (0,) + (None,) * len(args)
   if setup.runtime.replay == 'host':
-    return jax.jit(jax.vmap(one, axes))(
-        *streaming.to_host((seeds.keys, *args)))
+    return jax.jit(jax.vmap(one, axes))(*streaming.to_host((seeds.keys, *args)))
   return seeds.layout.compile(one, axes)(seeds.keys, *args)
 
 
@@ -139,8 +160,9 @@ def run_stage(setup, stage, progress, updater, show=(), **kw):
   checkpointer = setup.checkpointer(stage, updater.seeds)
   if checkpointer.latest_step() is not None:
     template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        progress)
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      progress,
+    )
     # Two replays might not fit.
     jax.tree.map(lambda x: x.delete(), progress.replay)
     progress = checkpointer.restore(template)
@@ -149,9 +171,14 @@ def run_stage(setup, stage, progress, updater, show=(), **kw):
   writer.truncate_after(done)
   try:
     progress = loop.run(
-        progress, updater, writer=writer, checkpointer=checkpointer,
-        checkpoint_every_s=setup.runtime.checkpoint_every_s, stop=setup.stop,
-        **kw)
+      progress,
+      updater,
+      writer=writer,
+      checkpointer=checkpointer,
+      checkpoint_every_s=setup.runtime.checkpoint_every_s,
+      stop=setup.stop,
+      **kw,
+    )
   finally:
     writer.close()
     checkpointer.close()
@@ -162,7 +189,7 @@ def run_stage(setup, stage, progress, updater, show=(), **kw):
 
 
 def final_states(
-    setup, stage, algorithm, seeds: schedule.Seeds
+  setup, stage, algorithm, seeds: schedule.Seeds
 ) -> LearnerState:
   """The learner states [S] that a finished stage left.
 
@@ -171,8 +198,10 @@ def final_states(
   """
   if not setup.is_done(stage):
     raise PhaseError(
-        f'{setup.workdir / stage}: not finished; run the phase'
-        f' {stage.split("/")[0]!r} first (the same command with'
-        ' --phases=collect,offline,online continues it)')
+      f'{setup.workdir / stage}: not finished; run the phase'
+      f' {stage.split("/")[0]!r} first (the same command with'
+      ' --phases=collect,offline,online continues it)'
+    )
   return setup.checkpointer(stage, seeds, 'final').restore(
-      init_states(algorithm, seeds))
+    init_states(algorithm, seeds)
+  )

@@ -32,8 +32,8 @@ def host() -> jax.Device:
     return jax.local_devices(backend='cpu')[0]
   except RuntimeError as error:
     raise ConfigError(
-        "--replay=host: the replay is kept by jax's CPU backend, which"
-        ' JAX_PLATFORMS excludes; unset it, or name both, e.g. cuda,cpu'
+      "--replay=host: the replay is kept by jax's CPU backend, which"
+      ' JAX_PLATFORMS excludes; unset it, or name both, e.g. cuda,cpu'
     ) from error
 
 
@@ -43,11 +43,11 @@ def to_host(tree: Any) -> Any:
 
 
 def make_update(
-    make_stage: Callable[[str | None], Stage],
-    seeds: Seeds,
-    num_updates: int,
-    shared_replay: bool,
-    matmul_precision: str = 'float32',
+  make_stage: Callable[[str | None], Stage],
+  seeds: Seeds,
+  num_updates: int,
+  shared_replay: bool,
+  matmul_precision: str = 'float32',
 ) -> Callable:
   """`loop.make_update` for a replay of `to_host`."""
   axis_name = seeds.layout.axis_name
@@ -58,9 +58,11 @@ def make_update(
 
   def sample(key, step, replay, extras):  # leaves [length, M, ...]
     replay = replay.with_extras(extras)
-    return jax.vmap(lambda number: sampler.sample_batch(
-        key, step + number, jnp.arange(num_tasks), stage.batch, replay))(
-            jnp.arange(length))
+    return jax.vmap(
+      lambda number: sampler.sample_batch(
+        key, step + number, jnp.arange(num_tasks), stage.batch, replay
+      )
+    )(jnp.arange(length))
 
   def one_seed(state, batches):
     slots = parallel.local_slots(num_tasks, axis_name)
@@ -81,7 +83,8 @@ def make_update(
     step, metrics = np.array(state.step), []
     for block in range(blocks):
       state, values = compiled(
-          state, sample(keys, step + block * length, replay, extras))
+        state, sample(keys, step + block * length, replay, extras)
+      )
       metrics.append(values)
     return state, jax.tree.map(lambda *x: sum(x) / blocks, *metrics)
 
@@ -91,27 +94,47 @@ def make_update(
 def make_gather(setup: Any, algorithm: Any, seeds: Seeds, config: Any):
   """`stage.make_gather` for a replay of `to_host`."""
   layout, tasks = seeds.layout, setup.train_tasks
-  prepare = jax.jit(jax.vmap(lambda replay, task_id, key: gathering.prepare(
-      replay, tasks, task_id, key, config)), donate_argnums=0)
+  prepare = jax.jit(
+    jax.vmap(
+      lambda replay, task_id, key: gathering.prepare(
+        replay, tasks, task_id, key, config
+      )
+    ),
+    donate_argnums=0,
+  )
   draw = jax.jit(jax.vmap(lambda *args: gathering.draw(*args, config)))
   keep = jax.jit(
-      jax.vmap(lambda *args: gathering.keep(*args, config)), donate_argnums=0)
+    jax.vmap(lambda *args: gathering.keep(*args, config)), donate_argnums=0
+  )
   finish = jax.jit(jax.vmap(gathering.finish), donate_argnums=0)
-  unfinished = jax.jit(lambda counts: jnp.any(
-      jax.vmap(lambda one: gathering.unfinished(one, config))(counts)))
+  unfinished = jax.jit(
+    lambda counts: jnp.any(
+      jax.vmap(lambda one: gathering.unfinished(one, config))(counts)
+    )
+  )
   act = layout.compile(
-      lambda state, visit, counts, contexts: gathering.act(
-          setup.family, algorithm, state, visit, counts, contexts, config,
-          layout.axis_name), (0, 0, 0, 0))
+    lambda state, visit, counts, contexts: gathering.act(
+      setup.family,
+      algorithm,
+      state,
+      visit,
+      counts,
+      contexts,
+      config,
+      layout.axis_name,
+    ),
+    (0, 0, 0, 0),
+  )
 
   def gather(state, replay, task_id, keys):
     replay, visit, counts = prepare(
-        replay, *to_host((jnp.asarray(task_id), keys)))
+      replay, *to_host((jnp.asarray(task_id), keys))
+    )
     while unfinished(counts):
       contexts = draw(replay, visit, counts)
       replay, counts = keep(
-          replay, visit, counts,
-          *to_host(act(state, visit, counts, contexts)))
+        replay, visit, counts, *to_host(act(state, visit, counts, contexts))
+      )
     return finish(replay, visit, counts)
 
   return gather

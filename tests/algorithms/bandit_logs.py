@@ -1,5 +1,4 @@
-"""Logs of the bandit probe, for tests of learning from other policies' lives.
-"""
+"""Logs of the bandit probe, for tests of learning from other policies' lives."""
 
 import helpers
 import jax
@@ -31,15 +30,24 @@ def lives(offset, key) -> Buffer:
   noise = jax.random.uniform(key, (NUM_TASKS, ROWS, 2), minval=-1.0)
   action = (1 - quality) * noise + quality * direction[:, None]
   reward = jax.vmap(lambda a, d: FAMILY.reward(None, a, {'direction': d}))(
-      action, direction)
+    action, direction
+  )
   ones = jnp.ones((NUM_TASKS, ROWS, 1))
   length = FAMILY.spec.episode_length
   time = jnp.arange(ROWS) % float(length)
   log = Transition(
-      ones, action, reward, ones[..., 0], ones,
-      {'time': jnp.tile(time, (NUM_TASKS, 1))})
-  log = log._replace(extras=jax.vmap(
-      lambda log: returns.annotate(log, jnp.ones(ROWS), DISCOUNT))(log))
+    ones,
+    action,
+    reward,
+    ones[..., 0],
+    ones,
+    {'time': jnp.tile(time, (NUM_TASKS, 1))},
+  )
+  log = log._replace(
+    extras=jax.vmap(
+      lambda log: returns.annotate(log, jnp.ones(ROWS), DISCOUNT)
+    )(log)
+  )
   return buffers.make(log, jnp.full(NUM_TASKS, ROWS), ROWS)
 
 
@@ -48,28 +56,47 @@ def train(make, config):
   keys = jax.random.split(jax.random.key(1), 1)
   algorithm = make(FAMILY.spec, config)
   update = loop.make_update(
-      lambda axis: make(FAMILY.spec, config, axis).offline[0],
-      helpers.seeds(keys), config.num_updates, shared_replay=True)
+    lambda axis: make(FAMILY.spec, config, axis).offline[0],
+    helpers.seeds(keys),
+    config.num_updates,
+    shared_replay=True,
+  )
   state, _ = update(
-      jax.jit(jax.vmap(algorithm.init))(keys),
-      Replay(lives(0.0, jax.random.key(0)), None), {})
+    jax.jit(jax.vmap(algorithm.init))(keys),
+    Replay(lives(0.0, jax.random.key(0)), None),
+    {},
+  )
   return algorithm.actor_params(jax.tree.map(lambda x: x[0], state))
 
 
 def contexts(size):
   """Draws from logs of held-out tasks, leaves [M, 2, size, ...]."""
   return evaluation.offline_contexts(
-      lives(HELD_OUT, jax.random.key(2)), jnp.arange(NUM_TASKS),
-      jax.random.key(3), 2, size)
+    lives(HELD_OUT, jax.random.key(2)),
+    jnp.arange(NUM_TASKS),
+    jax.random.key(3),
+    2,
+    size,
+  )
 
 
 def scorer(algorithm):
   """(params, contexts) -> mean return [M] in the held-out tasks, of at most 4
   times the direction's sum of magnitudes (4 to 5.7)."""
-  return jax.jit(lambda params, contexts: jnp.mean(
+  return jax.jit(
+    lambda params, contexts: jnp.mean(
       evaluation.meta_test_given_context(
-          FAMILY, algorithm.evaluate_given_context, params, tasks(HELD_OUT),
-          contexts, jax.random.key(4), 4), axis=(1, 2)))
+        FAMILY,
+        algorithm.evaluate_given_context,
+        params,
+        tasks(HELD_OUT),
+        contexts,
+        jax.random.key(4),
+        4,
+      ),
+      axis=(1, 2),
+    )
+  )
 
 
 def nothing(contexts):

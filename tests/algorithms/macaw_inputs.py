@@ -12,22 +12,45 @@ from offmeta.testing import probes
 
 SPEC = helpers.SPEC  # O 3, A 2
 CONFIG = macaw.Config(
-    hidden=(4, 3), head_hidden=3, latent_size=2, inner_policy_lr=0.02,
-    inner_value_lr=0.05, advantage_coef=0.3, num_train_tasks=7, num_tasks=2,
-    context_size=6, query_size=5, policy_lr=1e-3, value_lr=2e-3,
-    step_size_lr=3e-3, target_rate=0.4, num_updates=4,
-    finetune=macaw.FinetuneConfig(
-        lr=1e-3, value_updates=2, policy_updates=3, batch_size=5))
+  hidden=(4, 3),
+  head_hidden=3,
+  latent_size=2,
+  inner_policy_lr=0.02,
+  inner_value_lr=0.05,
+  advantage_coef=0.3,
+  num_train_tasks=7,
+  num_tasks=2,
+  context_size=6,
+  query_size=5,
+  policy_lr=1e-3,
+  value_lr=2e-3,
+  step_size_lr=3e-3,
+  target_rate=0.4,
+  num_updates=4,
+  finetune=macaw.FinetuneConfig(
+    lr=1e-3, value_updates=2, policy_updates=3, batch_size=5
+  ),
+)
 VARIANTS = {
-    'release': {},
-    'no head': dict(
-        advantage_coef=0.0, bootstrap_terminal='none', layer='bias_linear',
-        outer_norm='meta_batch', task_loop='vmap'),
-    'latents': dict(
-        adapt='latent_only', mask_bootstrap_on_death=True, adv_std_eps=0.3,
-        head_relu_on_action=False, temperature=0.4, max_weight=1.5),
-    'dense': dict(
-        layer='dense', disjoint_batches=True, train_inner_sampling='uniform'),
+  'release': {},
+  'no head': dict(
+    advantage_coef=0.0,
+    bootstrap_terminal='none',
+    layer='bias_linear',
+    outer_norm='meta_batch',
+    task_loop='vmap',
+  ),
+  'latents': dict(
+    adapt='latent_only',
+    mask_bootstrap_on_death=True,
+    adv_std_eps=0.3,
+    head_relu_on_action=False,
+    temperature=0.4,
+    max_weight=1.5,
+  ),
+  'dense': dict(
+    layer='dense', disjoint_batches=True, train_inner_sampling='uniform'
+  ),
 }
 
 
@@ -49,9 +72,11 @@ def make_state(config):
 def make_batch(config):
   """Annotated rows; of the contexts two do not count, and are not finite."""
   algorithm = macaw.make(SPEC, config)
-  batch = jax.jit(lambda key: probes.random_batch(
-      key, SPEC, algorithm.offline[0].batch, algorithm.data))(
-          jax.random.key(1))
+  batch = jax.jit(
+    lambda key: probes.random_batch(
+      key, SPEC, algorithm.offline[0].batch, algorithm.data
+    )
+  )(jax.random.key(1))
 
   def fallen(rows):
     died = jnp.zeros(rows.reward.shape).at[:, ::3].set(1.0)
@@ -61,11 +86,14 @@ def make_batch(config):
   if not config.disjoint_batches:
     mask = mask.at[0, 2:4].set(0.0)
   context = jax.tree.map(
-      lambda x: jnp.where(
-          mask.reshape(mask.shape + (1,) * (x.ndim - 2)) > 0, x, jnp.nan),
-      fallen(batch.context))
+    lambda x: jnp.where(
+      mask.reshape(mask.shape + (1,) * (x.ndim - 2)) > 0, x, jnp.nan
+    ),
+    fallen(batch.context),
+  )
   return batch._replace(
-      context=context, context_mask=mask, query=fallen(batch.query))
+    context=context, context_mask=mask, query=fallen(batch.query)
+  )
 
 
 def make_context(annotated):
@@ -75,6 +103,5 @@ def make_context(annotated):
   rows = rows._replace(extras={'time': time})
   valid = jnp.array([1.0] * 6 + [0.0] * 2)
   if annotated:
-    rows = rows._replace(
-        extras=returns.annotate(rows, valid, CONFIG.discount))
+    rows = rows._replace(extras=returns.annotate(rows, valid, CONFIG.discount))
   return rows, valid

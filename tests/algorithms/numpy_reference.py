@@ -11,9 +11,12 @@ def layers(params):
   """[(kernel, bias)] of a perceptron, in float64."""
   tree = params['params']
   return [
-      (np.asarray(tree[f'Dense_{i}']['kernel'], np.float64),
-       np.asarray(tree[f'Dense_{i}']['bias'], np.float64))
-      for i in range(len(tree))]
+    (
+      np.asarray(tree[f'Dense_{i}']['kernel'], np.float64),
+      np.asarray(tree[f'Dense_{i}']['bias'], np.float64),
+    )
+    for i in range(len(tree))
+  ]
 
 
 def mlp(params, *inputs, heads=1):
@@ -34,8 +37,9 @@ def posterior(encoder, context, mask):
   """Product of Gaussians of one task: (mean [Z], variance [Z])."""
   precision = weighted = 0.0
   for i in np.flatnonzero(np.asarray(mask)):
-    out = mlp(encoder, context.observation[i], context.action[i],
-              [context.reward[i]])
+    out = mlp(
+      encoder, context.observation[i], context.action[i], [context.reward[i]]
+    )
     mean, raw = np.split(out, 2)
     variance = np.maximum(softplus(raw), 1e-7)
     precision = precision + 1 / variance
@@ -44,7 +48,7 @@ def posterior(encoder, context, mask):
 
 
 def kl_to_prior(mean, variance):
-  return 0.5 * np.sum(variance + mean ** 2 - 1 - np.log(variance))
+  return 0.5 * np.sum(variance + mean**2 - 1 - np.log(variance))
 
 
 def min_q(critics, s, a, z):
@@ -69,16 +73,24 @@ def rows(batch):
   q = batch.query
   for m in range(q.reward.shape[0]):
     for b in range(q.reward.shape[1]):
-      yield (m, b, q.observation[m, b], q.action[m, b],
-             float(q.reward[m, b]), float(q.discount[m, b]),
-             q.next_observation[m, b])
+      yield (
+        m,
+        b,
+        q.observation[m, b],
+        q.action[m, b],
+        float(q.reward[m, b]),
+        float(q.discount[m, b]),
+        q.next_observation[m, b],
+      )
 
 
 def task_posteriors(encoder, batch):
   c = batch.context
   take = lambda m: type(c)(*[x[m] for x in c[:-1]])
-  return [posterior(encoder, take(m), batch.context_mask[m])
-          for m in range(batch.context_mask.shape[0])]
+  return [
+    posterior(encoder, take(m), batch.context_mask[m])
+    for m in range(batch.context_mask.shape[0])
+  ]
 
 
 def smac(params, target, batch, noise, config, online):
@@ -103,7 +115,8 @@ def smac(params, target, batch, noise, config, online):
     mean, log_std = normal_tanh(actor, s2, z2[m])
     a2 = np.tanh(mean + np.exp(log_std) * noise['next_action'][m, b])
     y = config.reward_scale * r + config.discount * discount * min_q(
-        target, s2, a2, z1[m])
+      target, s2, a2, z1[m]
+    )
     targets.append(y)
     td_errors.append(sum((mlp(c, s, a, z1[m])[0] - y) ** 2 for c in critics))
     mean, log_std = normal_tanh(actor, s, z1[m])
@@ -122,10 +135,10 @@ def smac(params, target, batch, noise, config, online):
   kls = [kl_to_prior(mu, v) for mu, v in beliefs]
   over_tasks = np.sum if config.kl_over_tasks == 'sum' else np.mean
   terms = {
-      'reward': np.mean(reward_errors),
-      'kl': config.kl_weight * over_tasks(kls),
-      'critic': np.mean(td_errors),
-      'actor': actor_loss,
+    'reward': np.mean(reward_errors),
+    'kl': config.kl_weight * over_tasks(kls),
+    'critic': np.mean(td_errors),
+    'actor': actor_loss,
   }
   return terms, z1, np.array(targets)
 
@@ -138,16 +151,19 @@ def pearl_critic(params, target_value, batch, noise, config):
   z = [mu + np.sqrt(v) * e for (mu, v), e in zip(beliefs, noise)]
   td_errors, reward_errors, targets = [], [], []
   for m, _, s, a, r, discount, s2 in rows(batch):
-    y = (config.reward_scale * r
-         + config.discount * discount * mlp(target_value, s2, z[m])[0])
+    y = (
+      config.reward_scale * r
+      + config.discount * discount * mlp(target_value, s2, z[m])[0]
+    )
     targets.append(y)
     td_errors.append(
-        sum((mlp(c, s, a, z[m])[0] - y) ** 2 for c in params['critic']))
+      sum((mlp(c, s, a, z[m])[0] - y) ** 2 for c in params['critic'])
+    )
     reward_errors.append((mlp(decoder, s, a, z[m])[0] - r) ** 2)
   terms = {
-      'critic': np.mean(td_errors),
-      'kl': config.kl_weight * sum(kl_to_prior(mu, v) for mu, v in beliefs),
-      'reward': np.mean(reward_errors),
+    'critic': np.mean(td_errors),
+    'kl': config.kl_weight * sum(kl_to_prior(mu, v) for mu, v in beliefs),
+    'reward': np.mean(reward_errors),
   }
   return terms, z, np.array(targets)
 
@@ -167,10 +183,10 @@ def pearl_actor(params, critics, batch, z, noise, config):
     means.append(mean)
     log_stds.append(log_std)
   terms = {
-      'value': np.mean(value_errors),
-      'actor': np.mean(losses),
-      'regulariser': config.mean_weight * np.mean(np.square(means))
-                     + config.log_std_weight * np.mean(np.square(log_stds)),
+    'value': np.mean(value_errors),
+    'actor': np.mean(losses),
+    'regulariser': config.mean_weight * np.mean(np.square(means))
+    + config.log_std_weight * np.mean(np.square(log_stds)),
   }
   return terms, np.array(targets)
 
@@ -201,9 +217,12 @@ def mse_gradient(params, inputs, targets):
       gradients[i][0] += np.outer(seen[i], delta)
       gradients[i][1] += delta
       delta = (stack[i][0] @ delta) * (seen[i] > 0)
-  return {'params': {
+  return {
+    'params': {
       f'Dense_{i}': {'kernel': k, 'bias': b}
-      for i, (k, b) in enumerate(gradients)}}
+      for i, (k, b) in enumerate(gradients)
+    }
+  }
 
 
 class Adam:
@@ -217,14 +236,15 @@ class Adam:
     if not path:
       self.count += 1
     if isinstance(params, dict):
-      return {k: self.step(params[k], gradient[k], path + (k,))
-              for k in params}
+      return {k: self.step(params[k], gradient[k], path + (k,)) for k in params}
     if isinstance(params, tuple):
-      return tuple(self.step(p, g, path + (i,))
-                   for i, (p, g) in enumerate(zip(params, gradient)))
+      return tuple(
+        self.step(p, g, path + (i,))
+        for i, (p, g) in enumerate(zip(params, gradient))
+      )
     m = self.mean[path] = 0.9 * self.mean.get(path, 0.0) + 0.1 * gradient
     v = self.square[path] = (
-        0.999 * self.square.get(path, 0.0) + 0.001 * gradient ** 2)
-    m, v = m / (1 - 0.9 ** self.count), v / (1 - 0.999 ** self.count)
-    return np.asarray(params, np.float64) - self.rate * m / (
-        np.sqrt(v) + 1e-8)
+      0.999 * self.square.get(path, 0.0) + 0.001 * gradient**2
+    )
+    m, v = m / (1 - 0.9**self.count), v / (1 - 0.999**self.count)
+    return np.asarray(params, np.float64) - self.rate * m / (np.sqrt(v) + 1e-8)

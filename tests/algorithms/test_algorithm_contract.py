@@ -16,13 +16,21 @@ _BATCH = BatchSpec(num_tasks=2, context_size=3, query_size=4)
 
 # Ours rather than the released switches: a superset of the code.
 _SMAC = dataclasses.replace(
-    helpers.SMAC, train_context_online=True, use_next_observation=True,
-    latent_resample_period=0, online=dataclasses.replace(
-        helpers.SMAC.online, context='episodes', sequence_size=7))
+  helpers.SMAC,
+  train_context_online=True,
+  use_next_observation=True,
+  latent_resample_period=0,
+  online=dataclasses.replace(
+    helpers.SMAC.online, context='episodes', sequence_size=7
+  ),
+)
 
 
-@pytest.mark.parametrize('module, config', [
-    (smac, _SMAC), (pearl, helpers.PEARL)], ids=['smac', 'pearl'])
+@pytest.mark.parametrize(
+  'module, config',
+  [(smac, _SMAC), (pearl, helpers.PEARL)],
+  ids=['smac', 'pearl'],
+)
 def test_contract(module, config):
   contracts.check_algorithm(module.make, config, helpers.SPEC)
 
@@ -35,38 +43,57 @@ def _toy(**changes):
 
   def init(key):
     return LearnerState(
-        step=jnp.zeros((), jnp.int32), key=key, params={'w': jnp.ones(2)},
-        target_params={}, opt_state={}, extras={})
+      step=jnp.zeros((), jnp.int32),
+      key=key,
+      params={'w': jnp.ones(2)},
+      target_params={},
+      opt_state={},
+      extras={},
+    )
 
   def update(state, batch):
     w = state.params['w'] + 0.1 * jnp.mean(batch.query.reward)
-    return state.replace(
-        step=state.step + 1, params={'w': w}), {'a/loss': jnp.sum(w)}
+    return state.replace(step=state.step + 1, params={'w': w}), {
+      'a/loss': jnp.sum(w)
+    }
 
   def adapt(params, state, context, valid, key):
     return jnp.sum(context.reward * valid)
 
   policy = Policy(
-      init=lambda params, key: jnp.zeros(()),
-      act=lambda params, state, observation, key: (
-          jnp.tanh(params['w'] * jnp.sum(observation)), {}),
-      observe=lambda params, state, transition, key: state,
-      adapt=adapt)
+    init=lambda params, key: jnp.zeros(()),
+    act=lambda params, state, observation, key: (
+      jnp.tanh(params['w'] * jnp.sum(observation)),
+      {},
+    ),
+    observe=lambda params, state, transition, key: state,
+    adapt=adapt,
+  )
   algorithm = Algorithm(
-      init=init, offline=(), online=(Stage('toy', 1, _BATCH, update),),
-      begin_online=lambda state: state, explore=policy, evaluate=policy,
-      evaluate_given_context=policy,
-      actor_params=lambda state: state.params,
-      relabel=lambda state, context, valid, data, key: data.action[..., 0],
-      posterior=lambda params, context, valid: (
-          jnp.zeros(1), jnp.ones(1) * jnp.where(jnp.any(valid > 0), 2.0, 1.0)))
+    init=init,
+    offline=(),
+    online=(Stage('toy', 1, _BATCH, update),),
+    begin_online=lambda state: state,
+    explore=policy,
+    evaluate=policy,
+    evaluate_given_context=policy,
+    actor_params=lambda state: state.params,
+    relabel=lambda state, context, valid, data, key: data.action[..., 0],
+    posterior=lambda params, context, valid: (
+      jnp.zeros(1),
+      jnp.ones(1) * jnp.where(jnp.any(valid > 0), 2.0, 1.0),
+    ),
+  )
 
   def make(spec, config, axis_name=None):
     new = algorithm
     for name, change in changes.items():
       if name == 'update':
-        new = new._replace(online=(new.online[0]._replace(
-            update=lambda s, b: change(update, s, b)),))
+        new = new._replace(
+          online=(
+            new.online[0]._replace(update=lambda s, b: change(update, s, b)),
+          )
+        )
       elif name in Policy._fields:
         new = new._replace(evaluate=policy._replace(**{name: change}))
       else:
@@ -95,7 +122,6 @@ def _impure(update, state, batch):
 def _other_dtype(update, state, batch):
   state, metrics = update(state, batch)
   return state.replace(step=state.step.astype(jnp.float32)), metrics
-
 
 
 def _weak_type(update, state, batch):
@@ -132,7 +158,9 @@ def _idle(update, state, batch):
   return state.replace(step=state.step + 1), update(state, batch)[1]
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(
+  'changes, message',
+  [
     (dict(update=_impure), 'without jit'),
     (dict(update=_other_dtype), 'another form|traces'),
     (dict(update=_weak_type), 'traces'),
@@ -142,20 +170,31 @@ def _idle(update, state, batch):
     (dict(update=_new_key), 'root key'),
     (dict(update=_no_count), 'step went'),
     (dict(update=_idle), 'no parameter changed'),
-    (dict(begin_online=lambda s: s.replace(extras=jnp.ones(1))),
-     'begin_online has another form'),
+    (
+      dict(begin_online=lambda s: s.replace(extras=jnp.ones(1))),
+      'begin_online has another form',
+    ),
     (dict(act=lambda p, s, o, k: (p['w'] * jnp.sum(o), {})), 'not in'),
     (dict(act=lambda p, s, o, k: (jnp.zeros((1, 2)), {})), 'action of shape'),
     (dict(adapt=lambda p, s, c, v, k: jnp.sum(c.reward)), 'nothing valid'),
-    (dict(adapt=lambda p, s, c, v, k: jnp.where(
-        jnp.any(v > 0), jnp.sum(c.reward), 0.0)), 'valid is 0'),
+    (
+      dict(
+        adapt=lambda p, s, c, v, k: jnp.where(
+          jnp.any(v > 0), jnp.sum(c.reward), 0.0
+        )
+      ),
+      'valid is 0',
+    ),
     (dict(observe=lambda p, s, t, k: t.reward[None]), 'after observe'),
     (dict(observe=lambda p, s, t, k: s / 0.0 * 0.0), 'observe'),
-    (dict(posterior=lambda p, c, v: (jnp.ones(1), jnp.ones(1))),
-     'posterior of nothing'),
+    (
+      dict(posterior=lambda p, c, v: (jnp.ones(1), jnp.ones(1))),
+      'posterior of nothing',
+    ),
     (dict(relabel=lambda s, c, v, d, k: d.reward), 'poisoned'),
     (dict(relabel=lambda s, c, v, d, k: d.action), 'relabel'),
-])
+  ],
+)
 def test_broken_algorithms_are_rejected(changes, message):
   with pytest.raises(AssertionError, match=message):
     contracts.check_algorithm(_toy(**changes), None, helpers.SPEC)

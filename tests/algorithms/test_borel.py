@@ -19,14 +19,28 @@ from offmeta.types import MetaBatch
 SPEC = helpers.SPEC  # episodes of 5 steps
 _T = 10  # two of them
 CONFIG = borel.Config(
-    latent_size=2, gru_size=6, observation_embedding=5, action_embedding=3,
-    reward_embedding=4, decoder_hidden=(5, 4), kl_weight=0.3,
-    vae=borel.VaeConfig(
-        num_updates=4, num_tasks=2, num_sequences=2, learning_rate=0.01),
-    rl=borel.RlConfig(
-        critic_hidden=(7,), actor_hidden=(6,), critic_lr=0.02, actor_lr=0.01,
-        temperature_lr=0.05, target_rate=0.1, num_updates=4, num_tasks=2,
-        batch_size=3))
+  latent_size=2,
+  gru_size=6,
+  observation_embedding=5,
+  action_embedding=3,
+  reward_embedding=4,
+  decoder_hidden=(5, 4),
+  kl_weight=0.3,
+  vae=borel.VaeConfig(
+    num_updates=4, num_tasks=2, num_sequences=2, learning_rate=0.01
+  ),
+  rl=borel.RlConfig(
+    critic_hidden=(7,),
+    actor_hidden=(6,),
+    critic_lr=0.02,
+    actor_lr=0.01,
+    temperature_lr=0.05,
+    target_rate=0.1,
+    num_updates=4,
+    num_tasks=2,
+    batch_size=3,
+  ),
+)
 # Lengths of the episodes of each sequence. That of 2 steps terminates, what
 # follows the others is unknown or a time limit.
 _EPISODES = ((5, 5), (2, 4), (5, 3), (1,))
@@ -36,28 +50,31 @@ _NETWORKS = borel.make_networks(SPEC, CONFIG)
 def _sequences():
   """Steps [4, T] with the episodes above, and their mask."""
   steps = probes.random_transitions(
-      jax.random.key(1), SPEC, (len(_EPISODES), _T))
+    jax.random.key(1), SPEC, (len(_EPISODES), _T)
+  )
   time = np.zeros((len(_EPISODES), _T))
   discount = np.ones_like(time)
   mask = np.zeros_like(time)
   for i, lengths in enumerate(_EPISODES):
     taken = np.concatenate([np.arange(length) for length in lengths])
-    time[i, :len(taken)], mask[i, :len(taken)] = taken, 1.0
+    time[i, : len(taken)], mask[i, : len(taken)] = taken, 1.0
   discount[1, 1] = 0.0
   return steps._replace(
-      discount=jnp.array(discount, jnp.float32),
-      extras={'time': jnp.array(time, jnp.float32)}), jnp.array(
-          mask, jnp.float32)
+    discount=jnp.array(discount, jnp.float32),
+    extras={'time': jnp.array(time, jnp.float32)},
+  ), jnp.array(mask, jnp.float32)
 
 
 @pytest.fixture(name='state', scope='module')
 def _state():
   state = jax.jit(borel.make(SPEC, CONFIG).init)(jax.random.key(0))
   params = helpers.shaken(
-      {k: state.params[k] for k in ('vae', 'critic', 'actor')})
+    {k: state.params[k] for k in ('vae', 'critic', 'actor')}
+  )
   return state.replace(
-      params={**state.params, **params},
-      target_params=helpers.shaken(state.target_params, 1))
+    params={**state.params, **params},
+    target_params=helpers.shaken(state.target_params, 1),
+  )
 
 
 # Spec baselines A2.2, one time and one step at a time.
@@ -68,8 +85,9 @@ def _flags(steps, i):
   time = np.asarray(steps.extras['time'][i])
   begins = [float(t > 0 and time[t] == 0) for t in range(_T)]
   ends = [
-      float(time[t] >= SPEC.episode_length - 1 or steps.discount[i, t] == 0)
-      for t in range(_T)]
+    float(time[t] >= SPEC.episode_length - 1 or steps.discount[i, t] == 0)
+    for t in range(_T)
+  ]
   return begins, ends
 
 
@@ -77,8 +95,10 @@ def _inputs(steps, i, t, flags):
   """(s, a, s') of one step."""
   begins, ends = flags
   return (
-      np.append(steps.observation[i, t], begins[t]), steps.action[i, t],
-      np.append(steps.next_observation[i, t], ends[t]))
+    np.append(steps.observation[i, t], begins[t]),
+    steps.action[i, t],
+    np.append(steps.next_observation[i, t], ends[t]),
+  )
 
 
 def _beliefs(encoder, steps, mask, i):
@@ -87,8 +107,7 @@ def _beliefs(encoder, steps, mask, i):
   found = [reference.read(encoder, h)]
   for t in range(int(mask[i].sum())):
     _, action, s2 = _inputs(steps, i, t, flags)
-    h = reference.gru_step(
-        encoder, h, s2, action, float(steps.reward[i, t]))
+    h = reference.gru_step(encoder, h, s2, action, float(steps.reward[i, t]))
     found.append(reference.read(encoder, h))
   return found
 
@@ -96,8 +115,8 @@ def _beliefs(encoder, steps, mask, i):
 def _kl(p, q):
   (mean_p, log_p), (mean_q, log_q) = p, q
   return 0.5 * np.sum(
-      log_q - log_p - 1 + (np.exp(log_p) + (mean_p - mean_q) ** 2)
-      / np.exp(log_q))
+    log_q - log_p - 1 + (np.exp(log_p) + (mean_p - mean_q) ** 2) / np.exp(log_q)
+  )
 
 
 def _elbo(params, steps, mask, noise, config):
@@ -111,33 +130,39 @@ def _elbo(params, steps, mask, noise, config):
     prior = (np.zeros(2), np.zeros(2))
     kls.append(sum(_kl(p, b) for p, b in zip(q, [prior] + q[:-1])))
     # The times with the largest numbers are decoded.
-    chosen = np.argsort(-np.asarray(noise['order'][i, :len(q)]))
-    chosen = chosen[:noise['latent'].shape[1]]
+    chosen = np.argsort(-np.asarray(noise['order'][i, : len(q)]))
+    chosen = chosen[: noise['latent'].shape[1]]
     total, flags = 0.0, _flags(steps, i)
     for t, e in zip(chosen, np.asarray(noise['latent'][i], np.float64)):
       mean, log_variance = q[t]
       z = mean + np.exp(log_variance / 2) * e
       for k in range(int(mask[i].sum())):  # the past and the future
         decoded = reference.decode(
-            params['decoder'], z, *_inputs(steps, i, k, flags),
-            config.decode_whole_step)
+          params['decoder'],
+          z,
+          *_inputs(steps, i, k, flags),
+          config.decode_whole_step,
+        )
         total += (decoded - float(steps.reward[i, k])) ** 2
     rewards.append(total * len(q) / len(chosen))
     errors.append(total / (len(chosen) * int(mask[i].sum())))
   return {
-      'reward': np.mean(rewards), 'kl': config.kl_weight * np.mean(kls)
+    'reward': np.mean(rewards),
+    'kl': config.kl_weight * np.mean(kls),
   }, np.mean(errors)
 
 
 def _noise(state, number):
   """What an update draws, and the same for sequences in one row."""
   keys = [
-      latent.slot_keys(state.key, state.step, jnp.arange(2), i)
-      for i in range(2)]
+    latent.slot_keys(state.key, state.step, jnp.arange(2), i) for i in range(2)
+  ]
   noise = {
-      'latent': task_noise(keys[0], (2, number, 2)),
-      'order': jax.vmap(
-          lambda key: jax.random.uniform(key, (2, _T + 1)))(keys[1])}
+    'latent': task_noise(keys[0], (2, number, 2)),
+    'order': jax.vmap(lambda key: jax.random.uniform(key, (2, _T + 1)))(
+      keys[1]
+    ),
+  }
   return jax.tree.map(lambda x: x.reshape((4,) + x.shape[2:]), noise)
 
 
@@ -146,17 +171,24 @@ def _context_batch():
   steps, mask = _sequences()
   flat = lambda x: x.reshape((2, 2 * _T) + x.shape[2:])
   return MetaBatch(
-      task_id=jnp.arange(2), slot=jnp.arange(2),
-      context=jax.tree.map(flat, steps), context_mask=flat(mask), query=None)
+    task_id=jnp.arange(2),
+    slot=jnp.arange(2),
+    context=jax.tree.map(flat, steps),
+    context_mask=flat(mask),
+    query=None,
+  )
 
 
-@pytest.mark.parametrize('num_decoded, whole_step', [
-    (0, True), (4, True), (0, False)])
+@pytest.mark.parametrize(
+  'num_decoded, whole_step', [(0, True), (4, True), (0, False)]
+)
 def test_vae_losses_against_numpy(num_decoded, whole_step):
   """In a whole update; 4 times are more than the shortest sequence has."""
   config = dataclasses.replace(
-      CONFIG, decode_whole_step=whole_step,
-      vae=dataclasses.replace(CONFIG.vae, num_decoded=num_decoded))
+    CONFIG,
+    decode_whole_step=whole_step,
+    vae=dataclasses.replace(CONFIG.vae, num_decoded=num_decoded),
+  )
   algorithm = borel.make(SPEC, config)
   state = jax.jit(algorithm.init)(jax.random.key(0))
   state = state.replace(params=helpers.shaken(state.params))
@@ -166,21 +198,33 @@ def test_vae_losses_against_numpy(num_decoded, whole_step):
   elbo = lambda params: _elbo(params, steps, mask, noise, config)
   expected, error = elbo(state.params['vae'])
   np.testing.assert_allclose(
-      logs['decoder/loss'], expected['reward'], rtol=2e-5)
+    logs['decoder/loss'], expected['reward'], rtol=2e-5
+  )
   np.testing.assert_allclose(
-      0.3 * logs['encoder/kl'], expected['kl'], rtol=2e-5)
+    0.3 * logs['encoder/kl'], expected['kl'], rtol=2e-5
+  )
   np.testing.assert_allclose(logs['decoder/squared_error'], error, rtol=2e-5)
   # Adam's first moment is a tenth of the gradient.
   leaves, structure = jax.tree.flatten(state.params['vae'])
   rng = np.random.default_rng(0)
   direction = [rng.normal(size=x.shape) for x in leaves]
-  at = lambda step: sum(elbo(jax.tree.unflatten(structure, [
-      np.asarray(x, np.float64) + step * d
-      for x, d in zip(leaves, direction)]))[0].values())
+  at = lambda step: sum(
+    elbo(
+      jax.tree.unflatten(
+        structure,
+        [
+          np.asarray(x, np.float64) + step * d
+          for x, d in zip(leaves, direction)
+        ],
+      )
+    )[0].values()
+  )
   moments = jax.tree.leaves(after.opt_state['vae'][0].mu)
   np.testing.assert_allclose(
-      10 * sum(np.sum(np.asarray(m) * d) for m, d in zip(moments, direction)),
-      (at(1e-6) - at(-1e-6)) / 2e-6, rtol=1e-3)
+    10 * sum(np.sum(np.asarray(m) * d) for m, d in zip(moments, direction)),
+    (at(1e-6) - at(-1e-6)) / 2e-6,
+    rtol=1e-3,
+  )
 
 
 def test_fewer_decoded_times_are_unbiased(state):
@@ -191,10 +235,9 @@ def test_fewer_decoded_times_are_unbiased(state):
 
   @jax.jit
   def reward(order, number):
-    noise = {
-        'order': jnp.broadcast_to(order, (3, 5)), 'latent': 0.0 * number}
+    noise = {'order': jnp.broadcast_to(order, (3, 5)), 'latent': 0.0 * number}
     return borel.vae_losses(
-        state.params['vae'], steps, mask, noise, _NETWORKS, CONFIG
+      state.params['vae'], steps, mask, noise, _NETWORKS, CONFIG
     )[0]['reward']
 
   whole = reward(orders[0], jnp.zeros((3, 5, 2)))
@@ -208,12 +251,17 @@ def test_gradient_routing(state):
   """'reward' reaches encoder and decoder, 'kl' the encoder alone."""
   steps, mask = _sequences()
   noise = _noise(state, 3)
-  found = jax.jit(jax.jacrev(lambda params: borel.vae_losses(
-      params, steps, mask, noise, _NETWORKS, CONFIG)[0]))(state.params['vae'])
+  found = jax.jit(
+    jax.jacrev(
+      lambda params: borel.vae_losses(
+        params, steps, mask, noise, _NETWORKS, CONFIG
+      )[0]
+    )
+  )(state.params['vae'])
   reached = {
-      term: {part for part, tree in parts.items()
-             if helpers.largest(tree) > 1e-4}
-      for term, parts in found.items()}
+    term: {part for part, tree in parts.items() if helpers.largest(tree) > 1e-4}
+    for term, parts in found.items()
+  }
   assert reached == {'reward': {'encoder', 'decoder'}, 'kl': {'encoder'}}
   assert helpers.largest(found['kl']['decoder']) == 0.0
 
@@ -224,8 +272,11 @@ def test_gradient_routing(state):
 def _annotated(state):
   steps, mask = _sequences()
   stage = borel.make(SPEC, CONFIG).offline[1]
-  return steps, mask, jax.jit(jax.vmap(stage.annotate, (None, 0, 0)))(
-      state, steps, mask)
+  return (
+    steps,
+    mask,
+    jax.jit(jax.vmap(stage.annotate, (None, 0, 0)))(state, steps, mask),
+  )
 
 
 def test_annotations_against_numpy(state):
@@ -235,18 +286,22 @@ def test_annotations_against_numpy(state):
     q = [np.concatenate(b) for b in _beliefs(encoder, steps, mask, i)]
     rows = sum(lengths)
     np.testing.assert_allclose(
-        found['belief'][i, :rows], q[:-1], rtol=1e-4, atol=1e-5)
+      found['belief'][i, :rows], q[:-1], rtol=1e-4, atol=1e-5
+    )
     np.testing.assert_allclose(
-        found['next_belief'][i, :rows], q[1:], rtol=1e-4, atol=1e-5)
+      found['next_belief'][i, :rows], q[1:], rtol=1e-4, atol=1e-5
+    )
     for t in range(rows):
       begins = len(lengths) > 1 and t == lengths[0]
       follows = len(lengths) > 1 and t == lengths[0] - 1
       assert found['begins'][i, t] == begins
       assert found['next_begins'][i, t] == follows
       np.testing.assert_array_equal(
-          found['next_observation'][i, t],
-          steps.observation[i, t + 1] if follows
-          else steps.next_observation[i, t])
+        found['next_observation'][i, t],
+        steps.observation[i, t + 1]
+        if follows
+        else steps.next_observation[i, t],
+      )
 
 
 @pytest.mark.parametrize('i', [0, 1])
@@ -257,8 +312,11 @@ def test_acting_follows_the_annotations(state, i):
   policy, params = algorithm.evaluate, algorithm.actor_params(state)
   row = jax.tree.map(lambda x: x[i], steps)
   observe, adapt = jax.jit(policy.observe), jax.jit(policy.adapt)
-  read = jax.jit(lambda belief: _NETWORKS.tracker.encoder.read(
-      params['encoder'], belief.hidden))
+  read = jax.jit(
+    lambda belief: _NETWORKS.tracker.encoder.read(
+      params['encoder'], belief.hidden
+    )
+  )
   key = jax.random.key(0)
   belief = policy.init(params, key)
   for t in range(sum(_EPISODES[i])):
@@ -267,11 +325,13 @@ def test_acting_follows_the_annotations(state, i):
       belief = adapt(params, policy.init(params, key), row, valid, key)
     assert belief.begins == found['begins'][i, t]
     np.testing.assert_allclose(
-        read(belief), found['belief'][i, t], rtol=1e-5, atol=1e-6)
+      read(belief), found['belief'][i, t], rtol=1e-5, atol=1e-6
+    )
     step = jax.tree.map(lambda x, t=t: x[t], row)
     belief = observe(params, belief, step, key)
     np.testing.assert_allclose(
-        read(belief), found['next_belief'][i, t], rtol=1e-5, atol=1e-6)
+      read(belief), found['next_belief'][i, t], rtol=1e-5, atol=1e-6
+    )
   assert helpers.largest(found['belief'][i, 1:3] - found['belief'][i, 0]) > 0.1
 
 
@@ -283,20 +343,26 @@ def test_policies(state):
   row = jax.tree.map(lambda x: x[0], steps)
   key = jax.random.key(0)
   belief = algorithm.evaluate.adapt(
-      params, algorithm.evaluate.init(params, key), row, mask[0], key)
+    params, algorithm.evaluate.init(params, key), row, mask[0], key
+  )
   assert belief.begins == 1.0
   q = np.concatenate(_beliefs(params['encoder'], steps, mask, 0)[-1])
   observation = jnp.array([0.5, -1.0, 2.0])
   for begins in (1.0, 0.0):
     belief = belief._replace(begins=jnp.float32(begins))
     mean, log_std = numpy_reference.normal_tanh(
-        params['actor'], np.concatenate([observation, [begins], q]), [])
+      params['actor'], np.concatenate([observation, [begins], q]), []
+    )
     action, _ = algorithm.evaluate.act(params, belief, observation, key)
     np.testing.assert_allclose(action, np.tanh(mean), rtol=1e-4, atol=1e-5)
-    samples = jax.jit(jax.vmap(lambda k, b=belief: algorithm.explore.act(
-        params, b, observation, k)[0]))(jax.random.split(key, 2000))
+    samples = jax.jit(
+      jax.vmap(
+        lambda k, b=belief: algorithm.explore.act(params, b, observation, k)[0]
+      )
+    )(jax.random.split(key, 2000))
     below = np.mean(
-        np.asarray(samples) < np.tanh(mean + 0.5 * np.exp(log_std)), axis=0)
+      np.asarray(samples) < np.tanh(mean + 0.5 * np.exp(log_std)), axis=0
+    )
     np.testing.assert_allclose(below, 0.6915, atol=0.05)
   assert algorithm.posterior is None and algorithm.online == ()
 
@@ -311,19 +377,24 @@ def _query_batch(state):
   where = (np.array([[0, 0, 0], [1, 1, 2]]), np.array([[4, 5, 9], [1, 3, 4]]))
   query = jax.tree.map(lambda x: x[where], full)
   return MetaBatch(
-      task_id=jnp.arange(2), slot=jnp.arange(2), context=None,
-      context_mask=None, query=query)
+    task_id=jnp.arange(2),
+    slot=jnp.arange(2),
+    context=None,
+    context_mask=None,
+    query=query,
+  )
 
 
 def test_rl_losses_against_numpy(state):
   batch = _query_batch(state)
   query, extras = batch.query, batch.query.extras
   after, logs = jax.jit(borel.make(SPEC, CONFIG).offline[1].update)(
-      state, batch)
+    state, batch
+  )
   noise = [
-      task_noise(
-          latent.slot_keys(state.key, state.step, batch.slot, i), (3, 2))
-      for i in range(2)]
+    task_noise(latent.slot_keys(state.key, state.step, batch.slot, i), (3, 2))
+    for i in range(2)
+  ]
   params, alpha = state.params, CONFIG.rl.temperature
 
   def act(s, e):
@@ -334,29 +405,48 @@ def test_rl_losses_against_numpy(state):
   critic, actor = [], []
   for m in range(2):
     for b in range(3):
-      s = np.concatenate([
-          query.observation[m, b], [extras['begins'][m, b]],
-          extras['belief'][m, b]])
-      s2 = np.concatenate([
-          extras['next_observation'][m, b], [extras['next_begins'][m, b]],
-          extras['next_belief'][m, b]])
+      s = np.concatenate(
+        [
+          query.observation[m, b],
+          [extras['begins'][m, b]],
+          extras['belief'][m, b],
+        ]
+      )
+      s2 = np.concatenate(
+        [
+          extras['next_observation'][m, b],
+          [extras['next_begins'][m, b]],
+          extras['next_belief'][m, b],
+        ]
+      )
       a2, log_prob = act(s2, noise[1][m, b])
       y = float(query.reward[m, b]) + 0.99 * float(query.discount[m, b]) * (
-          numpy_reference.min_q(state.target_params, s2, a2, [])
-          - alpha * log_prob)
-      critic.append(sum(
+        numpy_reference.min_q(state.target_params, s2, a2, [])
+        - alpha * log_prob
+      )
+      critic.append(
+        sum(
           (numpy_reference.mlp(c, s, query.action[m, b])[0] - y) ** 2
-          for c in params['critic']))
+          for c in params['critic']
+        )
+      )
       own, log_prob = act(s, noise[0][m, b])
-      actor.append(alpha * log_prob - numpy_reference.min_q(
-          params['critic'], s, own, []))
+      actor.append(
+        alpha * log_prob - numpy_reference.min_q(params['critic'], s, own, [])
+      )
   np.testing.assert_allclose(logs['critic/loss'], np.mean(critic), rtol=2e-5)
   np.testing.assert_allclose(logs['actor/loss'], np.mean(actor), rtol=2e-5)
   np.testing.assert_allclose(logs['temperature/alpha'], 0.2, rtol=1e-6)
   helpers.assert_close(
-      after.target_params, jax.tree.map(
-          lambda t, c: 0.9 * t + 0.1 * c, state.target_params,
-          after.params['critic']), rtol=1e-5, atol=1e-6)
+    after.target_params,
+    jax.tree.map(
+      lambda t, c: 0.9 * t + 0.1 * c,
+      state.target_params,
+      after.params['critic'],
+    ),
+    rtol=1e-5,
+    atol=1e-6,
+  )
 
 
 def test_each_stage_trains_its_own_parts(state):
@@ -366,23 +456,27 @@ def test_each_stage_trains_its_own_parts(state):
   def changed(config, stage, batch):
     before = state
     after, _ = jax.jit(borel.make(SPEC, config).offline[stage].update)(
-        before, batch)
+      before, batch
+    )
     found = set()
     for name in everything:
       pairs = [(before.target_params, after.target_params)]
       if name != 'targets':
-        pairs = [(before.params[name], after.params[name]),
-                 (before.opt_state[name], after.opt_state[name])]
+        pairs = [
+          (before.params[name], after.params[name]),
+          (before.opt_state[name], after.opt_state[name]),
+        ]
       same = {
-          np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, zip(
-              *pairs)))}
+        np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, zip(*pairs)))
+      }
       assert len(same) == 1, name  # all of it or nothing
       if same == {False}:
         found.add(name)
     return found
 
-  learns = dataclasses.replace(CONFIG, rl=dataclasses.replace(
-      CONFIG.rl, learn_temperature=True))
+  learns = dataclasses.replace(
+    CONFIG, rl=dataclasses.replace(CONFIG.rl, learn_temperature=True)
+  )
   sequences, queries = _context_batch(), _query_batch(state)
   assert changed(CONFIG, 0, sequences) == {'vae'}
   assert changed(CONFIG, 1, queries) == {'critic', 'actor', 'targets'}
@@ -415,24 +509,33 @@ def test_one_episode_has_no_boundary():
       batch = probes.random_batch(key, SPEC, stage.batch, algorithm.data)
       query = batch.query
       if stage.annotate is not None:
-        query = query._replace(extras={
-            **query.extras, **jax.vmap(stage.annotate, (None, 0, 0))(
-                state, query, jnp.ones_like(query.reward))})
+        query = query._replace(
+          extras={
+            **query.extras,
+            **jax.vmap(stage.annotate, (None, 0, 0))(
+              state, query, jnp.ones_like(query.reward)
+            ),
+          }
+        )
       state, _ = stage.update(state, batch._replace(query=query))
     policy, params = algorithm.evaluate, algorithm.actor_params(state)
     steps = jax.tree.map(lambda x: x[0], query)
     belief = policy.adapt(
-        params, policy.init(params, key), steps, jnp.ones(3), key)
+      params, policy.init(params, key), steps, jnp.ones(3), key
+    )
     return policy.act(params, belief, steps.observation[0], key)[0]
 
   assert jax.eval_shape(run, state).shape == (2,)
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(
+  'changes, message',
+  [
     (dict(num_episodes=0, relabel_rewards=False), 'num_episodes=0'),
     (dict(num_episodes=1), 'relabel_rewards'),
     (dict(vae=borel.VaeConfig(num_decoded=-1)), 'num_decoded=-1'),
-])
+  ],
+)
 def test_settings_that_make_no_sense(changes, message):
   with pytest.raises(ValueError, match=message):
     borel.make(SPEC, dataclasses.replace(CONFIG, **changes))
@@ -443,21 +546,30 @@ def test_published_defaults():
   c = borel.Config()
   assert (c.latent_size, c.gru_size, c.kl_weight) == (5, 128, 0.05)
   assert c.decoder_hidden == (32, 32) and c.decode_whole_step
-  assert (c.observation_embedding, c.action_embedding,
-          c.reward_embedding) == (32, 16, 16)
+  assert (c.observation_embedding, c.action_embedding, c.reward_embedding) == (
+    32,
+    16,
+    16,
+  )
   assert c.vae.learning_rate == c.rl.critic_lr == c.rl.actor_lr == 3e-4
   assert c.rl.critic_hidden == c.rl.actor_hidden == (256, 256)
   assert (c.rl.temperature, c.rl.learn_temperature) == (0.2, False)
   assert (c.rl.discount, c.rl.target_rate, c.rl.reward_scale) == (
-      0.99, 0.005, 1.0)
+    0.99,
+    0.005,
+    1.0,
+  )
   epoch = -(-2050 // 8) * -(-100 // 4)
   assert c.vae.num_updates == 100 * epoch
   assert c.rl.num_updates == 1000 * 1000
   algorithm = borel.make(SPEC, c)
   vae, rl = algorithm.offline
   assert (vae.name, rl.name) == ('vae', 'rl')
-  assert (vae.batch.num_tasks, vae.batch.num_sequences,
-          vae.batch.sequence_size) == (4, 8, 10)
+  assert (
+    vae.batch.num_tasks,
+    vae.batch.num_sequences,
+    vae.batch.sequence_size,
+  ) == (4, 8, 10)
   assert vae.batch.context == 'sequences'
   assert (rl.batch.num_tasks, rl.batch.query_size) == (16, 256)
   assert algorithm.data.sequence_episodes == 2 and algorithm.data.mix_rewards

@@ -17,16 +17,34 @@ from offmeta.types import Transition
 _FAMILY = probes.BanditFamily()  # episodes of 4 steps
 _M, _SEQUENCES, _T = 16, 60, 8
 _CONFIG = borel.Config(
-    latent_size=2, gru_size=16, observation_embedding=2, action_embedding=8,
-    reward_embedding=8, decoder_hidden=(16,), relabel_rewards=False,
-    kl_weight=0.05,
-    vae=borel.VaeConfig(
-        num_updates=500, num_tasks=8, num_sequences=8, num_decoded=3,
-        learning_rate=5e-3),
-    rl=borel.RlConfig(
-        critic_hidden=(32, 32), actor_hidden=(32, 32), critic_lr=3e-3,
-        actor_lr=3e-3, discount=0.5, target_rate=0.05, temperature=0.05,
-        num_updates=700, num_tasks=8, batch_size=32))
+  latent_size=2,
+  gru_size=16,
+  observation_embedding=2,
+  action_embedding=8,
+  reward_embedding=8,
+  decoder_hidden=(16,),
+  relabel_rewards=False,
+  kl_weight=0.05,
+  vae=borel.VaeConfig(
+    num_updates=500,
+    num_tasks=8,
+    num_sequences=8,
+    num_decoded=3,
+    learning_rate=5e-3,
+  ),
+  rl=borel.RlConfig(
+    critic_hidden=(32, 32),
+    actor_hidden=(32, 32),
+    critic_lr=3e-3,
+    actor_lr=3e-3,
+    discount=0.5,
+    target_rate=0.05,
+    temperature=0.05,
+    num_updates=700,
+    num_tasks=8,
+    batch_size=32,
+  ),
+)
 
 
 def _replay():
@@ -39,22 +57,31 @@ def _replay():
   ones = jnp.ones((_M, rows, 1))
   time = jnp.broadcast_to(jnp.arange(rows) % 4.0, (_M, rows))
   buffer = buffers.make(
-      Transition(ones, action, reward, ones[..., 0], ones, {'time': time}),
-      jnp.full(_M, rows), rows)
+    Transition(ones, action, reward, ones[..., 0], ones, {'time': time}),
+    jnp.full(_M, rows),
+    rows,
+  )
   spread = lambda x: jnp.broadcast_to(x, (_M, _SEQUENCES))
-  return Replay(buffer._replace(
+  return Replay(
+    buffer._replace(
       sequence_start=spread(jnp.arange(_SEQUENCES) * _T),
       sequence_length=spread(jnp.array([_T])),
-      num_sequences=jnp.full(_M, _SEQUENCES)), None)
+      num_sequences=jnp.full(_M, _SEQUENCES),
+    ),
+    None,
+  )
 
 
 def _blind_second(state):
   """The second learner's belief never changes: heads without weights."""
   vae = state.params['vae']
-  heads = jax.tree.map(
-      lambda x: x.at[1].set(0.0), vae['encoder']['heads'])
-  return state.replace(params={**state.params, 'vae': {
-      **vae, 'encoder': {**vae['encoder'], 'heads': heads}}})
+  heads = jax.tree.map(lambda x: x.at[1].set(0.0), vae['encoder']['heads'])
+  return state.replace(
+    params={
+      **state.params,
+      'vae': {**vae, 'encoder': {**vae['encoder'], 'heads': heads}},
+    }
+  )
 
 
 def _annotations(stage, state, replay):
@@ -62,8 +89,8 @@ def _annotations(stage, state, replay):
   rows = lambda x: x.reshape((_M, _SEQUENCES, _T) + x.shape[2:])
   along = jax.vmap(jax.vmap(stage.annotate, (None, 0, 0)), (None, 0, 0))
   found = along(
-      state, jax.tree.map(rows, replay.rl.data),
-      jnp.ones((_M, _SEQUENCES, _T)))
+    state, jax.tree.map(rows, replay.rl.data), jnp.ones((_M, _SEQUENCES, _T))
+  )
   return jax.tree.map(lambda x: x.reshape((_M, -1) + x.shape[3:]), found)
 
 
@@ -77,20 +104,37 @@ def _returns():
   replay, keys = _replay(), jax.random.split(jax.random.key(1), 2)
   state = jax.jit(jax.vmap(algorithm.init))(keys)
   vae, rl = [
-      loop.make_update(
-          lambda axis, i=i: borel.make(
-              _FAMILY.spec, _CONFIG, axis).offline[i],
-          helpers.seeds(keys), stage.num_steps, shared_replay=True)
-      for i, stage in enumerate(algorithm.offline)]
+    loop.make_update(
+      lambda axis, i=i: borel.make(_FAMILY.spec, _CONFIG, axis).offline[i],
+      helpers.seeds(keys),
+      stage.num_steps,
+      shared_replay=True,
+    )
+    for i, stage in enumerate(algorithm.offline)
+  ]
   state, _ = vae(state, replay)
   state = _blind_second(state)
-  extras = jax.jit(jax.vmap(
-      lambda state: _annotations(algorithm.offline[1], state, replay)))(state)
+  extras = jax.jit(
+    jax.vmap(lambda state: _annotations(algorithm.offline[1], state, replay))
+  )(state)
   state, _ = rl(state, replay, extras)
   tasks = _FAMILY.sample_tasks(jax.random.key(2), 32)
-  done = jax.jit(jax.vmap(lambda params: evaluation.meta_test(
-      _FAMILY, algorithm.evaluate, params, tasks, jax.random.key(3), 4, 12, 0
-  ).returns))(algorithm.actor_params(state))
+  done = jax.jit(
+    jax.vmap(
+      lambda params: (
+        evaluation.meta_test(
+          _FAMILY,
+          algorithm.evaluate,
+          params,
+          tasks,
+          jax.random.key(3),
+          4,
+          12,
+          0,
+        ).returns
+      )
+    )
+  )(algorithm.actor_params(state))
   return np.mean(done, axis=(1, 2))
 
 

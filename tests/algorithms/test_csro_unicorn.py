@@ -15,16 +15,31 @@ from offmeta.testing import contracts, probes
 
 SPEC = helpers.SPEC
 _SIZES = dict(
-    latent_size=2, encoder_hidden=(6,), critic_hidden=(7,), actor_hidden=(6,),
-    value_hidden=(5,), divergence_hidden=(5,), context_lr=0.01,
-    critic_lr=0.02, actor_lr=0.01, value_lr=0.03, divergence_lr=0.05,
-    target_rate=0.1, num_updates=4, num_tasks=4, query_size=3, context_size=5)
+  latent_size=2,
+  encoder_hidden=(6,),
+  critic_hidden=(7,),
+  actor_hidden=(6,),
+  value_hidden=(5,),
+  divergence_hidden=(5,),
+  context_lr=0.01,
+  critic_lr=0.02,
+  actor_lr=0.01,
+  value_lr=0.03,
+  divergence_lr=0.05,
+  target_rate=0.1,
+  num_updates=4,
+  num_tasks=4,
+  query_size=3,
+  context_size=5,
+)
 CSRO = csro.Config(**_SIZES, model_hidden=(5,))
 SS = unicorn.Config(**_SIZES, decoder_hidden=(5,))
-SUP = dataclasses.replace(
-    SS, supervision='classification', num_train_tasks=6)
-ALL = pytest.mark.parametrize('module, config', [
-    (csro, CSRO), (unicorn, SS), (unicorn, SUP)], ids=['csro', 'ss', 'sup'])
+SUP = dataclasses.replace(SS, supervision='classification', num_train_tasks=6)
+ALL = pytest.mark.parametrize(
+  'module, config',
+  [(csro, CSRO), (unicorn, SS), (unicorn, SUP)],
+  ids=['csro', 'ss', 'sup'],
+)
 
 
 @functools.cache
@@ -42,22 +57,25 @@ def _state(module, config):
 def _batch():
   """Two tasks are drawn twice; entries of the contexts do not count."""
   composition = csro.make(SPEC, CSRO).offline[0].batch
-  batch = jax.jit(lambda key: probes.random_batch(
-      key, SPEC, composition))(jax.random.key(1))
+  batch = jax.jit(lambda key: probes.random_batch(key, SPEC, composition))(
+    jax.random.key(1)
+  )
   return batch._replace(task_id=jnp.array([3, 1, 3, 1]))
 
 
 def _terms(module, config, params, batch, noise):
   """{name: scalar} of all steps, and the group of each step."""
   steps = module.representation(SPEC, config).steps
-  values = jax.jit(lambda p: [
-      terms(p, batch, noise, None) for _, terms in steps])(params)
+  values = jax.jit(
+    lambda p: [terms(p, batch, noise, None) for _, terms in steps]
+  )(params)
   return {k: float(v) for terms in values for k, v in terms.items()}
 
 
 def _noise(state, batch, config):
   return jax.jit(lambda s, b: focal.draw_noise(s, b, config)['points'])(
-      state, batch)
+    state, batch
+  )
 
 
 # Numpy.
@@ -71,8 +89,11 @@ def _points(config, params, batch, noise=None):
     tasks.append([])
     for i in np.flatnonzero(mask):
       s, a, r, s2 = (
-          data.observation[m, i], data.action[m, i], data.reward[m, i],
-          data.next_observation[m, i])
+        data.observation[m, i],
+        data.action[m, i],
+        data.reward[m, i],
+        data.next_observation[m, i],
+      )
       columns = [s, a, [r]]
       if config.use_next_observation:
         columns += [s2, [1.0 - data.discount[m, i]]]
@@ -95,8 +116,9 @@ def _metric(config, latents):
       else:
         far.append(1 / (distance + 0.1))
   return {
-      'encoder/same_task': config.metric_weight * sum(near) / 2.001,
-      'encoder/other_tasks': config.metric_weight * sum(far) / 4.001}
+    'encoder/same_task': config.metric_weight * sum(near) / 2.001,
+    'encoder/other_tasks': config.metric_weight * sum(far) / 4.001,
+  }
 
 
 def _mean_point(tasks):
@@ -108,21 +130,30 @@ def test_csro_against_numpy(batch):
   tasks = _points(CSRO, state.params, batch)
   likelihood, bound = [], []
   for rows in tasks:
-    out = [np.tanh(reference.mlp(state.params['club']['model'], s, a))
-           for _, s, a, *_ in rows]
+    out = [
+      np.tanh(reference.mlp(state.params['club']['model'], s, a))
+      for _, s, a, *_ in rows
+    ]
     z = np.array([row[0] for row in rows])
     mean = np.array(out)[:, :2]
     variance = np.array([reference.softplus(o[2:]) for o in out])
-    likelihood.append(np.mean(
-        (z - mean) ** 2 / (2 * variance) + np.log(np.sqrt(variance))))
+    likelihood.append(
+      np.mean((z - mean) ** 2 / (2 * variance) + np.log(np.sqrt(variance)))
+    )
     cost = lambda i, j: np.mean((z[j] - mean[i]) ** 2 / variance[i])
     every = range(len(rows))
-    bound.append(-np.mean([cost(i, i) for i in every])
-                 + np.mean([cost(i, j) for i in every for j in every]))
-  assert _terms(csro, CSRO, state.params, batch, None) == pytest.approx({
+    bound.append(
+      -np.mean([cost(i, i) for i in every])
+      + np.mean([cost(i, j) for i in every for j in every])
+    )
+  assert _terms(csro, CSRO, state.params, batch, None) == pytest.approx(
+    {
       **_metric(CSRO, _mean_point(tasks)),
       'club/model': 10 * np.mean(likelihood),
-      'encoder/club': 10 * np.mean(bound)}, rel=1e-4)
+      'encoder/club': 10 * np.mean(bound),
+    },
+    rel=1e-4,
+  )
 
 
 def test_unicorn_against_numpy(batch):
@@ -141,12 +172,12 @@ def test_unicorn_against_numpy(batch):
         raw = high - reference.softplus(high - out[size:])
         raw = low + reference.softplus(raw - low)
         target = np.array([r]) if name == 'reward' else s2 - s
-        of_task.append(
-            np.mean((target - out[:size]) ** 2 / np.exp(raw) + raw))
+        of_task.append(np.mean((target - out[:size]) ** 2 / np.exp(raw) + raw))
       losses.append(np.mean(of_task))
     expected[f'decoder/{name}'] = np.mean(losses) + 0.01 * np.sum(high - low)
   assert _terms(unicorn, SS, state.params, batch, noise) == pytest.approx(
-      expected, rel=1e-4)
+    expected, rel=1e-4
+  )
 
 
 def test_unicorn_classification_against_numpy(batch):
@@ -159,18 +190,21 @@ def test_unicorn_classification_against_numpy(batch):
     assert logits.shape == (6,)
     losses.append(np.log(np.sum(np.exp(logits))) - logits[label])
   assert _terms(unicorn, SUP, state.params, batch, noise) == pytest.approx(
-      {'decoder/task': np.mean(losses)}, rel=1e-5)
+    {'decoder/task': np.mean(losses)}, rel=1e-5
+  )
 
 
 # Gradient routing: loss term -> parts that it reaches.
 
-_METRIC = {
-    'encoder/same_task': {'encoder'}, 'encoder/other_tasks': {'encoder'}}
+_METRIC = {'encoder/same_task': {'encoder'}, 'encoder/other_tasks': {'encoder'}}
 _ROUTES = {
-    CSRO: {**_METRIC, 'club/model': {'model'}, 'encoder/club': {'encoder'}},
-    SS: {**_METRIC, 'decoder/dynamics': {'encoder', 'dynamics'},
-         'decoder/reward': {'encoder', 'reward'}},
-    SUP: {'decoder/task': {'encoder', 'classifier'}},
+  CSRO: {**_METRIC, 'club/model': {'model'}, 'encoder/club': {'encoder'}},
+  SS: {
+    **_METRIC,
+    'decoder/dynamics': {'encoder', 'dynamics'},
+    'decoder/reward': {'encoder', 'reward'},
+  },
+  SUP: {'decoder/task': {'encoder', 'classifier'}},
 }
 
 
@@ -182,9 +216,13 @@ def test_gradient_routing(batch, module, config):
 
   @jax.jit
   def gradients(params):
-    return jax.jacrev(lambda p: {
-        k: v for _, terms in steps
-        for k, v in terms(p, batch, noise, None).items()})(params)
+    return jax.jacrev(
+      lambda p: {
+        k: v
+        for _, terms in steps
+        for k, v in terms(p, batch, noise, None).items()
+      }
+    )(params)
 
   found = gradients(state.params)
   assert set(found) == set(_ROUTES[config])
@@ -198,7 +236,8 @@ def test_gradient_routing(batch, module, config):
 
 def test_every_learner_of_a_step_is_the_group_that_it_names():
   groups = lambda module, config: [
-      group for group, _ in module.representation(SPEC, config).steps]
+    group for group, _ in module.representation(SPEC, config).steps
+  ]
   assert groups(csro, CSRO) == ['club', 'context']  # the model comes first
   assert groups(unicorn, SS) == groups(unicorn, SUP) == ['context']
 
@@ -211,13 +250,18 @@ def test_csro_encoder_learns_against_the_new_model(batch):
 
   def gradient(club):
     params = {**before.params, 'club': club}
-    return jax.jit(jax.grad(lambda c: sum(terms(
-        {**params, 'context': c}, batch, None, None).values())))(
-            params['context'])
+    return jax.jit(
+      jax.grad(
+        lambda c: sum(
+          terms({**params, 'context': c}, batch, None, None).values()
+        )
+      )
+    )(params['context'])
 
   moments = jax.tree.map(lambda m: 10 * m, after.opt_state['context'][0].mu)
   helpers.assert_close(
-      moments, gradient(after.params['club']), 1e-3, leaf_rtol=1e-4)
+    moments, gradient(after.params['club']), 1e-3, leaf_rtol=1e-4
+  )
   old = gradient(before.params['club'])
   assert helpers.largest(jax.tree.map(lambda a, b: a - b, moments, old)) > 1e-2
 
@@ -225,8 +269,11 @@ def test_csro_encoder_learns_against_the_new_model(batch):
 @ALL
 def test_no_bellman_error_reaches_the_representation(batch, module, config):
   state, update = _state(module, config), _update(module, config)
-  other = batch._replace(query=batch.query._replace(
-      reward=100.0 - batch.query.reward, action=-batch.query.action))
+  other = batch._replace(
+    query=batch.query._replace(
+      reward=100.0 - batch.query.reward, action=-batch.query.action
+    )
+  )
   (one, _), (two, _) = update(state, batch), update(state, other)
   for group in set(state.params) & {'context', 'club'}:
     helpers.assert_same(one.params[group], two.params[group])
@@ -235,12 +282,19 @@ def test_no_bellman_error_reaches_the_representation(batch, module, config):
   assert helpers.largest(jax.tree.map(lambda a, b: a - b, *moments)) > 1.0
 
 
-@pytest.mark.parametrize('module, config', [
-    (csro, CSRO), (unicorn, SS)], ids=['csro', 'ss'])
+@pytest.mark.parametrize(
+  'module, config', [(csro, CSRO), (unicorn, SS)], ids=['csro', 'ss']
+)
 def test_four_devices_do_what_one_does(batch, module, config):
-  one, four = _update(module, config), jax.pmap(
-      module.make(SPEC, config, 'task').offline[0].update, axis_name='task',
-      in_axes=(None, 0), out_axes=None)
+  one, four = (
+    _update(module, config),
+    jax.pmap(
+      module.make(SPEC, config, 'task').offline[0].update,
+      axis_name='task',
+      in_axes=(None, 0),
+      out_axes=None,
+    ),
+  )
   split = jax.tree.map(lambda x: x[:, None], batch)
   expected = shared = _state(module, config)
   for _ in range(4):
@@ -261,16 +315,18 @@ def test_unicorn_draws_points_while_acting(batch):
   params = algorithm.actor_params(state)
   data = jax.tree.map(lambda x: x[1], batch.context)
   mask, policy = batch.context_mask[1], algorithm.evaluate_given_context
-  adapt = jax.jit(jax.vmap(lambda key: policy.adapt(
-      params, jnp.zeros(2), data, mask, key)))
+  adapt = jax.jit(
+    jax.vmap(lambda key: policy.adapt(params, jnp.zeros(2), data, mask, key))
+  )
   z = adapt(jax.random.split(jax.random.key(0), 2000))
   draws = [
-      _mean_point(_points(SS, state.params, batch, noise))[1]
-      for noise in np.random.default_rng(0).normal(size=(300, 4, 5, 2))]
+    _mean_point(_points(SS, state.params, batch, noise))[1]
+    for noise in np.random.default_rng(0).normal(size=(300, 4, 5, 2))
+  ]
   np.testing.assert_allclose(
-      np.mean(z, axis=0), np.mean(draws, axis=0), atol=0.1)
-  np.testing.assert_allclose(
-      np.std(z, axis=0), np.std(draws, axis=0), rtol=0.2)
+    np.mean(z, axis=0), np.mean(draws, axis=0), atol=0.1
+  )
+  np.testing.assert_allclose(np.std(z, axis=0), np.std(draws, axis=0), rtol=0.2)
 
 
 def test_unicorn_refuses():
@@ -286,17 +342,31 @@ def test_behaviour_defaults():
   """Specs baselines A4 and A5."""
   c = csro.Config()
   assert (c.latent_size, c.mi_weight, c.model_weight, c.metric_weight) == (
-      20, 10.0, 10.0, 10.0)
+    20,
+    10.0,
+    10.0,
+    10.0,
+  )
   assert c.encoder_hidden == c.model_hidden == (200,) * 3
   assert c.critic_hidden == c.actor_hidden == c.value_hidden == (256,) * 3
   assert c.value_network and c.entropy_in_target and not c.value_penalty
-  assert (c.divergence_weight, c.max_divergence_weight, c.target_divergence,
-          c.divergence_weight_rate, c.learn_divergence_weight) == (
-              50.0, 2000.0, 0.05, 1.0, True)
+  assert (
+    c.divergence_weight,
+    c.max_divergence_weight,
+    c.target_divergence,
+    c.divergence_weight_rate,
+    c.learn_divergence_weight,
+  ) == (50.0, 2000.0, 0.05, 1.0, True)
   assert (c.reward_scale, c.mean_weight, c.log_std_weight) == (5.0, 1e-3, 1e-3)
   assert (c.num_updates, c.context_size) == (105_000, 100)
   c = unicorn.Config()
   assert (c.latent_size, c.encoder_hidden, c.decoder_hidden) == (
-      5, (64, 64), (64, 64))
+    5,
+    (64, 64),
+    (64, 64),
+  )
   assert (c.metric_weight, c.supervision, c.num_train_tasks) == (
-      0.15, 'reconstruction', 0)
+    0.15,
+    'reconstruction',
+    0,
+  )

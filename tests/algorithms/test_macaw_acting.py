@@ -31,14 +31,18 @@ def test_advantage_weights():
   mask = np.ones((2, 30), np.float32)
   mask[1, 20:] = 0
   weights = policy_losses.exponential_advantage_weights(
-      advantage, jnp.array(mask), max_weight=1e9)
+    advantage, jnp.array(mask), max_weight=1e9
+  )
   logs = np.log(weights)
   for row, size in zip((0, 1), (30, 20)):
     counted = advantage[row, :size].astype(np.float64)
     np.testing.assert_allclose(logs[row, :size].mean(), 0.0, atol=1e-5)
     np.testing.assert_allclose(
-        logs[row, :size], (counted - counted.mean()) / counted.std(ddof=1),
-        rtol=1e-4, atol=1e-5)
+      logs[row, :size],
+      (counted - counted.mean()) / counted.std(ddof=1),
+      rtol=1e-4,
+      atol=1e-5,
+    )
   # An upper bound, no lower one.
   outliers = jnp.zeros((1, 100)).at[0, 0].set(50.0)
   ones = jnp.ones((1, 100))
@@ -46,10 +50,13 @@ def test_advantage_weights():
   np.testing.assert_allclose(jnp.max(bounded(outliers, ones)), 20.0, rtol=1e-5)
   assert float(jnp.min(bounded(-outliers, ones))) < 1e-3
   np.testing.assert_allclose(  # logarithms 9.9 / 4 and 9.9 / (1 + 5 / 9.9)
-      jnp.log(bounded(outliers, ones, 1e9, 4.0)[0, 0]), 9.9 / 4, rtol=1e-4)
+    jnp.log(bounded(outliers, ones, 1e9, 4.0)[0, 0]), 9.9 / 4, rtol=1e-4
+  )
   np.testing.assert_allclose(
-      jnp.log(bounded(outliers, ones, 1e9, 1.0, 5.0)[0, 0]),
-      49.5 / 10.0, rtol=1e-4)
+    jnp.log(bounded(outliers, ones, 1e9, 1.0, 5.0)[0, 0]),
+    49.5 / 10.0,
+    rtol=1e-4,
+  )
   for same in (jnp.full((1, 4), 7.0), jnp.full((1, 1), -2.0)):
     np.testing.assert_array_equal(bounded(same, jnp.ones_like(same)), 1.0)
   assert not np.any(jax.grad(lambda a: jnp.sum(bounded(a, ones)))(outliers))
@@ -60,11 +67,15 @@ def test_normal_is_not_squashed():
   action = jnp.array([[0.7, -1.0]])
   expected = -0.5 - 2 * np.log(0.2) - np.log(2 * np.pi)
   np.testing.assert_allclose(
-      distribution.log_prob(action), [expected], rtol=1e-5)
+    distribution.log_prob(action), [expected], rtol=1e-5
+  )
   # Its gradient in the mean is (a - mean) / 0.04 (spec macaw 9.22).
   np.testing.assert_allclose(
-      jax.grad(lambda m: Normal(m, 0.2).log_prob(action)[0])(
-          distribution.mean), [[5.0, 0.0]], rtol=1e-5, atol=1e-6)
+    jax.grad(lambda m: Normal(m, 0.2).log_prob(action)[0])(distribution.mean),
+    [[5.0, 0.0]],
+    rtol=1e-5,
+    atol=1e-6,
+  )
 
 
 def test_step_sizes_at_the_start():
@@ -87,23 +98,34 @@ def test_adaptation_is_the_inner_loop(state):
   rows, valid = inputs.make_context(True)
   networks = macaw.make_networks(SPEC, CONFIG)
   counted = jax.tree.map(lambda x: x[None, :6], rows)
-  expected = jax.jit(lambda: macaw_losses.inner_loop(
-      state.params, counted, jnp.ones((1, 6)), networks, CONFIG))().policy
+  expected = jax.jit(
+    lambda: macaw_losses.inner_loop(
+      state.params, counted, jnp.ones((1, 6)), networks, CONFIG
+    )
+  )().policy
   params = algorithm.actor_params(state)
   for policy in (
-      algorithm.explore, algorithm.evaluate, algorithm.evaluate_given_context):
+    algorithm.explore,
+    algorithm.evaluate,
+    algorithm.evaluate_given_context,
+  ):
     prior = policy.init(params, jax.random.key(0))
     adapt = jax.jit(policy.adapt)
     adapted = adapt(params, prior, rows, valid, jax.random.key(1))
     assert adapted.known and not prior.known
     helpers.assert_close(
-        adapted.weights, jax.tree.map(lambda x: x[0], expected), 1e-4, 1e-5)
+      adapted.weights, jax.tree.map(lambda x: x[0], expected), 1e-4, 1e-5
+    )
     # Self-collected contexts come without returns.
     helpers.assert_close(
-        adapt(params, prior, *inputs.make_context(False),
-              jax.random.key(1)).weights, adapted.weights, 1e-5, 1e-6)
-    change = jax.tree.map(
-        lambda a, b: a - b, adapted.weights, prior.weights)
+      adapt(
+        params, prior, *inputs.make_context(False), jax.random.key(1)
+      ).weights,
+      adapted.weights,
+      1e-5,
+      1e-6,
+    )
+    change = jax.tree.map(lambda a, b: a - b, adapted.weights, prior.weights)
     assert helpers.largest(change) > 1e-3
 
 
@@ -113,19 +135,23 @@ def test_nothing_valid_is_the_prior_to_the_bit():
   algorithm = macaw.make(SPEC, config)
   params = jax.jit(algorithm.init)(jax.random.key(0)).params
   rows, valid = jax.tree.map(
-      lambda x: jnp.stack(3 * [x]), inputs.make_context(False))
+    lambda x: jnp.stack(3 * [x]), inputs.make_context(False)
+  )
   key = jax.random.key(0)
-  adapted = jax.jit(jax.vmap(lambda *given: algorithm.evaluate.adapt(
-      params, (), *given, key)))(rows, 0 * valid)
+  adapted = jax.jit(
+    jax.vmap(lambda *given: algorithm.evaluate.adapt(params, (), *given, key))
+  )(rows, 0 * valid)
   prior = jax.jit(algorithm.evaluate.init)(params, key)
   helpers.assert_same(
-      adapted, jax.tree.map(lambda x: jnp.stack(3 * [x]), prior))
+    adapted, jax.tree.map(lambda x: jnp.stack(3 * [x]), prior)
+  )
 
 
 def test_the_state_is_the_small_network(state):
   # 3 x 4 + 4, 4 x 3 + 3, 3 x 2 + 2; 5 x 3 + 3, 3 + 1.
   prior = macaw.make(SPEC, CONFIG).evaluate.init(
-      state.params, jax.random.key(0))
+    state.params, jax.random.key(0)
+  )
   assert sum(x.size for x in jax.tree.leaves(prior.weights)) == 39 + 22
 
 
@@ -135,28 +161,38 @@ def test_actions(state):
   known = prior._replace(known=jnp.ones((), bool))
   observation = jnp.array([0.3, -0.2, 0.5])
   keys = jax.random.split(jax.random.key(2), 4000)
-  act = lambda policy, belief: jax.jit(jax.vmap(lambda key: policy.act(
-      state.params, belief, observation, key)[0]))(keys)
+  act = lambda policy, belief: jax.jit(
+    jax.vmap(lambda key: policy.act(state.params, belief, observation, key)[0])
+  )(keys)
   networks = macaw.make_networks(SPEC, CONFIG)
   mean = networks.policy.apply(state.params['policy'], observation)
   given = algorithm.evaluate_given_context
   for policy, belief in (
-      (algorithm.evaluate, known), (given, known), (given, prior)):
+    (algorithm.evaluate, known),
+    (given, known),
+    (given, prior),
+  ):
     np.testing.assert_allclose(
-        act(policy, belief), np.tile(mean, (4000, 1)), atol=1e-6)
+      act(policy, belief), np.tile(mean, (4000, 1)), atol=1e-6
+    )
   expected = np.clip(
-      mean + 0.2 * np.random.default_rng(0).normal(size=(4000, 2)), -1, 1)
+    mean + 0.2 * np.random.default_rng(0).normal(size=(4000, 2)), -1, 1
+  )
   # What collects for itself explores until it knows something.
   for policy, belief in (
-      (algorithm.explore, prior), (algorithm.explore, known),
-      (algorithm.evaluate, prior)):
+    (algorithm.explore, prior),
+    (algorithm.explore, known),
+    (algorithm.evaluate, prior),
+  ):
     noisy = np.asarray(act(policy, belief))
     np.testing.assert_allclose(noisy.mean(0), expected.mean(0), atol=0.02)
     np.testing.assert_allclose(noisy.std(0), expected.std(0), rtol=0.05)
   saturated = prior._replace(
-      weights=jax.tree.map(lambda x: 30 * x, prior.weights))
+    weights=jax.tree.map(lambda x: 30 * x, prior.weights)
+  )
   action, _ = algorithm.explore.act(
-      state.params, saturated, observation, keys[0])
+    state.params, saturated, observation, keys[0]
+  )
   assert np.abs(action).max() <= 1.0
 
 
@@ -172,24 +208,32 @@ def _begun(state):
 def test_fine_tuning_starts_from_the_adapted_networks(state, begun):
   algorithm = macaw.make(SPEC, CONFIG)
   assert jax.tree.structure(algorithm.actor_params(begun)) == (
-      jax.tree.structure(algorithm.actor_params(state)))
+    jax.tree.structure(algorithm.actor_params(state))
+  )
   key = jax.random.key(0)
   adapted = algorithm.evaluate.adapt(
-      state.params, (), *inputs.make_context(True), key)
+    state.params, (), *inputs.make_context(True), key
+  )
   helpers.assert_close(
-      algorithm.evaluate.init(begun.params, key).weights, adapted.weights,
-      1e-4, 1e-5)
+    algorithm.evaluate.init(begun.params, key).weights,
+    adapted.weights,
+    1e-4,
+    1e-5,
+  )
   networks = macaw.make_networks(SPEC, CONFIG)
   rows, valid = jax.tree.map(lambda x: x[None], inputs.make_context(True))
-  inner = macaw_losses.inner_loop(
-      state.params, rows, valid, networks, CONFIG)
+  inner = macaw_losses.inner_loop(state.params, rows, valid, networks, CONFIG)
   helpers.assert_close(
-      networks.value.generate(begun.params['value']),
-      jax.tree.map(lambda x: x[0], inner.value), 1e-4, 1e-5)
+    networks.value.generate(begun.params['value']),
+    jax.tree.map(lambda x: x[0], inner.value),
+    1e-4,
+    1e-5,
+  )
   assert set(begun.opt_state) == {'policy', 'value'}
   assert int(begun.step) == 0
   nothing = jax.jit(algorithm.begin_finetune)(
-      state, inputs.make_context(True)[0], jnp.zeros(8))
+    state, inputs.make_context(True)[0], jnp.zeros(8)
+  )
   helpers.assert_same(nothing.params, state.params)
 
 
@@ -197,31 +241,39 @@ def test_stages_of_fine_tuning(begun):
   algorithm = macaw.make(SPEC, CONFIG)
   value, policy = algorithm.finetune
   assert [(s.name, s.num_steps) for s in algorithm.finetune] == [
-      ('finetune_value', 2), ('finetune_policy', 3)]
+    ('finetune_value', 2),
+    ('finetune_policy', 3),
+  ]
   for stage in algorithm.finetune:
     assert (stage.batch.num_tasks, stage.batch.query_size) == (1, 5)
     assert not stage.batch.replacement
   batch = probes.random_batch(
-      jax.random.key(4), SPEC, value.batch, algorithm.data)
+    jax.random.key(4), SPEC, value.batch, algorithm.data
+  )
   rows = reference.task_rows(batch.query, 0)
   own = reference.Macaw(begun.params, CONFIG)
   phi, theta = (
-      reference.vector(begun.params[name]) for name in ('value', 'policy'))
+    reference.vector(begun.params[name]) for name in ('value', 'policy')
+  )
   # Plain returns for the value; the policy's advantages bootstrap.
   error = np.mean((own.value(phi, rows['s']) - rows['return_to_go']) ** 2)
   awr, _ = own.awr_and_advantage_loss(theta, phi, rows)
   for stage, group, expected in (
-      (value, 'value', error), (policy, 'policy', awr)):
+    (value, 'value', error),
+    (policy, 'policy', awr),
+  ):
     update = jax.jit(stage.update)
     after, logs = update(begun, batch)
     np.testing.assert_allclose(logs[f'{group}/loss'], expected, rtol=1e-4)
     moved = jax.tree.map(lambda a, b: a - b, after.params, begun.params)
     np.testing.assert_allclose(
-        helpers.largest(moved.pop(group)), 1e-3, rtol=1e-2)
+      helpers.largest(moved.pop(group)), 1e-3, rtol=1e-2
+    )
     assert helpers.largest(moved) == 0
     if group == 'policy':  # without the head's loss
       helpers.assert_same(
-          after.params['policy']['head'], begun.params['policy']['head'])
+        after.params['policy']['head'], begun.params['policy']['head']
+      )
     for _ in range(20):
       after, logs = update(after, batch)
     assert logs[f'{group}/loss'] < expected
@@ -233,23 +285,25 @@ def test_stages_of_fine_tuning(begun):
 
 def test_what_it_asks_for():
   algorithm = macaw.make(SPEC, CONFIG)
-  stage, = algorithm.offline
+  (stage,) = algorithm.offline
   assert (stage.name, stage.num_steps) == ('meta', 4)
   assert (algorithm.data.returns_discount, algorithm.data.stride) == (0.99, 7)
   assert algorithm.online == ()
-  kinds = {
-      'slice': {}, 'transitions': dict(train_inner_sampling='uniform')}
+  kinds = {'slice': {}, 'transitions': dict(train_inner_sampling='uniform')}
   for context, changes in kinds.items():
     batch = macaw.make(SPEC, inputs.changed(**changes)).offline[0].batch
     assert batch.context == context and not batch.replacement
     assert (batch.num_tasks, batch.context_size, batch.query_size) == (2, 6, 5)
   disjoint = inputs.changed(
-      train_inner_sampling='uniform', disjoint_batches=True)
+    train_inner_sampling='uniform', disjoint_batches=True
+  )
   batch = macaw.make(SPEC, disjoint).offline[0].batch
   assert (batch.context_size, batch.query_size) == (1, 11)
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(
+  'changes, message',
+  [
     (dict(layer='x'), 'layer'),
     (dict(adapt='x'), 'adapt'),
     (dict(bootstrap_terminal='x'), 'bootstrap_terminal'),
@@ -258,12 +312,19 @@ def test_what_it_asks_for():
     (dict(task_loop='x'), 'task_loop'),
     (dict(adapt='latent_only', layer='dense'), 'no latent'),
     (dict(disjoint_batches=True), 'uniform'),
-    (dict(disjoint_batches=True, train_inner_sampling='uniform',
-          context_part='first'), "context_part='all'"),
+    (
+      dict(
+        disjoint_batches=True,
+        train_inner_sampling='uniform',
+        context_part='first',
+      ),
+      "context_part='all'",
+    ),
     (dict(context_part='x'), 'context_part'),
     (dict(context_part='last', context_rows=1), 'context_rows=1 are fewer'),
     (dict(num_train_tasks=0), 'num_train_tasks'),
-])
+  ],
+)
 def test_bad_settings_raise(changes, message):
   with pytest.raises(ValueError, match=message):
     macaw.make(SPEC, inputs.changed(**changes))
@@ -285,7 +346,10 @@ def test_released_defaults():
   assert (c.num_tasks, c.context_size, c.query_size) == (5, 256, 256)
   assert (c.stride, c.num_updates, c.layer) == (7, 1_000_000, 'wlinear')
   assert (c.adapt, c.bootstrap_terminal, c.outer_norm) == (
-      'all', 'release', 'n_train')
+    'all',
+    'release',
+    'n_train',
+  )
   assert c.train_inner_sampling == 'contiguous' and c.head_relu_on_action
   assert not c.mask_bootstrap_on_death and not c.disjoint_batches
   assert c.finetune == macaw.FinetuneConfig(1e-5, 100, 200, 256)

@@ -18,10 +18,21 @@ from offmeta.types import Transition
 _FAMILY = probes.BanditFamily()
 _M, _ROWS = 8, 240
 _CONFIG = macaw.Config(
-    hidden=(16, 16), head_hidden=8, latent_size=16, discount=0.9,
-    policy_lr=1e-3, value_lr=1e-3, step_size_lr=1e-2, inner_policy_lr=1e-2,
-    inner_value_lr=1e-2, num_train_tasks=_M, num_tasks=4, context_size=32,
-    query_size=32, num_updates=300)
+  hidden=(16, 16),
+  head_hidden=8,
+  latent_size=16,
+  discount=0.9,
+  policy_lr=1e-3,
+  value_lr=1e-3,
+  step_size_lr=1e-2,
+  inner_policy_lr=1e-2,
+  inner_value_lr=1e-2,
+  num_train_tasks=_M,
+  num_tasks=4,
+  context_size=32,
+  query_size=32,
+  num_updates=300,
+)
 
 
 def _directions(offset):
@@ -37,10 +48,18 @@ def _lives(tasks, key):
   reward = jax.vmap(lambda a, t: _FAMILY.reward(None, a, t))(action, tasks)
   ones = jnp.ones((_M, _ROWS, 1))
   log = Transition(
-      ones, action, reward, ones[..., 0], ones,
-      {'time': jnp.tile(jnp.arange(_ROWS) % 4.0, (_M, 1))})
-  log = log._replace(extras=jax.vmap(
-      lambda log: returns.annotate(log, jnp.ones(_ROWS), 0.9))(log))
+    ones,
+    action,
+    reward,
+    ones[..., 0],
+    ones,
+    {'time': jnp.tile(jnp.arange(_ROWS) % 4.0, (_M, 1))},
+  )
+  log = log._replace(
+    extras=jax.vmap(lambda log: returns.annotate(log, jnp.ones(_ROWS), 0.9))(
+      log
+    )
+  )
   return buffers.make(log, jnp.full(_M, _ROWS), _ROWS)
 
 
@@ -52,22 +71,39 @@ def _trained():
   replay = Replay(_lives(_directions(0.0), jax.random.key(0)), None)
   algorithm = macaw.make(_FAMILY.spec, _CONFIG)
   update = loop.make_update(
-      lambda axis: macaw.make(_FAMILY.spec, _CONFIG, axis).offline[0],
-      helpers.seeds(keys), _CONFIG.num_updates, shared_replay=True)
+    lambda axis: macaw.make(_FAMILY.spec, _CONFIG, axis).offline[0],
+    helpers.seeds(keys),
+    _CONFIG.num_updates,
+    shared_replay=True,
+  )
   state, _ = update(jax.jit(jax.vmap(algorithm.init))(keys), replay)
   state = jax.tree.map(lambda x: x[0], state)
   contexts = evaluation.offline_contexts(
-      _lives(_directions(0.4), jax.random.key(2)), jnp.arange(_M),
-      jax.random.key(3), 2, _CONFIG.context_size)
+    _lives(_directions(0.4), jax.random.key(2)),
+    jnp.arange(_M),
+    jax.random.key(3),
+    2,
+    _CONFIG.context_size,
+  )
   return algorithm, algorithm.actor_params(state), contexts
 
 
 def test_adaptation_to_held_out_directions(trained):
   algorithm, params, contexts = trained
-  score = jax.jit(lambda params, contexts: jnp.mean(
+  score = jax.jit(
+    lambda params, contexts: jnp.mean(
       evaluation.meta_test_given_context(
-          _FAMILY, algorithm.evaluate_given_context, params,
-          _directions(0.4), contexts, jax.random.key(4), 4), axis=(1, 2)))
+        _FAMILY,
+        algorithm.evaluate_given_context,
+        params,
+        _directions(0.4),
+        contexts,
+        jax.random.key(4),
+        4,
+      ),
+      axis=(1, 2),
+    )
+  )
   adapted = score(params, contexts)
   # One policy for all: opposite directions cancel.
   prior = score(params, contexts._replace(mask=0 * contexts.mask))
@@ -79,6 +115,10 @@ def test_adaptation_to_held_out_directions(trained):
   # The mechanism: other contexts, other policies; no step, no adaptation.
   opposite = jax.tree.map(lambda x: jnp.roll(x, _M // 2, axis=0), contexts)
   assert np.max(score(params, opposite)) < -1.0
-  still = {**params, 'policy_steps': jax.tree.map(
-      lambda x: jnp.full_like(x, -100.0), params['policy_steps'])}
+  still = {
+    **params,
+    'policy_steps': jax.tree.map(
+      lambda x: jnp.full_like(x, -100.0), params['policy_steps']
+    ),
+  }
   np.testing.assert_allclose(score(still, contexts), prior, atol=1e-4)

@@ -17,9 +17,16 @@ from offmeta.types import DataSpec
 
 SPEC = helpers.SPEC  # O 3, A 2
 CONFIG = meta_bc.Config(
-    hidden=(4, 3), latent_size=2, policy_lr=1e-3, step_size_lr=3e-3,
-    inner_policy_lr=0.02, num_updates=4, num_tasks=2, context_size=6,
-    query_size=5)
+  hidden=(4, 3),
+  latent_size=2,
+  policy_lr=1e-3,
+  step_size_lr=3e-3,
+  inner_policy_lr=0.02,
+  num_updates=4,
+  num_tasks=2,
+  context_size=6,
+  query_size=5,
+)
 
 
 def _changed(**changes):
@@ -29,23 +36,30 @@ def _changed(**changes):
 def _state(config=CONFIG):
   """Tensors have step sizes of their own."""
   state = jax.jit(meta_bc.make(SPEC, config).init)(jax.random.key(0))
-  return state.replace(params={
+  return state.replace(
+    params={
       'policy': helpers.shaken(state.params['policy'], 0, 0.2),
-      'policy_steps': helpers.shaken(state.params['policy_steps'], 1, 0.5)})
+      'policy_steps': helpers.shaken(state.params['policy_steps'], 1, 0.5),
+    }
+  )
 
 
 @pytest.fixture(name='batch', scope='module')
 def _batch():
   """Of the first task's context two rows do not count, and are not finite."""
   algorithm = meta_bc.make(SPEC, CONFIG)
-  batch = jax.jit(lambda key: probes.random_batch(
-      key, SPEC, algorithm.offline[0].batch, algorithm.data))(
-          jax.random.key(1))
+  batch = jax.jit(
+    lambda key: probes.random_batch(
+      key, SPEC, algorithm.offline[0].batch, algorithm.data
+    )
+  )(jax.random.key(1))
   mask = jnp.ones((2, 6)).at[0, 2:4].set(0.0)
   context = jax.tree.map(
-      lambda x: jnp.where(
-          mask.reshape(mask.shape + (1,) * (x.ndim - 2)) > 0, x, jnp.nan),
-      batch.context)
+    lambda x: jnp.where(
+      mask.reshape(mask.shape + (1,) * (x.ndim - 2)) > 0, x, jnp.nan
+    ),
+    batch.context,
+  )
   return batch._replace(context=context, context_mask=mask)
 
 
@@ -55,69 +69,103 @@ class _Numpy:
   def __init__(self, params, config):
     # The policy network of the reference; it has no head here.
     self._net = reference.Macaw(
-        {'policy': params['policy']}, macaw_inputs.changed(
-            layer=config.layer, advantage_coef=0.0))
+      {'policy': params['policy']},
+      macaw_inputs.changed(layer=config.layer, advantage_coef=0.0),
+    )
 
   def clone(self, theta, rows):
     mean, _ = self._net.policy(theta, rows['s'], rows['a'])
     squares = np.sum(((rows['a'] - mean) / 0.2) ** 2, axis=-1)
-    return np.mean(
-        0.5 * squares + 2 * np.log(0.2) + np.log(2 * np.pi), axis=-1)
+    return np.mean(0.5 * squares + 2 * np.log(0.2) + np.log(2 * np.pi), axis=-1)
 
   def adapted(self, theta, rho, rows):
     slope = reference._derivative(lambda x: self.clone(x, rows), theta)
     return theta - self._net.steps(rho, 'policy') * slope
 
   def outer(self, theta, rho, batch):
-    return np.mean([
+    return np.mean(
+      [
         self.clone(
-            self.adapted(theta, rho, reference.task_rows(
-                batch.context, m, batch.context_mask)),
-            reference.task_rows(batch.query, m))
-        for m in range(2)])
+          self.adapted(
+            theta,
+            rho,
+            reference.task_rows(batch.context, m, batch.context_mask),
+          ),
+          reference.task_rows(batch.query, m),
+        )
+        for m in range(2)
+      ]
+    )
 
 
-@pytest.mark.parametrize('changes', [
-    {}, dict(layer='dense', task_loop='vmap')], ids=str)
+@pytest.mark.parametrize(
+  'changes', [{}, dict(layer='dense', task_loop='vmap')], ids=str
+)
 def test_loss_and_meta_gradient_against_numpy(batch, changes):
   config = _changed(**changes)
   state = _state(config)
   own = _Numpy(state.params, config)
   theta, rho = (
-      reference.vector(state.params[k]) for k in ('policy', 'policy_steps'))
+    reference.vector(state.params[k]) for k in ('policy', 'policy_steps')
+  )
   after, logs = jax.jit(meta_bc.make(SPEC, config).offline[0].update)(
-      state, batch)
+    state, batch
+  )
   np.testing.assert_allclose(
-      logs['policy/outer_loss'], own.outer(theta, rho, batch), rtol=1e-4)
-  np.testing.assert_allclose(logs['policy/inner_loss'], np.mean([
-      own.clone(theta, reference.task_rows(
-          batch.context, m, batch.context_mask)) for m in range(2)]), rtol=1e-4)
+    logs['policy/outer_loss'], own.outer(theta, rho, batch), rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    logs['policy/inner_loss'],
+    np.mean(
+      [
+        own.clone(
+          theta, reference.task_rows(batch.context, m, batch.context_mask)
+        )
+        for m in range(2)
+      ]
+    ),
+    rtol=1e-4,
+  )
   slopes = {
-      'policy': reference._derivative(lambda x: np.array(
-          [own.outer(row, rho, batch) for row in x]), theta, 1e-4),
-      'policy_steps': reference._derivative(lambda x: np.array(
-          [own.outer(theta, row, batch) for row in x]), rho, 1e-4)}
+    'policy': reference._derivative(
+      lambda x: np.array([own.outer(row, rho, batch) for row in x]), theta, 1e-4
+    ),
+    'policy_steps': reference._derivative(
+      lambda x: np.array([own.outer(theta, row, batch) for row in x]), rho, 1e-4
+    ),
+  }
   for group, rate in (('policy', 1e-3), ('policy_steps', 3e-3)):
     # Adam's first moment is a tenth of the gradient, its first step the rate.
     slope = slopes[group]
     np.testing.assert_allclose(
-        10 * reference.vector(after.opt_state[group][0].mu), slope, rtol=2e-3,
-        atol=2e-4 * np.abs(slope).max(), err_msg=group)
+      10 * reference.vector(after.opt_state[group][0].mu),
+      slope,
+      rtol=2e-3,
+      atol=2e-4 * np.abs(slope).max(),
+      err_msg=group,
+    )
     moved = jax.tree.map(
-        lambda a, b: a - b, after.params[group], state.params[group])
+      lambda a, b: a - b, after.params[group], state.params[group]
+    )
     np.testing.assert_allclose(helpers.largest(moved), rate, rtol=1e-2)
 
 
 def test_what_has_an_influence(batch):
   """Observations and actions, not rewards."""
-  state, update = _state(), jax.jit(
-      meta_bc.make(SPEC, CONFIG).offline[0].update)
+  state, update = (
+    _state(),
+    jax.jit(meta_bc.make(SPEC, CONFIG).offline[0].update),
+  )
   before = update(state, batch)
 
   def changed(part, field):
     rows = getattr(batch, part)
-    return update(state, batch._replace(**{part: rows._replace(
-        **{field: 0.5 * getattr(rows, field)})}))
+    return update(
+      state,
+      batch._replace(
+        **{part: rows._replace(**{field: 0.5 * getattr(rows, field)})}
+      ),
+    )
 
   for part in ('context', 'query'):
     for field in ('reward', 'discount', 'next_observation'):
@@ -132,14 +180,18 @@ def test_second_order(batch):
   policy's."""
   network = meta_bc.make_network(SPEC, CONFIG)
   params = _state().params
-  full = jax.jit(jax.grad(lambda p: meta_bc.losses(
-      p, batch, network, CONFIG)[0]))(params)
-  first = network._replace(step=lambda params, gradient, steps: network.step(
-      params, jax.lax.stop_gradient(gradient), steps))
-  short = jax.jit(jax.grad(lambda p: meta_bc.losses(
-      p, batch, first, CONFIG)[0]))(params)
-  helpers.assert_close(
-      full['policy_steps'], short['policy_steps'], 1e-4, 1e-5)
+  full = jax.jit(
+    jax.grad(lambda p: meta_bc.losses(p, batch, network, CONFIG)[0])
+  )(params)
+  first = network._replace(
+    step=lambda params, gradient, steps: network.step(
+      params, jax.lax.stop_gradient(gradient), steps
+    )
+  )
+  short = jax.jit(
+    jax.grad(lambda p: meta_bc.losses(p, batch, first, CONFIG)[0])
+  )(params)
+  helpers.assert_close(full['policy_steps'], short['policy_steps'], 1e-4, 1e-5)
   change = jax.tree.map(lambda a, b: a - b, full['policy'], short['policy'])
   assert helpers.largest(change) > 1e-2 * helpers.largest(full['policy'])
 
@@ -148,28 +200,35 @@ def test_acting():
   algorithm = meta_bc.make(SPEC, CONFIG)
   params = algorithm.actor_params(_state())
   rows, valid = macaw_inputs.make_context(False)
-  spoiled = jax.tree.map(
-      lambda x: x.at[6:].set(jnp.nan), rows)
-  named = {'s': np.asarray(rows.observation[:6], np.float64),
-           'a': np.asarray(rows.action[:6], np.float64)}
+  spoiled = jax.tree.map(lambda x: x.at[6:].set(jnp.nan), rows)
+  named = {
+    's': np.asarray(rows.observation[:6], np.float64),
+    'a': np.asarray(rows.action[:6], np.float64),
+  }
   own = _Numpy(params, CONFIG)
   theta = own.adapted(
-      *(reference.vector(params[k]) for k in ('policy', 'policy_steps')),
-      named)
+    *(reference.vector(params[k]) for k in ('policy', 'policy_steps')), named
+  )
   expected = np.asarray(own._net.policy(theta, named['s'], named['a'])[0])
   key = jax.random.key(0)
   for policy in (
-      algorithm.explore, algorithm.evaluate, algorithm.evaluate_given_context):
+    algorithm.explore,
+    algorithm.evaluate,
+    algorithm.evaluate_given_context,
+  ):
     prior = policy.init(params, key)
-    weights = jax.jit(policy.adapt)(
-        params, prior, spoiled, valid, key).weights
+    weights = jax.jit(policy.adapt)(params, prior, spoiled, valid, key).weights
     network = meta_bc.make_network(SPEC, CONFIG)
     np.testing.assert_allclose(
-        network.apply_generated(weights, rows.observation[:6]), expected,
-        rtol=1e-4, atol=1e-5)
+      network.apply_generated(weights, rows.observation[:6]),
+      expected,
+      rtol=1e-4,
+      atol=1e-5,
+    )
     helpers.assert_same(
-        jax.jit(policy.adapt)(params, prior, rows, 0 * valid, key),
-        jax.jit(policy.init)(params, key))
+      jax.jit(policy.adapt)(params, prior, rows, 0 * valid, key),
+      jax.jit(policy.init)(params, key),
+    )
     # 3 x 4 + 4, 4 x 3 + 3, 3 x 2 + 2.
     assert sum(x.size for x in jax.tree.leaves(prior.weights)) == 39
 
@@ -182,16 +241,18 @@ def test_what_it_asks_for():
   assert algorithm.data == DataSpec(stride=7, shared=True)
   assert algorithm.online == ()
   for sampling, context in (
-      ('contiguous', 'slice'), ('uniform', 'transitions')):
-    stage, = meta_bc.make(
-        SPEC, _changed(train_inner_sampling=sampling)).offline
+    ('contiguous', 'slice'),
+    ('uniform', 'transitions'),
+  ):
+    (stage,) = meta_bc.make(
+      SPEC, _changed(train_inner_sampling=sampling)
+    ).offline
     assert (stage.batch.context, stage.num_steps) == (context, 4)
     assert not stage.batch.replacement
     assert stage.batch[:3] == (2, 6, 5)
 
 
-@pytest.mark.parametrize(
-    'name', ['layer', 'train_inner_sampling', 'task_loop'])
+@pytest.mark.parametrize('name', ['layer', 'train_inner_sampling', 'task_loop'])
 def test_bad_settings_raise(name):
   with pytest.raises(ValueError, match=f"meta_bc: {name}='x'"):
     meta_bc.make(SPEC, _changed(**{name: 'x'}))
@@ -211,9 +272,16 @@ def test_released_defaults():
 
 def test_adaptation_to_held_out_directions():
   config = meta_bc.Config(
-      hidden=(16, 16), latent_size=16, policy_lr=1e-3, step_size_lr=1e-2,
-      inner_policy_lr=1e-2, num_tasks=4, context_size=32, query_size=32,
-      num_updates=300)
+    hidden=(16, 16),
+    latent_size=16,
+    policy_lr=1e-3,
+    step_size_lr=1e-2,
+    inner_policy_lr=1e-2,
+    num_tasks=4,
+    context_size=32,
+    query_size=32,
+    num_updates=300,
+  )
   params = bandit_logs.train(meta_bc.make, config)
   score = bandit_logs.scorer(meta_bc.make(bandit_logs.FAMILY.spec, config))
   contexts = bandit_logs.contexts(config.context_size)
@@ -226,6 +294,10 @@ def test_adaptation_to_held_out_directions():
   assert np.min(adapted) > 0.5
   assert np.mean(adapted) > np.mean(prior) + 1.0
   # The mechanism: no step, no adaptation.
-  still = {**params, 'policy_steps': jax.tree.map(
-      lambda x: jnp.full_like(x, -100.0), params['policy_steps'])}
+  still = {
+    **params,
+    'policy_steps': jax.tree.map(
+      lambda x: jnp.full_like(x, -100.0), params['policy_steps']
+    ),
+  }
   np.testing.assert_allclose(score(still, contexts), prior, atol=1e-4)

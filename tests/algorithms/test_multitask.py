@@ -19,12 +19,22 @@ from offmeta.types import DataSpec
 # O 1 and 2 tasks: with the one-hot the networks of the reference fit.
 SPEC = helpers.SPEC._replace(observation_size=1)
 CONFIG = multitask.Config(
-    hidden=(4, 3), policy_lr=1e-3, value_lr=2e-3, temperature=0.7,
-    max_weight=4.0, finetune_steps=3, finetune_policy_lr=0.02,
-    finetune_value_lr=0.05, num_train_tasks=2, num_tasks=3, query_size=5,
-    num_updates=4)
+  hidden=(4, 3),
+  policy_lr=1e-3,
+  value_lr=2e-3,
+  temperature=0.7,
+  max_weight=4.0,
+  finetune_steps=3,
+  finetune_policy_lr=0.02,
+  finetune_value_lr=0.05,
+  num_train_tasks=2,
+  num_tasks=3,
+  query_size=5,
+  num_updates=4,
+)
 _NUMPY = macaw_inputs.changed(
-    layer='bias_linear', advantage_coef=0.0, temperature=0.7, max_weight=4.0)
+  layer='bias_linear', advantage_coef=0.0, temperature=0.7, max_weight=4.0
+)
 
 
 def _changed(**changes):
@@ -42,9 +52,11 @@ def _state():
 def _batch():
   """A task may be in a meta-batch twice."""
   algorithm = multitask.make(SPEC, CONFIG)
-  batch = jax.jit(lambda key: probes.random_batch(
-      key, SPEC, algorithm.offline[0].batch, algorithm.data))(
-          jax.random.key(1))
+  batch = jax.jit(
+    lambda key: probes.random_batch(
+      key, SPEC, algorithm.offline[0].batch, algorithm.data
+    )
+  )(jax.random.key(1))
   return batch._replace(task_id=jnp.array([1, 0, 1]))
 
 
@@ -52,8 +64,11 @@ def _rows(transitions, m, code):
   """Rows of one task with its code behind the observations."""
   rows = reference.task_rows(transitions, m)
   widen = lambda x: np.concatenate([x, np.tile(code, (len(x), 1))], axis=1)
-  return {**rows, 's': widen(rows['s']),
-          'last_observation': widen(rows['last_observation'])}
+  return {
+    **rows,
+    's': widen(rows['s']),
+    'last_observation': widen(rows['last_observation']),
+  }
 
 
 def _value_error(own, phi, rows):
@@ -69,22 +84,32 @@ def test_updates_against_numpy(state, batch):
   phi, theta = (reference.vector(state.params[k]) for k in ('value', 'policy'))
   tasks = [_rows(batch.query, m, np.eye(2)[i]) for m, i in enumerate((1, 0, 1))]
   losses = {
-      'value': lambda x: np.mean(
-          [_value_error(own, x, rows) for rows in tasks], axis=0),
-      'policy': lambda x: np.mean(
-          [_awr(own, x, phi, rows) for rows in tasks], axis=0)}
+    'value': lambda x: np.mean(
+      [_value_error(own, x, rows) for rows in tasks], axis=0
+    ),
+    'policy': lambda x: np.mean(
+      [_awr(own, x, phi, rows) for rows in tasks], axis=0
+    ),
+  }
   after, logs = jax.jit(multitask.make(SPEC, CONFIG).offline[0].update)(
-      state, batch)
+    state, batch
+  )
   for group, rate, start in (('value', 2e-3, phi), ('policy', 1e-3, theta)):
     np.testing.assert_allclose(
-        logs[f'{group}/loss'], losses[group](start), rtol=1e-4)
+      logs[f'{group}/loss'], losses[group](start), rtol=1e-4
+    )
     # Adam's first moment is a tenth of the gradient, its first step the rate.
     slope = reference._derivative(losses[group], start)
     np.testing.assert_allclose(
-        10 * reference.vector(after.opt_state[group][0].mu), slope, rtol=2e-3,
-        atol=2e-4 * np.abs(slope).max(), err_msg=group)
+      10 * reference.vector(after.opt_state[group][0].mu),
+      slope,
+      rtol=2e-3,
+      atol=2e-4 * np.abs(slope).max(),
+      err_msg=group,
+    )
     moved = jax.tree.map(
-        lambda a, b: a - b, after.params[group], state.params[group])
+      lambda a, b: a - b, after.params[group], state.params[group]
+    )
     np.testing.assert_allclose(helpers.largest(moved), rate, rtol=1e-2)
   assert 1.0 < logs['policy/max_weight'] <= 4.0 + 1e-5
   assert int(after.step) == 1
@@ -95,35 +120,46 @@ _ROUTES = {'value': {'value'}, 'policy': {'policy'}}
 
 def test_gradient_routing(state, batch):
   networks = multitask.make_networks(SPEC, CONFIG)
-  rows = multitask.with_task(
-      batch.query, jax.nn.one_hot(batch.task_id, 2))
+  rows = multitask.with_task(batch.query, jax.nn.one_hot(batch.task_id, 2))
   mask = jnp.ones_like(rows.reward)
 
   def terms(params):
     return {
-        'value': jnp.mean(multitask.value_loss(
-            networks, params['value'], rows, mask)),
-        'policy': jnp.mean(multitask.policy_loss(
-            networks, params['policy'], params['value'], rows, mask,
-            CONFIG).awr)}
+      'value': jnp.mean(
+        multitask.value_loss(networks, params['value'], rows, mask)
+      ),
+      'policy': jnp.mean(
+        multitask.policy_loss(
+          networks, params['policy'], params['value'], rows, mask, CONFIG
+        ).awr
+      ),
+    }
 
   for term, gradients in jax.jit(jax.jacrev(terms))(state.params).items():
     reached = {k for k, g in gradients.items() if helpers.largest(g) > 1e-4}
     untouched = {k for k, g in gradients.items() if helpers.largest(g) == 0}
-    assert reached == _ROUTES[term] and untouched == {
-        'value', 'policy'} - _ROUTES[term], term
+    assert (
+      reached == _ROUTES[term]
+      and untouched == {'value', 'policy'} - _ROUTES[term]
+    ), term
 
 
 def test_only_advantages_bootstrap(state, batch):
   """The value's target is the plain return."""
   update = jax.jit(multitask.make(SPEC, CONFIG).offline[0].update)
-  moved = batch._replace(query=batch.query._replace(extras={
-      **batch.query.extras,
-      'last_observation': 1.0 + batch.query.extras['last_observation']}))
+  moved = batch._replace(
+    query=batch.query._replace(
+      extras={
+        **batch.query.extras,
+        'last_observation': 1.0 + batch.query.extras['last_observation'],
+      }
+    )
+  )
   (one, _), (other, _) = update(state, batch), update(state, moved)
   helpers.assert_same(one.params['value'], other.params['value'])
   change = jax.tree.map(
-      lambda a, b: a - b, one.opt_state['policy'], other.opt_state['policy'])
+    lambda a, b: a - b, one.opt_state['policy'], other.opt_state['policy']
+  )
   assert helpers.largest(change) > 1e-4
 
 
@@ -133,12 +169,10 @@ def test_only_advantages_bootstrap(state, batch):
 def _context(annotated):
   """Two episodes of the real form, six rows, and two that do not count."""
   rows = probes.random_transitions(jax.random.key(3), SPEC, (8,))
-  rows = rows._replace(
-      extras={'time': jnp.array([0.0, 1, 2, 0, 1, 2, 3, 4])})
+  rows = rows._replace(extras={'time': jnp.array([0.0, 1, 2, 0, 1, 2, 3, 4])})
   valid = jnp.array([1.0] * 6 + [0.0] * 2)
   if annotated:
-    rows = rows._replace(
-        extras=returns.annotate(rows, valid, CONFIG.discount))
+    rows = rows._replace(extras=returns.annotate(rows, valid, CONFIG.discount))
   return jax.tree.map(lambda x: x.at[6:].set(jnp.nan), rows), valid
 
 
@@ -151,8 +185,8 @@ class _Adam:
   def __call__(self, x, slope):
     self._t += 1
     self._m = 0.9 * self._m + 0.1 * slope
-    self._v = 0.999 * self._v + 0.001 * slope ** 2
-    m, v = self._m / (1 - 0.9 ** self._t), self._v / (1 - 0.999 ** self._t)
+    self._v = 0.999 * self._v + 0.001 * slope**2
+    m, v = self._m / (1 - 0.9**self._t), self._v / (1 - 0.999**self._t)
     return x - self._rate * m / (np.sqrt(v) + 1e-8)
 
 
@@ -165,10 +199,12 @@ def _finetuned(params):
   rows = _rows(rows, 0, np.zeros(2))
   of_value, of_policy = _Adam(0.05), _Adam(0.02)
   for _ in range(3):
-    phi = of_value(phi, reference._derivative(
-        lambda x: _value_error(own, x, rows), phi))
-    theta = of_policy(theta, reference._derivative(
-        lambda x: _awr(own, x, phi, rows), theta))
+    phi = of_value(
+      phi, reference._derivative(lambda x: _value_error(own, x, rows), phi)
+    )
+    theta = of_policy(
+      theta, reference._derivative(lambda x: _awr(own, x, phi, rows), theta)
+    )
   return own, theta
 
 
@@ -179,18 +215,22 @@ def test_adaptation_against_numpy(state):
   observations = jnp.linspace(-2.0, 2.0, 5)[:, None]
   seen = np.concatenate([observations, np.zeros((5, 2))], axis=1)
   expected = own.policy(theta, seen, np.zeros((5, 2)))[0]
-  start = own.policy(reference.vector(state.params['policy']), seen,
-                     np.zeros((5, 2)))[0]
+  start = own.policy(
+    reference.vector(state.params['policy']), seen, np.zeros((5, 2))
+  )[0]
   assert np.abs(expected - start).max() > 0.02
   for policy in (algorithm.evaluate, algorithm.evaluate_given_context):
     weights, same = (
-        jax.jit(policy.adapt)(
-            params, policy.init(params, key), *_context(annotated), key)
-        for annotated in (True, False))
+      jax.jit(policy.adapt)(
+        params, policy.init(params, key), *_context(annotated), key
+      )
+      for annotated in (True, False)
+    )
     # Self-collected contexts have no returns yet.
     helpers.assert_close(weights, same, 1e-6, 1e-6)
     actions = jax.vmap(lambda o: policy.act(params, weights, o, key)[0])(
-        observations)
+      observations
+    )
     np.testing.assert_allclose(actions, expected, rtol=1e-3, atol=1e-4)
   noisy, _ = algorithm.explore.act(params, weights, observations[0], key)
   assert np.all(noisy != actions[0])
@@ -203,13 +243,16 @@ def test_without_context_it_is_the_policy_of_no_task(state):
   policy = algorithm.evaluate_given_context
   prior = jax.jit(policy.init)(state.params, key)
   helpers.assert_same(
-      jax.jit(policy.adapt)(state.params, prior, rows, 0 * valid, key), prior)
+    jax.jit(policy.adapt)(state.params, prior, rows, 0 * valid, key), prior
+  )
   # Bias layers are merged: 3 x 4 + 4, 4 x 3 + 3, 3 x 2 + 2.
   assert sum(x.size for x in jax.tree.leaves(prior.weights)) == 39
   own = reference.Macaw(state.params, _NUMPY)
   expected = own.policy(
-      reference.vector(state.params['policy']), np.array([[0.7, 0.0, 0.0]]),
-      np.zeros((1, 2)))[0][0]
+    reference.vector(state.params['policy']),
+    np.array([[0.7, 0.0, 0.0]]),
+    np.zeros((1, 2)),
+  )[0][0]
   action, _ = policy.act(state.params, prior, jnp.array([0.7]), key)
   np.testing.assert_allclose(action, expected, rtol=1e-4)
 
@@ -220,15 +263,19 @@ def test_without_context_it_is_the_policy_of_no_task(state):
 def test_what_it_asks_for():
   algorithm = multitask.make(SPEC, CONFIG)
   assert algorithm.data == DataSpec(returns_discount=0.99, stride=7)
-  stage, = algorithm.offline
+  (stage,) = algorithm.offline
   assert (stage.name, stage.num_steps) == ('multitask', 4)
   assert stage.batch[:3] == (3, 1, 5) and not stage.batch.replacement
   assert algorithm.online == ()
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(
+  'changes, message',
+  [
     (dict(num_train_tasks=0), 'num_train_tasks is 0'),
-    (dict(layer='x'), "no layer 'x'")])
+    (dict(layer='x'), "no layer 'x'"),
+  ],
+)
 def test_bad_settings_raise(changes, message):
   with pytest.raises(ValueError, match=message):
     multitask.make(SPEC, _changed(**changes))
@@ -252,10 +299,18 @@ def test_released_defaults():
 def _trained():
   """(config, params) after training on the bandit's logs."""
   config = multitask.Config(
-      hidden=(16, 16), discount=bandit_logs.DISCOUNT, policy_lr=3e-3,
-      value_lr=3e-3, finetune_policy_lr=1e-2, finetune_value_lr=1e-3,
-      num_train_tasks=bandit_logs.NUM_TASKS, num_tasks=4, query_size=32,
-      stride=1, num_updates=400)
+    hidden=(16, 16),
+    discount=bandit_logs.DISCOUNT,
+    policy_lr=3e-3,
+    value_lr=3e-3,
+    finetune_policy_lr=1e-2,
+    finetune_value_lr=1e-3,
+    num_train_tasks=bandit_logs.NUM_TASKS,
+    num_tasks=4,
+    query_size=32,
+    stride=1,
+    num_updates=400,
+  )
   return config, bandit_logs.train(multitask.make, config)
 
 
@@ -273,7 +328,8 @@ def test_the_code_tells_training_tasks_apart(trained):
 def test_fine_tuning_in_held_out_directions(trained):
   config, params = trained
   make = lambda config: bandit_logs.scorer(
-      multitask.make(bandit_logs.FAMILY.spec, config))
+    multitask.make(bandit_logs.FAMILY.spec, config)
+  )
   contexts, score = bandit_logs.contexts(64), make(config)
   adapted = score(params, contexts)
   prior = score(params, bandit_logs.nothing(contexts))

@@ -21,22 +21,25 @@ _NETWORKS = pearl.make_networks(SPEC, CONFIG)
 def _state():
   state = jax.jit(pearl.make(SPEC, CONFIG).init)(jax.random.key(0))
   return state.replace(
-      params=helpers.shaken(state.params),
-      target_params=helpers.shaken(state.target_params, 1))
+    params=helpers.shaken(state.params),
+    target_params=helpers.shaken(state.target_params, 1),
+  )
 
 
 @pytest.fixture(name='batch', scope='module')
 def _batch():
   composition = pearl.make(SPEC, CONFIG).online[0].batch
-  return jax.jit(lambda key: probes.random_batch(
-      key, SPEC, composition))(jax.random.key(1))
+  return jax.jit(lambda key: probes.random_batch(key, SPEC, composition))(
+    jax.random.key(1)
+  )
 
 
 def _noise(state, batch):
   """The noise that `update` draws: stream i of every task slot."""
   return tuple(
-      task_noise(latent.slot_keys(state.key, state.step, batch.slot, i), shape)
-      for i, shape in enumerate(((2,), (3, 2))))
+    task_noise(latent.slot_keys(state.key, state.step, batch.slot, i), shape)
+    for i, shape in enumerate(((2,), (3, 2)))
+  )
 
 
 def _rows(z):
@@ -45,11 +48,12 @@ def _rows(z):
 
 def test_critic_losses_against_numpy(state, batch):
   noise, _ = _noise(state, batch)
-  terms, z = jax.jit(lambda p, t, b, n: pearl.critic_losses(
-      p, t, b, n, _NETWORKS, CONFIG, None))(
-          state.params, state.target_params, batch, noise)
+  terms, z = jax.jit(
+    lambda p, t, b, n: pearl.critic_losses(p, t, b, n, _NETWORKS, CONFIG, None)
+  )(state.params, state.target_params, batch, noise)
   expected, z_expected, _ = reference.pearl_critic(
-      state.params, state.target_params, batch, noise, CONFIG)
+    state.params, state.target_params, batch, noise, CONFIG
+  )
   assert set(terms) == set(expected)
   for name, value in expected.items():
     np.testing.assert_allclose(terms[name], value, rtol=2e-5, err_msg=name)
@@ -59,11 +63,12 @@ def test_critic_losses_against_numpy(state, batch):
 def test_actor_losses_against_numpy(state, batch):
   _, noise = _noise(state, batch)
   z = np.asarray(jax.random.normal(jax.random.key(3), (4, 2)))
-  terms, _ = jax.jit(lambda p, c, b, z, n: pearl.actor_losses(
-      p, c, b, z, n, _NETWORKS, CONFIG))(
-          state.params, state.params['critic'], batch, _rows(z), noise)
+  terms, _ = jax.jit(
+    lambda p, c, b, z, n: pearl.actor_losses(p, c, b, z, n, _NETWORKS, CONFIG)
+  )(state.params, state.params['critic'], batch, _rows(z), noise)
   expected, _ = reference.pearl_actor(
-      state.params, state.params['critic'], batch, z, noise, CONFIG)
+    state.params, state.params['critic'], batch, z, noise, CONFIG
+  )
   assert set(terms) == set(expected)
   for name, value in expected.items():
     np.testing.assert_allclose(terms[name], value, rtol=2e-5, err_msg=name)
@@ -72,8 +77,14 @@ def test_actor_losses_against_numpy(state, batch):
 def test_without_decoder_there_is_no_reward_term(state, batch):
   config = dataclasses.replace(CONFIG, train_decoder=False)
   terms, _ = pearl.critic_losses(
-      state.params, state.target_params, batch, _noise(state, batch)[0],
-      _NETWORKS, config, None)
+    state.params,
+    state.target_params,
+    batch,
+    _noise(state, batch)[0],
+    _NETWORKS,
+    config,
+    None,
+  )
   assert set(terms) == {'critic', 'kl'}
 
 
@@ -84,77 +95,103 @@ def test_updates_against_numpy_adam(state, batch):
   value (A1.3 steps 4 to 6).
   """
   update = jax.jit(pearl.make(SPEC, CONFIG).online[0].update)
-  adams = {name: reference.Adam(rate) for name, rate in (
-      ('critic', CONFIG.critic_lr), ('value', CONFIG.value_lr),
-      ('decoder', CONFIG.context_lr))}
+  adams = {
+    name: reference.Adam(rate)
+    for name, rate in (
+      ('critic', CONFIG.critic_lr),
+      ('value', CONFIG.value_lr),
+      ('decoder', CONFIG.context_lr),
+    )
+  }
   target = jax.tree.map(
-      lambda x: np.asarray(x, np.float64), state.target_params)
+    lambda x: np.asarray(x, np.float64), state.target_params
+  )
   for _ in range(2):
     params = state.params
     latent_noise, action_noise = _noise(state, batch)
     _, z, y = reference.pearl_critic(
-        params, state.target_params, batch, latent_noise, CONFIG)
+      params, state.target_params, batch, latent_noise, CONFIG
+    )
     inputs = [(s, a, z[m]) for m, _, s, a, *_ in reference.rows(batch)]
-    critic = adams['critic'].step(params['critic'], tuple(
-        reference.mse_gradient(c, inputs, y) for c in params['critic']))
+    critic = adams['critic'].step(
+      params['critic'],
+      tuple(reference.mse_gradient(c, inputs, y) for c in params['critic']),
+    )
     rewards = [r for _, _, _, _, r, *_ in reference.rows(batch)]
     decoder = adams['decoder'].step(
-        params['context']['decoder'], reference.mse_gradient(
-            params['context']['decoder'], inputs, rewards))
+      params['context']['decoder'],
+      reference.mse_gradient(params['context']['decoder'], inputs, rewards),
+    )
     _, value_targets = reference.pearl_actor(
-        params, critic, batch, z, action_noise, CONFIG)
+      params, critic, batch, z, action_noise, CONFIG
+    )
     inputs = [(s, z[m]) for m, _, s, *_ in reference.rows(batch)]
-    value = adams['value'].step(params['value'], reference.mse_gradient(
-        params['value'], inputs, value_targets))
+    value = adams['value'].step(
+      params['value'],
+      reference.mse_gradient(params['value'], inputs, value_targets),
+    )
     target = jax.tree.map(lambda t, v: 0.9 * t + 0.1 * v, target, value)
     state, _ = update(state, batch)
     helpers.assert_close(state.params['critic'], critic, 1e-4, 1e-5)
     helpers.assert_close(
-        state.params['context']['decoder'], decoder, 1e-4, 1e-5)
+      state.params['context']['decoder'], decoder, 1e-4, 1e-5
+    )
     helpers.assert_close(state.params['value'], value, 1e-4, 1e-5)
     helpers.assert_close(state.target_params, target, 1e-4, 1e-5)
   moments = state.opt_state['value'][0].mu['params']
   for layer in ('Dense_0', 'Dense_1'):
     np.testing.assert_allclose(
-        moments[layer]['kernel'],
-        adams['value'].mean['params', layer, 'kernel'], rtol=1e-3, atol=1e-4)
+      moments[layer]['kernel'],
+      adams['value'].mean['params', layer, 'kernel'],
+      rtol=1e-3,
+      atol=1e-4,
+    )
   moments = state.opt_state['critic'][0].mu[1]['params']
   np.testing.assert_allclose(
-      moments['Dense_0']['kernel'],
-      adams['critic'].mean[1, 'params', 'Dense_0', 'kernel'],
-      rtol=1e-3, atol=1e-4)
+    moments['Dense_0']['kernel'],
+    adams['critic'].mean[1, 'params', 'Dense_0', 'kernel'],
+    rtol=1e-3,
+    atol=1e-4,
+  )
 
 
 # Gradient routing: term -> parts that it reaches.
 
 _PARTS = ('encoder', 'decoder', 'critic', 'value', 'actor', 'target')
 _ROUTES = {
-    'critic': {'encoder', 'critic'},
-    'kl': {'encoder'},
-    'reward': {'encoder', 'decoder'},
-    'value': {'value'},
-    'actor': {'actor'},
-    'regulariser': {'actor'},
+  'critic': {'encoder', 'critic'},
+  'kl': {'encoder'},
+  'reward': {'encoder', 'decoder'},
+  'value': {'value'},
+  'actor': {'actor'},
+  'regulariser': {'actor'},
 }
 
 
 @pytest.mark.parametrize('q_into_encoder', [False, True])
 def test_gradient_routing(state, batch, q_into_encoder):
   """Value and policy losses never reach encoder and critics."""
-  config = dataclasses.replace(
-      CONFIG, backprop_q_into_encoder=q_into_encoder)
+  config = dataclasses.replace(CONFIG, backprop_q_into_encoder=q_into_encoder)
   noises = _noise(state, batch)
 
   @jax.jit
   def gradients(params, target):
     def terms(params, target):
       first, z = pearl.critic_losses(
-          params, target, batch, noises[0], _NETWORKS, config, None)
+        params, target, batch, noises[0], _NETWORKS, config, None
+      )
       # As in `update`: z as it comes out, the critics not differentiated.
       second, _ = pearl.actor_losses(
-          params, jax.lax.stop_gradient(params['critic']), batch, z,
-          noises[1], _NETWORKS, config)
+        params,
+        jax.lax.stop_gradient(params['critic']),
+        batch,
+        z,
+        noises[1],
+        _NETWORKS,
+        config,
+      )
       return {**first, **second}
+
     return jax.jacrev(terms, (0, 1))(params, target)
 
   routes = dict(_ROUTES)
@@ -176,10 +213,22 @@ def test_behaviour_defaults():
   assert (c.latent_size, c.encoder_hidden) == (5, (200,) * 3)
   assert c.critic_hidden == c.value_hidden == c.actor_hidden == (300,) * 3
   assert (c.critic_lr, c.actor_lr, c.context_lr, c.value_lr) == (
-      3e-4, 3e-4, 3e-4, 1e-3)
+    3e-4,
+    3e-4,
+    3e-4,
+    1e-3,
+  )
   assert (c.discount, c.target_rate, c.reward_scale, c.kl_weight) == (
-      0.99, 0.005, 5.0, 0.1)
+    0.99,
+    0.005,
+    5.0,
+    0.1,
+  )
   assert c.train_decoder and c.backprop_q_into_encoder
   assert c.mean_weight == c.log_std_weight == 1e-3
-  assert (c.online.num_updates, c.online.num_tasks, c.online.query_size,
-          c.online.context_size) == (16_000, 4, 256, 64)
+  assert (
+    c.online.num_updates,
+    c.online.num_tasks,
+    c.online.query_size,
+    c.online.context_size,
+  ) == (16_000, 4, 256, 64)

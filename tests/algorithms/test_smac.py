@@ -27,10 +27,14 @@ def _batch():
 
 
 _VARIANTS = {
-    'released': {},
-    'other switches': dict(
-        kl_over_tasks='sum', independent_next_latent=False, awac_weight=0.3,
-        online_q_weight=0.7, encoder_loss='both'),
+  'released': {},
+  'other switches': dict(
+    kl_over_tasks='sum',
+    independent_next_latent=False,
+    awac_weight=0.3,
+    online_q_weight=0.7,
+    encoder_loss='both',
+  ),
 }
 
 
@@ -40,14 +44,15 @@ def test_losses_against_numpy(state, batch, variant, online):
   config = dataclasses.replace(CONFIG, **_VARIANTS[variant])
   noise = smac_inputs.make_noise(state, batch)
   terms, logs = jax.jit(smac_inputs.bind_losses(config, online))(
-      state.params, state.target_params, batch, noise)
+    state.params, state.target_params, batch, noise
+  )
   expected, _, _ = reference.smac(
-      state.params, state.target_params, batch, noise, config, online)
+    state.params, state.target_params, batch, noise, config, online
+  )
   assert set(terms) == set(expected)
   for name, value in expected.items():
     # Float32 against float64.
-    np.testing.assert_allclose(
-        terms[name], value, rtol=2e-5, err_msg=name)
+    np.testing.assert_allclose(terms[name], value, rtol=2e-5, err_msg=name)
   assert all(np.isfinite(value) for value in logs.values())
 
 
@@ -58,25 +63,37 @@ def test_updates_against_numpy_adam(state, batch, online):
   algorithm = smac.make(SPEC, config)
   stage = (algorithm.online if online else algorithm.offline)[0]
   update = jax.jit(stage.update)
-  adams = {'decoder': reference.Adam(config.context_lr),
-           'critic': reference.Adam(config.critic_lr)}
+  adams = {
+    'decoder': reference.Adam(config.context_lr),
+    'critic': reference.Adam(config.critic_lr),
+  }
   target = jax.tree.map(
-      lambda x: np.asarray(x, np.float64), state.target_params)
+    lambda x: np.asarray(x, np.float64), state.target_params
+  )
   for _ in range(2):
     noise = smac_inputs.make_noise(state, batch)
     _, z, y = reference.smac(
-        state.params, state.target_params, batch, noise, config, online)
+      state.params, state.target_params, batch, noise, config, online
+    )
     inputs = [(s, a, z[m]) for m, _, s, a, *_ in reference.rows(batch)]
     rewards = [r for _, _, _, _, r, *_ in reference.rows(batch)]
     decoder = adams['decoder'].step(
-        state.params['context']['decoder'], reference.mse_gradient(
-            state.params['context']['decoder'], inputs, rewards))
-    critic = adams['critic'].step(state.params['critic'], tuple(
-        reference.mse_gradient(c, inputs, y) for c in state.params['critic']))
+      state.params['context']['decoder'],
+      reference.mse_gradient(
+        state.params['context']['decoder'], inputs, rewards
+      ),
+    )
+    critic = adams['critic'].step(
+      state.params['critic'],
+      tuple(
+        reference.mse_gradient(c, inputs, y) for c in state.params['critic']
+      ),
+    )
     target = jax.tree.map(lambda t, c: 0.9 * t + 0.1 * c, target, critic)
     state, _ = update(state, batch)
     helpers.assert_close(
-        state.params['context']['decoder'], decoder, 1e-4, 1e-5)
+      state.params['context']['decoder'], decoder, 1e-4, 1e-5
+    )
     helpers.assert_close(state.params['critic'], critic, 1e-4, 1e-5)
     helpers.assert_close(state.target_params, target, 1e-4, 1e-5)
   # Adam's direction hides a scaled gradient; its moments do not.
@@ -84,39 +101,46 @@ def test_updates_against_numpy_adam(state, batch, online):
   mean = adams['critic'].mean
   for i in range(2):
     np.testing.assert_allclose(
-        moments.mu[i]['params']['Dense_0']['kernel'],
-        mean[i, 'params', 'Dense_0', 'kernel'], rtol=1e-3, atol=1e-5)
+      moments.mu[i]['params']['Dense_0']['kernel'],
+      mean[i, 'params', 'Dense_0', 'kernel'],
+      rtol=1e-3,
+      atol=1e-5,
+    )
   moments = state.opt_state['context'][0].mu['decoder']['params']
   np.testing.assert_allclose(
-      moments['Dense_1']['kernel'],
-      adams['decoder'].mean['params', 'Dense_1', 'kernel'],
-      rtol=1e-3, atol=1e-5)
+    moments['Dense_1']['kernel'],
+    adams['decoder'].mean['params', 'Dense_1', 'kernel'],
+    rtol=1e-3,
+    atol=1e-5,
+  )
 
 
 # Gradient routing: term -> parts that it reaches.
 
 _PARTS = ('encoder', 'decoder', 'critic', 'actor', 'target')
 _ROUTES = {
-    'reward': {'encoder', 'decoder'},
-    'kl': {'encoder'},
-    'critic': {'critic'},
-    'actor': {'actor'},
+  'reward': {'encoder', 'decoder'},
+  'kl': {'encoder'},
+  'critic': {'critic'},
+  'actor': {'actor'},
 }
 
 
 @pytest.mark.parametrize('actor', ['awac', 'sac'])
-@pytest.mark.parametrize('online, encoder_loss', [
-    (False, 'reward'), (True, 'reward'), (True, 'both'), (True, 'q')])
+@pytest.mark.parametrize(
+  'online, encoder_loss',
+  [(False, 'reward'), (True, 'reward'), (True, 'both'), (True, 'q')],
+)
 def test_gradient_routing(state, batch, actor, online, encoder_loss):
-  config = dataclasses.replace(
-      CONFIG, actor=actor, encoder_loss=encoder_loss)
+  config = dataclasses.replace(CONFIG, actor=actor, encoder_loss=encoder_loss)
   losses = smac_inputs.bind_losses(config, online)
   noise = smac_inputs.make_noise(state, batch)
 
   @jax.jit
   def gradients(params, target):
-    return jax.jacrev(
-        lambda p, t: losses(p, t, batch, noise)[0], (0, 1))(params, target)
+    return jax.jacrev(lambda p, t: losses(p, t, batch, noise)[0], (0, 1))(
+      params, target
+    )
 
   routes = dict(_ROUTES)
   if encoder_loss != 'reward':
@@ -124,9 +148,14 @@ def test_gradient_routing(state, batch, actor, online, encoder_loss):
   if encoder_loss == 'q':  # the decoder, which labels, trains all the same
     routes['reward'] = {'decoder'}
   for term, (params, target) in gradients(
-      state.params, state.target_params).items():
-    parts = {**params['context'], 'critic': params['critic'],
-             'actor': params['actor'], 'target': target}
+    state.params, state.target_params
+  ).items():
+    parts = {
+      **params['context'],
+      'critic': params['critic'],
+      'actor': params['actor'],
+      'target': target,
+    }
     reached = {part for part in _PARTS if helpers.largest(parts[part]) > 1e-6}
     untouched = {part for part in _PARTS if helpers.largest(parts[part]) == 0}
     assert reached == routes[term], term
@@ -145,16 +174,22 @@ def test_offline_actor_gradient_is_advantage_weighted_cloning(state, batch):
     def loss(actor):
       params = {**state.params, 'actor': actor}
       return smac_inputs.bind_losses(cold, online)(
-          params, state.target_params, batch, noise)[0]['actor']
+        params, state.target_params, batch, noise
+      )[0]['actor']
+
     return loss
 
   def cloning(actor):
     networks = smac.make_networks(SPEC, cold)
     posterior = networks.encoder.apply(
-        state.params['context']['encoder'], batch.context, batch.context_mask)
+      state.params['context']['encoder'], batch.context, batch.context_mask
+    )
     z = posterior.sample(noise['latent'])[:, None].repeat(3, axis=1)
-    return -jnp.mean(networks.actor.apply(
-        actor, batch.query.observation, z).log_prob(batch.query.action))
+    return -jnp.mean(
+      networks.actor.apply(actor, batch.query.observation, z).log_prob(
+        batch.query.action
+      )
+    )
 
   offline = gradient(with_actor(False))
   helpers.assert_close(offline, gradient(cloning), 1e-3, 1e-4)
@@ -176,12 +211,14 @@ def test_context_networks_online(state, batch, trained):
   assert int(state.step) == 2
   for group in ('critic', 'actor'):
     change = jax.tree.map(
-        lambda a, b: a - b, state.params[group], before.params[group])
+      lambda a, b: a - b, state.params[group], before.params[group]
+    )
     assert helpers.largest(change) > 0
   helpers.assert_same(state.extras, before.extras)
   pairs = (
-      (state.params['context'], before.params['context']),
-      (state.opt_state['context'], before.opt_state['context']))
+    (state.params['context'], before.params['context']),
+    (state.opt_state['context'], before.opt_state['context']),
+  )
   for now, then in pairs:
     if trained:
       change = jax.tree.map(lambda a, b: a - b, now, then)
@@ -215,20 +252,27 @@ def test_relabel_against_numpy(state, batch, label_with):
   # One z for the whole rollout.
   z = mean + np.sqrt(variance) * np.asarray(jax.random.normal(key, (2,)))
   expected = [
-      reference.mlp(networks['decoder'], s, a, z)[0]
-      for s, a in zip(data.observation, data.action)]
+    reference.mlp(networks['decoder'], s, a, z)[0]
+    for s, a in zip(data.observation, data.action)
+  ]
   np.testing.assert_allclose(labels, expected, rtol=1e-4, atol=1e-5)
   # Another key is another z.
-  assert np.abs(
+  assert (
+    np.abs(
       relabel(state, context, mask, data, jax.random.key(7)) - labels
-  ).min() > 1e-6
+    ).min()
+    > 1e-6
+  )
 
 
 def test_released_defaults():
   """Spec smac 3.1."""
   c = smac.Config()
   assert (c.latent_size, c.encoder_hidden, c.decoder_hidden) == (
-      5, (200,) * 3, (64, 64))
+    5,
+    (200,) * 3,
+    (64, 64),
+  )
   assert (c.critic_hidden, c.actor_hidden) == ((300,) * 3, (300,) * 3)
   assert (c.context_lr, c.critic_lr, c.actor_lr) == (3e-4,) * 3
   assert (c.discount, c.target_rate, c.reward_scale) == (0.99, 0.005, 5.0)
@@ -238,7 +282,11 @@ def test_released_defaults():
   assert not c.train_context_online
   assert c.latent_resample_period == 1
   assert c.offline == smac.OfflineConfig(50_000, 4, 128, 64)
-  assert (c.online.num_updates, c.online.num_tasks, c.online.query_size,
-          c.online.context_size, c.online.task_repeat) == (
-              16_000, 4, 256, 64, 4)
+  assert (
+    c.online.num_updates,
+    c.online.num_tasks,
+    c.online.query_size,
+    c.online.context_size,
+    c.online.task_repeat,
+  ) == (16_000, 4, 256, 64, 4)
   assert (c.online.context, c.online.online_share) == ('transitions', -1)

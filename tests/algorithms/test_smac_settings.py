@@ -18,19 +18,24 @@ def _with(**changes):
   return dataclasses.replace(CONFIG, **changes)
 
 
-@pytest.mark.parametrize('changes', [
+@pytest.mark.parametrize(
+  'changes',
+  [
     dict(actor='sac', encoder_loss='q', train_context_online=True),
     dict(awac_temperature=np.inf, online_q_weight=0.0, encoder_loss='both'),
-], ids=str)
+  ],
+  ids=str,
+)
 def test_contract(changes):
-  contracts.check_algorithm(
-      smac.make, _with(**changes), SPEC, quick=True)
+  contracts.check_algorithm(smac.make, _with(**changes), SPEC, quick=True)
 
 
 _STAGE, _SAC = CONFIG.online, smac.SacActorConfig
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(
+  'changes, message',
+  [
     (dict(kl_over_tasks='median'), "kl_over_tasks='median'; choose .*'sum'"),
     (dict(label_with='x'), "label_with='x'; choose .*'current'"),
     (dict(label_with='current', train_context_online=True), 'drifting'),
@@ -42,19 +47,32 @@ _STAGE, _SAC = CONFIG.online, smac.SacActorConfig
     (dict(online_q_weight=-1.0), 'online_q_weight=-1.0: must not be neg'),
     (dict(sac=_SAC(entropy_weight=-1.0)), 'sac.entropy_weight=-1.0: must not'),
     (dict(awac_weight=0.0, online_q_weight=0.0), 'nothing would train'),
-    (dict(online=dataclasses.replace(_STAGE, context='any')),
-     "smac.online.context='any'; choose .*'episodes'"),
-    (dict(online=dataclasses.replace(_STAGE, online_share=1.5)),
-     'online_share=1.5: from 0 to 1, or -1'),
-    (dict(online=dataclasses.replace(_STAGE, online_share=-0.5)),
-     'online_share=-0.5: from 0 to 1, or -1'),
-    (dict(online=dataclasses.replace(_STAGE, offline_share=2.0)),
-     'offline_share=2.0: from 0 to 1'),
-    (dict(online=dataclasses.replace(_STAGE, task_repeat=0)),
-     'smac.online.task_repeat: must be at least 1, not 0'),
-    (dict(offline=dataclasses.replace(CONFIG.offline, query_size=0)),
-     'smac.offline.query_size: must be at least 1, not 0'),
-])
+    (
+      dict(online=dataclasses.replace(_STAGE, context='any')),
+      "smac.online.context='any'; choose .*'episodes'",
+    ),
+    (
+      dict(online=dataclasses.replace(_STAGE, online_share=1.5)),
+      'online_share=1.5: from 0 to 1, or -1',
+    ),
+    (
+      dict(online=dataclasses.replace(_STAGE, online_share=-0.5)),
+      'online_share=-0.5: from 0 to 1, or -1',
+    ),
+    (
+      dict(online=dataclasses.replace(_STAGE, offline_share=2.0)),
+      'offline_share=2.0: from 0 to 1',
+    ),
+    (
+      dict(online=dataclasses.replace(_STAGE, task_repeat=0)),
+      'smac.online.task_repeat: must be at least 1, not 0',
+    ),
+    (
+      dict(offline=dataclasses.replace(CONFIG.offline, query_size=0)),
+      'smac.offline.query_size: must be at least 1, not 0',
+    ),
+  ],
+)
 def test_bad_settings_raise(changes, message):
   with pytest.raises(ValueError, match=message):
     smac.make(SPEC, _with(**changes))
@@ -72,21 +90,21 @@ def test_the_online_share_reaches_the_sampler():
 
 # True rewards, encoder and decoder trained, contexts, online share, Q term.
 _ONLINE = {
-    'smac': (False, False, 'transitions', -1, 1),
-    'matched': (False, True, 'episodes', -1, 1),
-    'oracle': (True, True, 'episodes', -1, 1),
-    'oracle_released': (True, False, 'transitions', -1, 1),
-    'oracle_trained': (True, True, 'transitions', -1, 1),
-    'offline_contexts': (False, True, 'offline', -1, 1),
-    'offline_contexts_released': (False, False, 'offline', -1, 1),
-    'loose_contexts': (False, True, 'transitions', -1, 1),
-    'frozen': (False, False, 'episodes', -1, 1),
-    'no_q': (False, True, 'episodes', -1, 0),
-    'no_q_released': (False, False, 'transitions', -1, 0),
-    'half_online': (False, True, 'episodes', 0.5, 1),
-    'half_online_released': (False, False, 'transitions', 0.5, 1),
-    'no_self_supervision': (False, True, 'offline', 0, 1),
-    'no_self_supervision_released': (False, False, 'offline', 0, 1),
+  'smac': (False, False, 'transitions', -1, 1),
+  'matched': (False, True, 'episodes', -1, 1),
+  'oracle': (True, True, 'episodes', -1, 1),
+  'oracle_released': (True, False, 'transitions', -1, 1),
+  'oracle_trained': (True, True, 'transitions', -1, 1),
+  'offline_contexts': (False, True, 'offline', -1, 1),
+  'offline_contexts_released': (False, False, 'offline', -1, 1),
+  'loose_contexts': (False, True, 'transitions', -1, 1),
+  'frozen': (False, False, 'episodes', -1, 1),
+  'no_q': (False, True, 'episodes', -1, 0),
+  'no_q_released': (False, False, 'transitions', -1, 0),
+  'half_online': (False, True, 'episodes', 0.5, 1),
+  'half_online_released': (False, False, 'transitions', 0.5, 1),
+  'no_self_supervision': (False, True, 'offline', 0, 1),
+  'no_self_supervision_released': (False, False, 'offline', 0, 1),
 }
 
 
@@ -98,14 +116,18 @@ def test_online_variants_are_what_they_are_called():
     changed = configs.variant(config, name)
     settings = changed.settings
     described[name] = (
-        changed.online.gather.rewards == 'true',
-        settings.train_context_online, settings.online.context,
-        settings.online.online_share, settings.online_q_weight)
+      changed.online.gather.rewards == 'true',
+      settings.train_context_online,
+      settings.online.context,
+      settings.online.online_share,
+      settings.online_q_weight,
+    )
     for field in smac.VARIANT_FIXED:
       assert getattr(settings, field) == getattr(config.settings, field)
   assert described == _ONLINE
   descriptions = [
-      variant['description'] for variant in recipes.ONLINE_VARIANTS.values()]
+    variant['description'] for variant in recipes.ONLINE_VARIANTS.values()
+  ]
   assert len(set(descriptions)) == len(descriptions)
 
 
@@ -113,10 +135,10 @@ def test_ablations_are_experiments_of_their_own():
   base = {'online': {'variants': recipes.ONLINE_VARIANTS}}
   default = configs.from_dict(base)
   expected = {
-      'sac_actor': {'actor': 'sac'},
-      'q_encoder': {'encoder_loss': 'q'},
-      'both_encoder': {'encoder_loss': 'both'},
-      'meta_bc': {'awac_temperature': np.inf, 'online_q_weight': 0.0},
+    'sac_actor': {'actor': 'sac'},
+    'q_encoder': {'encoder_loss': 'q'},
+    'both_encoder': {'encoder_loss': 'both'},
+    'meta_bc': {'awac_temperature': np.inf, 'online_q_weight': 0.0},
   }
   assert set(recipes.ABLATIONS) == set(expected)
   for name, ablation in recipes.ABLATIONS.items():
@@ -124,16 +146,25 @@ def test_ablations_are_experiments_of_their_own():
     config = configs.from_dict(recipes.merge(base, changes))
     configs.validate(config)
     assert config == dataclasses.replace(
-        default, settings=dataclasses.replace(
-            default.settings, **expected[name]))
+      default, settings=dataclasses.replace(default.settings, **expected[name])
+    )
 
 
-@pytest.mark.parametrize('changes', [
-    {'actor': 'sac'}, {'encoder_loss': 'q'}, {'latent_size': 3},
-    {'critic_hidden': (5,)}, {'offline': {'num_updates': 1}},
-    {'use_next_observation': True}, {'latent_resample_period': 0}], ids=str)
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'actor': 'sac'},
+    {'encoder_loss': 'q'},
+    {'latent_size': 3},
+    {'critic_hidden': (5,)},
+    {'offline': {'num_updates': 1}},
+    {'use_next_observation': True},
+    {'latent_resample_period': 0},
+  ],
+  ids=str,
+)
 def test_a_variant_cannot_change_the_offline_phase(changes):
-  field, = changes
+  (field,) = changes
   assert field in smac.VARIANT_FIXED
   variants = {**recipes.PAPER_VARIANTS, 'mine': {'smac': changes}}
   with pytest.raises(configs.ConfigError, match=f'mine.*{field}'):

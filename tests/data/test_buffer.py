@@ -16,11 +16,12 @@ def _rows(first, count, tasks=None):
     number = number + 100.0 * jnp.arange(tasks)[:, None]
   wide = lambda size: jnp.repeat(number[..., None], size, axis=-1)
   return Transition(
-      wide(2), wide(1), number, number, wide(2), {'features': wide(3)})
+    wide(2), wide(1), number, number, wide(2), {'features': wide(3)}
+  )
 
 
 def _numbers(buffer, task):
-  return np.asarray(buffer.data.reward[task, :int(buffer.size[task])])
+  return np.asarray(buffer.data.reward[task, : int(buffer.size[task])])
 
 
 def test_make_keeps_the_data_as_a_frozen_prefix():
@@ -44,7 +45,8 @@ def test_append_takes_the_first_count_rows_of_one_task():
   # The row past the count is overwritten.
   buffer = append(buffer, 1, _rows(20, 4), jnp.int32(2))
   np.testing.assert_array_equal(
-      _numbers(buffer, 1), [101, 102, 10, 11, 12, 20, 21])
+    _numbers(buffer, 1), [101, 102, 10, 11, 12, 20, 21]
+  )
   # Nothing, and the other task, stay as they are.
   buffer = append(buffer, 1, _rows(30, 4), jnp.int32(0))
   np.testing.assert_array_equal(buffer.size, [2, 7])
@@ -56,7 +58,8 @@ def test_append_takes_the_first_count_rows_of_one_task():
   np.testing.assert_array_equal(buffer.data.discount[1, 5], 20)
   np.testing.assert_array_equal(buffer.data.next_observation[1, 5], [20, 20])
   np.testing.assert_array_equal(
-      buffer.data.extras['features'][1, 5], [20, 20, 20])
+    buffer.data.extras['features'][1, 5], [20, 20, 20]
+  )
 
 
 def test_empty_then_append():
@@ -83,14 +86,16 @@ def test_record_sequence_and_take():
   buffer = buffers.make(_rows(0, 6, tasks=2), jnp.array([6, 6]), 6, 3)
   for start, length in ((0, 4), (4, 2)):
     buffer = jax.jit(buffers.record_sequence)(
-        buffer, 1, jnp.int32(start), jnp.int32(length))
+      buffer, 1, jnp.int32(start), jnp.int32(length)
+    )
   np.testing.assert_array_equal(buffer.num_sequences, [0, 2])
   np.testing.assert_array_equal(buffer.sequence_start[1, :2], [0, 4])
   np.testing.assert_array_equal(buffer.sequence_length[1, :2], [4, 2])
   taken = buffers.take(buffer, 1, jnp.array([5, 0, 5]))
   np.testing.assert_array_equal(taken.reward, [105, 100, 105])
   np.testing.assert_array_equal(
-      taken.observation, [[105, 105], [100, 100], [105, 105]])
+    taken.observation, [[105, 105], [100, 100], [105, 105]]
+  )
 
 
 def test_replay_contexts():

@@ -27,13 +27,17 @@ def _replay():
 
   def make(number, wide):
     buffer = buffers.make(
-        Transition(wide, wide, number, jnp.ones_like(number), wide),
-        jnp.full(_TASKS, _OFFLINE), _CAPACITY, 2)
+      Transition(wide, wide, number, jnp.ones_like(number), wide),
+      jnp.full(_TASKS, _OFFLINE),
+      _CAPACITY,
+      2,
+    )
     buffer = buffer._replace(size=jnp.array(_SIZES, jnp.int32))
     for task, sequences in _SEQUENCES.items():
       for start, length in sequences:
         buffer = buffers.record_sequence(
-            buffer, task, jnp.int32(start), jnp.int32(length))
+          buffer, task, jnp.int32(start), jnp.int32(length)
+        )
     return buffer
 
   return Replay(make(number, wide), make(number + 1000, wide + 1000))
@@ -42,8 +46,8 @@ def _replay():
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _draw(replay, spec, steps, slots):
   return jax.vmap(
-      lambda step: sampler.sample_batch(_KEY, step, slots, spec, replay))(
-          jnp.arange(steps))
+    lambda step: sampler.sample_batch(_KEY, step, slots, spec, replay)
+  )(jnp.arange(steps))
 
 
 def _sample(replay, spec, steps=500, slots=None):
@@ -56,8 +60,9 @@ def _split(batch):
   """(task of each row, row number) of query and context rewards."""
   task = batch.task_id[..., None]
   return (
-      batch.query.reward - 100 * task,
-      batch.context.reward - 1000 - 100 * task)
+    batch.query.reward - 100 * task,
+    batch.context.reward - 1000 - 100 * task,
+  )
 
 
 def test_transitions_batch(replay):
@@ -100,13 +105,11 @@ def test_one_buffer_for_both_roles_still_draws_independently(replay):
   spec = BatchSpec(num_tasks=4, context_size=5, query_size=7)
   batch = _sample(Replay(replay.rl, None), spec)
   assert batch.context.reward.max() < 1000
-  assert np.mean(
-      batch.context.reward == batch.query.reward[..., :5]) < 0.2
+  assert np.mean(batch.context.reward == batch.query.reward[..., :5]) < 0.2
 
 
 def test_offline_contexts_come_from_the_frozen_prefix(replay):
-  spec = BatchSpec(
-      num_tasks=4, context_size=5, query_size=7, context='offline')
+  spec = BatchSpec(num_tasks=4, context_size=5, query_size=7, context='offline')
   batch = _sample(replay, spec)
   query, context = _split(batch)
   assert set(context.ravel()) == set(range(_OFFLINE))
@@ -128,8 +131,13 @@ def test_draw_context(replay):
 
 def _episodes_spec(**changes):
   return BatchSpec(
-      num_tasks=4, context_size=3, query_size=2, context='episodes',
-      sequence_size=8, **changes)
+    num_tasks=4,
+    context_size=3,
+    query_size=2,
+    context='episodes',
+    sequence_size=8,
+    **changes,
+  )
 
 
 def test_episode_contexts_are_whole_sequences_in_order(replay):
@@ -137,8 +145,10 @@ def test_episode_contexts_are_whole_sequences_in_order(replay):
   _, context = _split(batch)
   seen = {task: set() for task in range(_TASKS)}
   for task, rows, mask in zip(
-      batch.task_id.ravel(), context.reshape(-1, 8),
-      batch.context_mask.reshape(-1, 8)):
+    batch.task_id.ravel(),
+    context.reshape(-1, 8),
+    batch.context_mask.reshape(-1, 8),
+  ):
     assert set(np.diff(mask)) <= {0.0, -1.0}, 'the mask is not a prefix'
     kept = rows[mask > 0]
     if task == 2:  # no sequence yet: offline data instead
@@ -156,8 +166,10 @@ def test_long_sequences_are_cut_at_their_first_steps(replay):
   _, context = _split(batch)
   lengths = set()
   for task, rows, mask in zip(
-      batch.task_id.ravel(), context.reshape(-1, 5),
-      batch.context_mask.reshape(-1, 5)):
+    batch.task_id.ravel(),
+    context.reshape(-1, 5),
+    batch.context_mask.reshape(-1, 5),
+  ):
     if task == 0:
       kept = rows[mask > 0]
       np.testing.assert_array_equal(kept, kept[0] + np.arange(len(kept)))
@@ -187,36 +199,39 @@ def test_episode_context_without_any_data_is_empty(replay):
 
 
 def test_task_repeat_keeps_tasks_for_k_updates(replay):
-  spec = BatchSpec(
-      num_tasks=4, context_size=2, query_size=2, task_repeat=3)
+  spec = BatchSpec(num_tasks=4, context_size=2, query_size=2, task_repeat=3)
   batch = _sample(replay, spec, 30)
   by_group = batch.task_id.reshape(10, 3, 4)
-  np.testing.assert_array_equal(
-      by_group, np.repeat(by_group[:, :1], 3, axis=1))
+  np.testing.assert_array_equal(by_group, np.repeat(by_group[:, :1], 3, axis=1))
   assert len({tuple(group[0]) for group in by_group}) > 5
   # The data are new every time.
   assert not np.array_equal(batch.query.reward[0], batch.query.reward[1])
   assert not np.array_equal(batch.context.reward[0], batch.context.reward[1])
 
 
-@pytest.mark.parametrize('spec', [
+@pytest.mark.parametrize(
+  'spec',
+  [
     BatchSpec(num_tasks=4, context_size=5, query_size=7),
     _episodes_spec(offline_share=0.3),
-], ids=['transitions', 'episodes'])
+  ],
+  ids=['transitions', 'episodes'],
+)
 def test_a_slot_draws_the_same_on_any_device(replay, spec):
   whole = _sample(replay, spec)
   some = _sample(replay, spec, slots=jnp.array([2, 3]))
   jax.tree.map(
-      lambda x, y: np.testing.assert_array_equal(x[:, 2:], y), whole, some)
+    lambda x, y: np.testing.assert_array_equal(x[:, 2:], y), whole, some
+  )
   # Slots with the same task draw different rows.
   same = whole.task_id[:, 0] == whole.task_id[:, 1]
   assert same.any() and not np.array_equal(
-      whole.query.reward[same][:, 0], whole.query.reward[same][:, 1])
+    whole.query.reward[same][:, 0], whole.query.reward[same][:, 1]
+  )
 
 
 def test_tasks_without_replacement(replay):
-  spec = BatchSpec(num_tasks=2, context_size=1, query_size=1,
-                   replacement=False)
+  spec = BatchSpec(num_tasks=2, context_size=1, query_size=1, replacement=False)
   batch = _sample(replay, spec, steps=3000)
   assert np.all(batch.task_id[:, 0] != batch.task_id[:, 1])
   counts = np.unique(batch.task_id, axis=0, return_counts=True)[1]
@@ -227,8 +242,9 @@ def test_tasks_without_replacement(replay):
 
 
 def test_rows_without_replacement(replay):
-  spec = BatchSpec(num_tasks=3, context_size=5, query_size=10,
-                   replacement=False)
+  spec = BatchSpec(
+    num_tasks=3, context_size=5, query_size=10, replacement=False
+  )
   batch = _sample(replay, spec, steps=3000)
   query, context = _split(batch)
   for task, size in enumerate(_SIZES):
@@ -256,8 +272,9 @@ def test_slices_are_consecutive(replay):
     rows = context[batch.task_id == task]
     mask = batch.context_mask[batch.task_id == task]
     count = min(8, size)
-    np.testing.assert_array_equal(mask, np.tile(np.arange(8) < count,
-                                                (len(rows), 1)))
+    np.testing.assert_array_equal(
+      mask, np.tile(np.arange(8) < count, (len(rows), 1))
+    )
     assert np.all(np.diff(rows[:, :count], axis=1) == 1)
     starts = np.bincount(rows[:, 0].astype(int))
     assert len(starts) == size - count + 1
@@ -266,15 +283,23 @@ def test_slices_are_consecutive(replay):
 
 
 def test_several_whole_sequences(replay):
-  spec = BatchSpec(num_tasks=2, context_size=1, query_size=1,
-                   context='sequences', sequence_size=7, num_sequences=3)
+  spec = BatchSpec(
+    num_tasks=2,
+    context_size=1,
+    query_size=1,
+    context='sequences',
+    sequence_size=7,
+    num_sequences=3,
+  )
   batch = _sample(replay, spec, steps=600)
   _, context = _split(batch)
   assert context.shape == (600, 2, 21)
   seen = set()
   for task, rows, mask in zip(
-      batch.task_id.ravel(), context.reshape(-1, 3, 7),
-      batch.context_mask.reshape(-1, 3, 7)):
+    batch.task_id.ravel(),
+    context.reshape(-1, 3, 7),
+    batch.context_mask.reshape(-1, 3, 7),
+  ):
     if not _SEQUENCES[task]:
       assert not mask.any()
       continue

@@ -23,19 +23,26 @@ def _replay():
   number = jnp.arange(20) + 100.0 * jnp.arange(3)[:, None]
   wide = number[..., None]
   buffer = buffers.make(
-      Transition(wide, wide, number, jnp.ones_like(number), wide),
-      jnp.asarray(_OFFLINE), 20, 1)
+    Transition(wide, wide, number, jnp.ones_like(number), wide),
+    jnp.asarray(_OFFLINE),
+    20,
+    1,
+  )
   buffer = buffer._replace(size=jnp.asarray(_SIZES, jnp.int32))
   for task, (start, length) in enumerate([(6, 4), (10, 3)]):
     buffer = buffers.record_sequence(
-        buffer, task, jnp.int32(start), jnp.int32(length))
+      buffer, task, jnp.int32(start), jnp.int32(length)
+    )
   return Replay(buffer, None)
 
 
 @functools.partial(jax.jit, static_argnums=(1,))
 def _draw(replay, spec, slots):
-  return jax.vmap(lambda step: sampler.sample_batch(
-      jax.random.key(0), step, slots, spec, replay))(jnp.arange(400))
+  return jax.vmap(
+    lambda step: sampler.sample_batch(
+      jax.random.key(0), step, slots, spec, replay
+    )
+  )(jnp.arange(400))
 
 
 def _sample(replay, spec=_SPEC, slots=range(4)):
@@ -47,8 +54,9 @@ def _rows(batch):
   return batch.query.reward - 100 * batch.task_id[..., None]
 
 
-@pytest.mark.parametrize('share, count', [
-    (0.0, 0), (0.25, 2), (0.3, 2), (0.9, 7), (1.0, 8)])
+@pytest.mark.parametrize(
+  'share, count', [(0.0, 0), (0.25, 2), (0.3, 2), (0.9, 7), (1.0, 8)]
+)
 def test_that_many_rows_of_every_batch_came_online(replay, share, count):
   batch = _sample(replay, _SPEC._replace(online_share=share))
   rows = _rows(batch)
@@ -61,8 +69,9 @@ def test_that_many_rows_of_every_batch_came_online(replay, share, count):
     np.testing.assert_array_equal(online.sum(axis=1), expected)
     # Uniform in both parts, and from nowhere else.
     for part, start, stop in (
-        (drawn[~online], 0, _OFFLINE[task]),
-        (drawn[online], _OFFLINE[task], _SIZES[task])):
+      (drawn[~online], 0, _OFFLINE[task]),
+      (drawn[online], _OFFLINE[task], _SIZES[task]),
+    ):
       if part.size:
         counts = np.bincount(part.astype(int) - start, minlength=stop - start)
         assert counts.size == stop - start
@@ -81,9 +90,15 @@ def test_without_a_share_it_is_that_of_the_data(replay):
       assert len(set(online.sum(axis=1))) > 3
 
 
-@pytest.mark.parametrize('context', [
-    dict(context='transitions'), dict(context='offline'),
-    dict(context='episodes', sequence_size=6, offline_share=0.3)], ids=str)
+@pytest.mark.parametrize(
+  'context',
+  [
+    dict(context='transitions'),
+    dict(context='offline'),
+    dict(context='episodes', sequence_size=6, offline_share=0.3),
+  ],
+  ids=str,
+)
 def test_contexts_and_tasks_are_the_same(replay, context):
   spec = _SPEC._replace(**context)
   plain = _sample(replay, spec)
@@ -98,4 +113,5 @@ def test_a_slot_draws_the_same_on_any_device(replay):
   spec = _SPEC._replace(online_share=0.5)
   whole, some = _sample(replay, spec), _sample(replay, spec, (2, 3))
   jax.tree.map(
-      lambda x, y: np.testing.assert_array_equal(x[:, 2:], y), whole, some)
+    lambda x, y: np.testing.assert_array_equal(x[:, 2:], y), whole, some
+  )

@@ -33,14 +33,18 @@ def placed(robot: Robot, task: Any, seed: int, root: Any):
   state = robot.reset(jax.random.key(seed), task)
   q, qd = state.physics.q, state.physics.qd
   physics = jax.jit(robot.family.simulator.init)(
-      q.at[2:7].set(np.asarray(root, np.float32)), 0.0 * qd)
+    q.at[2:7].set(np.asarray(root, np.float32)), 0.0 * qd
+  )
   return state._replace(physics=physics)
 
 
 def rollout(robot: Robot, task: Any, seed: int, steps: int, start: Any = None):
   """States [steps + 1] and numpy actions [steps, A] within [-1, 1]."""
-  actions = np.random.RandomState(seed).uniform(
-      -1, 1, (steps, robot.family.spec.action_size)).astype(np.float32)
+  actions = (
+    np.random.RandomState(seed)
+    .uniform(-1, 1, (steps, robot.family.spec.action_size))
+    .astype(np.float32)
+  )
   if start is None:
     start = robot.reset(jax.random.key(seed), task)
   states = [start]
@@ -50,14 +54,14 @@ def rollout(robot: Robot, task: Any, seed: int, steps: int, start: Any = None):
 
 
 def assert_follows_c_mujoco(
-    robot: Robot,
-    q_atol: float,
-    qd_atol: float,
-    task: Any = None,
-    steps: int = 20,
-    seed: int = 0,
-    set_task: Any = None,
-    start: Any = None,
+  robot: Robot,
+  q_atol: float,
+  qd_atol: float,
+  task: Any = None,
+  steps: int = 20,
+  seed: int = 0,
+  set_task: Any = None,
+  start: Any = None,
 ):
   """The same start, actions and task in C MuJoCo, step by step.
 
@@ -74,7 +78,8 @@ def assert_follows_c_mujoco(
   family = robot.family
   if task is None:
     task = jax.tree.map(
-        lambda x: x[0], family.sample_tasks(jax.random.key(0), 1))
+      lambda x: x[0], family.sample_tasks(jax.random.key(0), 1)
+    )
   model = copy.copy(family.simulator.model)
   if set_task is not None:
     set_task(model, task)

@@ -12,11 +12,19 @@ from offmeta.envs import simulator
 from offmeta.testing import contracts
 
 LISTS = {
-    'cheetah_vel': (
-        'default', 'smac', 'pearl', 'focal', 'borel', 'macaw', 'csro', 'ood'),
-    'cheetah_dir': ('default', 'pearl', 'macaw'),
-    'ant_dir': ('default', 'smac', 'macaw', 'pearl', 'ood'),
-    'ant_goal': ('default', 'pearl', 'csro', 'ood'),
+  'cheetah_vel': (
+    'default',
+    'smac',
+    'pearl',
+    'focal',
+    'borel',
+    'macaw',
+    'csro',
+    'ood',
+  ),
+  'cheetah_dir': ('default', 'pearl', 'macaw'),
+  'ant_dir': ('default', 'smac', 'macaw', 'pearl', 'ood'),
+  'ant_goal': ('default', 'pearl', 'csro', 'ood'),
 }
 # Height (m) and quaternion of an ant on its back: its feet, on which alone
 # the ants of `ant_dir` stand, are up.
@@ -46,8 +54,7 @@ def compiled(request):
 @pytest.mark.parametrize('name', sorted(LISTS))
 def test_contract_on_spring(name):
   family = envs.make(name)
-  contracts.check_env_family(
-      family, num_steps=15, task_lists=LISTS[name])
+  contracts.check_env_family(family, num_steps=15, task_lists=LISTS[name])
   assert family.spec.episode_length == 200
   assert family.spec.options['backend'] == 'spring'
 
@@ -59,8 +66,7 @@ def test_cheetah_reward_from_logged_positions(cheetah):
   x = log[:, 17]  # the torso's position is the last three of 20 numbers
   velocity = np.diff(x) / 0.05
   reward = -np.abs(velocity - 1.3) - 0.05 * np.square(actions).sum(axis=1)
-  np.testing.assert_allclose(
-      [s.reward for s in states[1:]], reward, atol=2e-4)
+  np.testing.assert_allclose([s.reward for s in states[1:]], reward, atol=2e-4)
   assert np.abs(velocity).max() > 0.3, 'the cheetah does not move'
   assert all(s.terminal == 0.0 for s in states)
 
@@ -72,8 +78,7 @@ def test_ant_reward_from_logged_positions(ant):
   velocity = np.diff(xy, axis=0) / 0.05
   reward = velocity @ [np.cos(2.0), np.sin(2.0)] + 1.0
   reward -= 0.5 * np.square(actions.astype(np.float64)).sum(axis=1)
-  np.testing.assert_allclose(
-      [s.reward for s in states[1:]], reward, atol=2e-4)
+  np.testing.assert_allclose([s.reward for s in states[1:]], reward, atol=2e-4)
   assert np.abs(velocity).max() > 0.3, 'the ant does not move'
 
 
@@ -87,14 +92,15 @@ def test_cheetah_dir_rewards_either_direction(cheetah):
   features = np.stack([s.features for s in states[1:]])
   for direction in (1.0, -1.0):
     reward = family.reward(
-        features, actions, {'direction': jnp.float32(direction)})
-    np.testing.assert_allclose(
-        reward, direction * velocity - cost, atol=2e-4)
+      features, actions, {'direction': jnp.float32(direction)}
+    )
+    np.testing.assert_allclose(reward, direction * velocity - cost, atol=2e-4)
   # The same options, which mean the same.
   gym = envs.make('cheetah_dir', observation='gym', control_weight=1.0)
   assert gym.spec.observation_size == 17
   reward = gym.reward(
-      jnp.array([2.0]), jnp.ones(6), {'direction': jnp.float32(-1.0)})
+    jnp.array([2.0]), jnp.ones(6), {'direction': jnp.float32(-1.0)}
+  )
   np.testing.assert_allclose(reward, -8.0)
 
 
@@ -105,12 +111,12 @@ def test_ant_goal_reward_from_logged_positions(ant_goal):
   q = np.stack([s.physics.q for s in states])
   qd = np.stack([s.physics.qd for s in states])
   np.testing.assert_array_equal(
-      np.stack([s.observation for s in states]), np.c_[q, qd])
+    np.stack([s.observation for s in states]), np.c_[q, qd]
+  )
   # The goal is compared with the position after the step.
   reward = -np.abs(q[1:, :2] - goal).sum(axis=1)
   reward -= 0.1 * np.square(actions.astype(np.float64)).sum(axis=1)
-  np.testing.assert_allclose(
-      [s.reward for s in states[1:]], reward, atol=1e-5)
+  np.testing.assert_allclose([s.reward for s in states[1:]], reward, atol=1e-5)
   assert np.abs(np.diff(q[:, :2], axis=0)).max() > 0.02, 'it does not move'
   np.testing.assert_array_equal(states[0].features, q[0, :2])
 
@@ -121,7 +127,8 @@ def test_only_the_torso_of_ant_goal_touches_the_floor(ant, ant_goal):
     family = robot.family
     task = envs.take_tasks(family.task_list('default')[0], 0)
     states, _ = robots.rollout(
-        robot, task, 0, 60, robots.placed(robot, task, 0, ON_ITS_BACK))
+      robot, task, 0, 60, robots.placed(robot, task, 0, ON_ITS_BACK)
+    )
     lowest[family.spec.name] = min(float(s.physics.q[2]) for s in states)
   assert lowest['ant_dir'] < 0.0
   assert 0.2 < lowest['ant_goal'] < 0.3  # the torso's radius is 0.25
@@ -134,8 +141,10 @@ def test_task_alters_the_reward_only(compiled):
   action = 0.5 * jnp.ones(compiled.family.spec.action_size)
   one, other = (compiled.step(state, action, task) for task in (first, second))
   assert one.reward != other.reward
-  for a, b in zip(jax.tree.leaves(one._replace(reward=0)),
-                  jax.tree.leaves(other._replace(reward=0))):
+  for a, b in zip(
+    jax.tree.leaves(one._replace(reward=0)),
+    jax.tree.leaves(other._replace(reward=0)),
+  ):
     np.testing.assert_array_equal(a, b)
 
 
@@ -152,7 +161,8 @@ def test_cheetah_observation_variants(cheetah):
   np.testing.assert_allclose(state.observation[17:], torso, atol=1e-6)
   assert torso[2] > 0.3
   np.testing.assert_array_equal(
-      gym._observe(state.physics, jnp.zeros(6)), state.observation[:17])
+    gym._observe(state.physics, jnp.zeros(6)), state.observation[:17]
+  )
 
 
 def test_ant_starts_upright_with_unit_quaternion(ant):
@@ -163,8 +173,9 @@ def test_ant_starts_upright_with_unit_quaternion(ant):
   assert np.all(np.abs(q[:, 0] - 0.55) <= 0.1) and q[:, 0].std() > 0.02
 
 
-@pytest.mark.parametrize('height, terminal', [
-    (0.05, 1.0), (0.5, 0.0), (0.9, 0.0), (1.2, 1.0)])
+@pytest.mark.parametrize(
+  'height, terminal', [(0.05, 1.0), (0.5, 0.0), (0.9, 0.0), (1.2, 1.0)]
+)
 def test_ant_terminates_by_height(ant, height, terminal):
   task = {'angle': jnp.float32(0.0)}
   start = robots.placed(ant, task, 0, (height, *ON_ITS_BACK[1:]))
@@ -187,26 +198,33 @@ def test_cheetah_upside_down_does_not_terminate(cheetah):
 def test_absurd_velocities_are_no_physics(compiled):
   """Finite, but far beyond any sound simulation (about 120)."""
   task = jax.tree.map(
-      lambda x: x[0], compiled.family.sample_tasks(jax.random.key(0), 1))
+    lambda x: x[0], compiled.family.sample_tasks(jax.random.key(0), 1)
+  )
   state = compiled.reset(jax.random.key(0), task)
   fast = state.physics.qd.at[0].set(1e5)
   physics = jax.jit(compiled.family.simulator.init)(state.physics.q, fast)
   after = compiled.step(
-      state._replace(physics=physics),
-      jnp.zeros(compiled.family.spec.action_size), task)
+    state._replace(physics=physics),
+    jnp.zeros(compiled.family.spec.action_size),
+    task,
+  )
   assert after.diverged == 1.0 and abs(after.reward) < 10.0
 
 
 def test_physics_that_blows_up_is_flagged_without_nan(compiled):
   task = jax.tree.map(
-      lambda x: x[0], compiled.family.sample_tasks(jax.random.key(0), 1))
+    lambda x: x[0], compiled.family.sample_tasks(jax.random.key(0), 1)
+  )
   state = compiled.reset(jax.random.key(0), task)
   physics = state.physics
   broken = physics._replace(
-      internal=jax.tree.map(lambda x: x * 1e25, physics.internal))
+    internal=jax.tree.map(lambda x: x * 1e25, physics.internal)
+  )
   after = compiled.step(
-      state._replace(physics=broken),
-      jnp.zeros(compiled.family.spec.action_size), task)
+    state._replace(physics=broken),
+    jnp.zeros(compiled.family.spec.action_size),
+    task,
+  )
   assert after.diverged == 1.0
   assert after.terminal == float(compiled.family.spec.terminates)
   for leaf in jax.tree.leaves(after):
@@ -214,8 +232,12 @@ def test_physics_that_blows_up_is_flagged_without_nan(compiled):
   np.testing.assert_allclose(after.observation, state.observation, atol=1e-6)
   # As at a reset: nothing has moved.
   np.testing.assert_array_equal(after.features, state.features)
-  np.testing.assert_allclose(after.reward, compiled.family.reward(
-      after.features, jnp.zeros(compiled.family.spec.action_size), task))
+  np.testing.assert_allclose(
+    after.reward,
+    compiled.family.reward(
+      after.features, jnp.zeros(compiled.family.spec.action_size), task
+    ),
+  )
 
 
 @pytest.mark.parametrize('name', ['cheetah_vel', 'ant_dir'])
@@ -240,10 +262,13 @@ def test_mjx_ant_goal_falls_on_its_torso_as_in_c_mujoco():
   task = envs.take_tasks(robot.family.task_list('pearl')[0], 0)
   start = robots.placed(robot, task, 0, (0.3, *ON_ITS_BACK[1:]))
   robots.assert_follows_c_mujoco(
-      robot, q_atol=1e-4, qd_atol=1e-2, task=task, start=start)
+    robot, q_atol=1e-4, qd_atol=1e-2, task=task, start=start
+  )
 
 
-@pytest.mark.parametrize('name, backend, timestep, n_frames, last_gears', [
+@pytest.mark.parametrize(
+  'name, backend, timestep, n_frames, last_gears',
+  [
     ('cheetah_vel', 'spring', 0.003125, 16, (100, 100)),
     ('cheetah_vel', 'positional', 0.003125, 16, (100, 100)),
     ('cheetah_vel', 'generalized', 0.01, 5, (60, 30)),
@@ -257,7 +282,8 @@ def test_mjx_ant_goal_falls_on_its_torso_as_in_c_mujoco():
     ('ant_goal', 'positional', 0.005, 10, (200, 200)),
     ('ant_goal', 'generalized', 0.005, 10, (150, 150)),
     ('ant_goal', 'mjx', 0.01, 5, (150, 150)),
-])
+  ],
+)
 def test_backend_switch(name, backend, timestep, n_frames, last_gears):
   family = envs.make(name, backend=backend)
   options, system = family.spec.options, family.simulator.system
@@ -273,9 +299,16 @@ def test_backend_switch(name, backend, timestep, n_frames, last_gears):
 
 
 def test_options_reach_the_simulator():
-  family = envs.make('ant_dir', backend='mjx', n_frames=10,
-                     solver_iterations=1, ls_iterations=5, terminate=False,
-                     reward='forward', episode_length=50)
+  family = envs.make(
+    'ant_dir',
+    backend='mjx',
+    n_frames=10,
+    solver_iterations=1,
+    ls_iterations=5,
+    terminate=False,
+    reward='forward',
+    episode_length=50,
+  )
   opt = family.simulator.model.opt
   assert (opt.iterations, opt.ls_iterations, opt.timestep) == (1, 5, 0.005)
   assert opt.disableflags == mujoco.mjtDisableBit.mjDSBL_EULERDAMP
@@ -285,7 +318,8 @@ def test_options_reach_the_simulator():
   np.testing.assert_allclose(reward, 2.0, atol=1e-6)
   heavy = envs.make('cheetah_vel', control_weight=0.1)
   reward = heavy.reward(
-      jnp.array([3.0]), 2.0 * jnp.ones(6), {'velocity': jnp.float32(1.0)})
+    jnp.array([3.0]), 2.0 * jnp.ones(6), {'velocity': jnp.float32(1.0)}
+  )
   np.testing.assert_allclose(reward, -2.0 - 0.6, atol=1e-6)
 
 
@@ -295,9 +329,20 @@ def test_cheetah_masses_equal_the_stock_model(tmp_path, monkeypatch):
   stock = mujoco.MjModel.from_xml_path(f'{path}/envs/assets/half_cheetah.xml')
   ours = envs.make('cheetah_vel', backend='mjx').simulator.model
   np.testing.assert_allclose(ours.body_mass.sum(), 14.0, rtol=1e-12)
-  for field in ('body_mass', 'body_inertia', 'body_ipos', 'body_invweight0',
-                'dof_invweight0', 'actuator_gear', 'geom_size',
-                'geom_contype'):
+  for field in (
+    'body_mass',
+    'body_inertia',
+    'body_ipos',
+    'body_invweight0',
+    'dof_invweight0',
+    'actuator_gear',
+    'geom_size',
+    'geom_contype',
+  ):
     np.testing.assert_allclose(
-        getattr(ours, field), getattr(stock, field), rtol=1e-9, atol=1e-12,
-        err_msg=field)
+      getattr(ours, field),
+      getattr(stock, field),
+      rtol=1e-9,
+      atol=1e-12,
+      err_msg=field,
+    )

@@ -14,10 +14,19 @@ from offmeta.envs import simulator
 from offmeta.testing import contracts
 
 NAMES = ('walker_params', 'hopper_params')
-LISTS = {'default': (50, 5), 'smac': (50, 5), 'pearl': (40, 10),
-         'csro': (30, 10), 'ood': (50, 10)}
-FIELDS = {'mass': 'body_mass', 'inertia': 'body_inertia',
-          'damping': 'dof_damping', 'friction': 'geom_friction'}
+LISTS = {
+  'default': (50, 5),
+  'smac': (50, 5),
+  'pearl': (40, 10),
+  'csro': (30, 10),
+  'ood': (50, 10),
+}
+FIELDS = {
+  'mass': 'body_mass',
+  'inertia': 'body_inertia',
+  'damping': 'dof_damping',
+  'friction': 'geom_friction',
+}
 BASES = {'mass': 1.5, 'inertia': 1.5, 'damping': 1.3, 'friction': 1.5}
 BATCH = 16  # one size, so that the batched step is compiled once
 
@@ -31,27 +40,31 @@ def robot(request):
 def batched(robot):
   jit = lambda function: jax.jit(jax.vmap(function))
   return robots.Robot(
-      robot.family, jit(robot.family.reset), jit(robot.family.step))
+    robot.family, jit(robot.family.reset), jit(robot.family.step)
+  )
 
 
 def nominal(family, num_tasks):
   """Exponents of 0."""
   return jax.tree.map(
-      jnp.zeros_like, family.sample_tasks(jax.random.key(0), num_tasks))
+    jnp.zeros_like, family.sample_tasks(jax.random.key(0), num_tasks)
+  )
 
 
 def run(batched, tasks, keys, actions):
   """States with leaves [steps + 1, BATCH, ...] for actions [steps, A]."""
   states = [batched.reset(keys, tasks)]
   for action in actions:
-    states.append(batched.step(
-        states[-1], np.tile(action, (BATCH, 1)), tasks))
+    states.append(batched.step(states[-1], np.tile(action, (BATCH, 1)), tasks))
   return jax.tree.map(lambda *leaves: np.stack(leaves), *states)
 
 
 def random_actions(family, steps, seed=0):
-  return np.random.RandomState(seed).uniform(
-      -1, 1, (steps, family.spec.action_size)).astype(np.float32)
+  return (
+    np.random.RandomState(seed)
+    .uniform(-1, 1, (steps, family.spec.action_size))
+    .astype(np.float32)
+  )
 
 
 def same_start(batched, tasks, steps):
@@ -72,10 +85,13 @@ def test_contract(robot):
   family = robot.family
   # Measured between vmapped and single steps: 4e-4 in the walker's velocities.
   contracts.check_env_family(
-      family, num_steps=8, task_lists=tuple(LISTS), tolerance=2e-3)
+    family, num_steps=8, task_lists=tuple(LISTS), tolerance=2e-3
+  )
   sizes = (family.spec.observation_size, family.spec.action_size)
-  assert sizes == {'walker_params': (17, 6), 'hopper_params': (11, 3)}[
-      family.spec.name]
+  assert (
+    sizes
+    == {'walker_params': (17, 6), 'hopper_params': (11, 3)}[family.spec.name]
+  )
   assert family.spec.terminates and family.spec.episode_length == 200
   options = family.spec.options
   assert (options['backend'], options['n_frames']) == ('mjx', 4)
@@ -87,7 +103,8 @@ def test_contract(robot):
 def test_tasks_start_alike_and_move_differently(batched):
   tasks = batched.family.task_list('smac')[0]
   observation = same_start(
-      batched, envs.take_tasks(tasks, slice(BATCH)), 10).observation
+    batched, envs.take_tasks(tasks, slice(BATCH)), 10
+  ).observation
   assert np.all(observation[0] == observation[0, 0])
   assert np.abs(observation).max() <= 10.0
   distance = np.abs(observation[:, :, None] - observation[:, None]).max((0, 3))
@@ -120,13 +137,14 @@ def test_reward_and_termination_from_logged_states(batched):
   keys = jax.random.split(jax.random.key(4), 64)
   for i in range(0, 64, BATCH):
     tasks = envs.take_tasks(all_tasks, slice(i, i + BATCH))
-    states = run(batched, tasks, keys[i:i + BATCH], actions)
+    states = run(batched, tasks, keys[i : i + BATCH], actions)
     q, qd = (x.astype(np.float64) for x in states.physics[:2])
     velocity = np.diff(q[:, :, 0], axis=0) / 0.016
     reward = velocity + 1 - 1e-3 * np.square(actions).sum(-1)[:, None]
     np.testing.assert_allclose(states.reward[1:], reward, atol=2e-4)
     np.testing.assert_array_equal(
-        states.terminal[1:], ~healthy(family.spec.name, q, qd)[1:])
+      states.terminal[1:], ~healthy(family.spec.name, q, qd)[1:]
+    )
     assert np.all(states.terminal[1] == 0) and np.any(states.terminal[-1] == 1)
     assert np.all(states.diverged == 0)
     for leaf in jax.tree.leaves(states):
@@ -141,22 +159,37 @@ def test_reward_ignores_the_task(robot):
   cost = 1e-3 * robot.family.spec.action_size  # actions are clipped
   for i in range(2):
     np.testing.assert_allclose(
-        robot.family.reward(features, actions, envs.take_tasks(tasks, i)),
-        [3.0 - cost, -cost], atol=1e-6)
+      robot.family.reward(features, actions, envs.take_tasks(tasks, i)),
+      [3.0 - cost, -cost],
+      atol=1e-6,
+    )
 
 
 # Changes of the start's q, the last velocity, and whether that is healthy.
 HEALTH = {
-    'walker_params': [
-        ({}, 0, True), ({0: 150.0}, 150, True),
-        ({1: -0.44}, 0, True), ({1: -0.46}, 0, False),
-        ({1: 0.74}, 0, True), ({1: 0.76}, 0, False),
-        ({2: 0.99}, 0, True), ({2: 1.01}, 0, False), ({2: -1.01}, 0, False)],
-    'hopper_params': [
-        ({}, 0, True), ({0: 150.0}, 99, True), ({}, 101, False),
-        ({1: -0.54}, 0, True), ({1: -0.56}, 0, False), ({1: 5.0}, 0, True),
-        ({2: 0.19}, 0, True), ({2: 0.21}, 0, False), ({2: -0.21}, 0, False),
-        ({5: -101.0}, 0, False)],
+  'walker_params': [
+    ({}, 0, True),
+    ({0: 150.0}, 150, True),
+    ({1: -0.44}, 0, True),
+    ({1: -0.46}, 0, False),
+    ({1: 0.74}, 0, True),
+    ({1: 0.76}, 0, False),
+    ({2: 0.99}, 0, True),
+    ({2: 1.01}, 0, False),
+    ({2: -1.01}, 0, False),
+  ],
+  'hopper_params': [
+    ({}, 0, True),
+    ({0: 150.0}, 99, True),
+    ({}, 101, False),
+    ({1: -0.54}, 0, True),
+    ({1: -0.56}, 0, False),
+    ({1: 5.0}, 0, True),
+    ({2: 0.19}, 0, True),
+    ({2: 0.21}, 0, False),
+    ({2: -0.21}, 0, False),
+    ({5: -101.0}, 0, False),
+  ],
 }
 
 
@@ -181,8 +214,10 @@ def test_batched_tasks_equal_single_ones(robot, batched):
     states, same = robots.rollout(robot, envs.take_tasks(tasks, i), 0, 15)
     np.testing.assert_array_equal(actions, same)
     np.testing.assert_allclose(
-        np.stack([state.physics.q for state in states]),
-        together.physics.q[:, i], atol=1e-3)
+      np.stack([state.physics.q for state in states]),
+      together.physics.q[:, i],
+      atol=1e-3,
+    )
 
 
 @pytest.mark.filterwarnings('ignore')  # Brax's, about maintenance
@@ -193,11 +228,11 @@ def test_exponent_zero_equals_stock_brax(robot):
   Measured: equal to the last bit for 20 steps.
   """
   family = robot.family
-  parent = {'walker_params': walker2d.Walker2d,
-            'hopper_params': hopper.Hopper}[family.spec.name]
+  parent = {'walker_params': walker2d.Walker2d, 'hopper_params': hopper.Hopper}[
+    family.spec.name
+  ]
 
   class Stock(parent):
-
     def pipeline_step(self, state, action):
       state = super().pipeline_step(state, action)
       position = mjx.kinematics(self.sys, state).xpos[1:]
@@ -205,13 +240,15 @@ def test_exponent_zero_equals_stock_brax(robot):
 
   stock = Stock(backend='mjx', n_frames=4)
   stock.sys = stock.sys.tree_replace(
-      {'opt.timestep': 0.004, 'opt.ls_iterations': 8})
+    {'opt.timestep': 0.004, 'opt.ls_iterations': 8}
+  )
   task = envs.take_tasks(nominal(family, 1), 0)
   states, actions = robots.rollout(robot, task, 0, 20)
   # A stock state with our start. All else is computed anew in each step.
   theirs = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(stock.reset, jax.random.key(0)))
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(stock.reset, jax.random.key(0)),
+  )
   q, qd = states[0].physics[:2]
   start = theirs.pipeline_state.replace(q=q, qd=qd, qpos=q, qvel=qd)
   data = mujoco.MjData(family.simulator.model)
@@ -219,7 +256,8 @@ def test_exponent_zero_equals_stock_brax(robot):
   mujoco.mj_kinematics(family.simulator.model, data)
   start = start.replace(x=start.x.replace(pos=jnp.float32(data.xpos[1:])))
   np.testing.assert_allclose(
-      states[0].observation, stock._get_obs(start), atol=1e-6)
+    states[0].observation, stock._get_obs(start), atol=1e-6
+  )
   theirs = theirs.replace(pipeline_state=start)
   step = jax.jit(stock.step)
   for ours, action in zip(states[1:], actions, strict=True):
@@ -245,30 +283,35 @@ def test_mjx_follows_c_mujoco(robot, index):
   2.2e-4 in q and 3.6e-3 in qd, hopper 1.7e-6 and 1.8e-5.
   """
   task = envs.take_tasks(robot.family.task_list('smac')[0], index)
-  q_atol, qd_atol = {'walker_params': (1e-3, 2e-2),
-                     'hopper_params': (1e-5, 1e-4)}[robot.family.spec.name]
+  q_atol, qd_atol = {
+    'walker_params': (1e-3, 2e-2),
+    'hopper_params': (1e-5, 1e-4),
+  }[robot.family.spec.name]
   robots.assert_follows_c_mujoco(
-      robot, q_atol, qd_atol, task=task, set_task=write_task)
+    robot, q_atol, qd_atol, task=task, set_task=write_task
+  )
 
 
 def test_system_stays_nominal_when_tasks_change_it(robot):
   family = robot.family
   task = envs.take_tasks(family.sample_tasks(jax.random.key(0), 1), 0)
   state = jax.eval_shape(family.reset, jax.random.key(0), task)
-  jax.eval_shape(
-      family.step, state, jnp.zeros(family.spec.action_size), task)
+  jax.eval_shape(family.step, state, jnp.zeros(family.spec.action_size), task)
   changes = family.system_changes(task)
   stock = simulator.stock_xml(family.xml_name)
   stock = mujoco.MjModel.from_xml_string(
-      simulator.ElementTree.tostring(stock, encoding='unicode'))
+    simulator.ElementTree.tostring(stock, encoding='unicode')
+  )
   zero = family.system_changes(jax.tree.map(jnp.zeros_like, task))
   for name, field in FIELDS.items():
     expected = getattr(stock, field).astype(np.float32)
     for now in (getattr(family.simulator.system, field), zero[field]):
       np.testing.assert_array_equal(now, expected)
     np.testing.assert_allclose(
-        changes[field], expected * BASES[name] ** np.asarray(task[name]),
-        rtol=1e-5)
+      changes[field],
+      expected * BASES[name] ** np.asarray(task[name]),
+      rtol=1e-5,
+    )
   assert set(changes) == set(FIELDS.values())
 
 
@@ -282,30 +325,38 @@ def test_generalized_backend(robot):
   task = envs.take_tasks(family.sample_tasks(jax.random.key(0), 1), 0)
   state = jax.eval_shape(family.reset, jax.random.key(0), task)
   after = jax.eval_shape(
-      family.step, state, jnp.zeros(family.spec.action_size), task)
+    family.step, state, jnp.zeros(family.spec.action_size), task
+  )
   assert after.observation.shape == (family.spec.observation_size,)
   expected = reference.system_changes(task)
   changes = dict(family.system_changes(task))
   inertia = changes.pop('link.inertia.i')
   np.testing.assert_allclose(
-      inertia, jax.vmap(jnp.diag)(expected['body_inertia'][1:]), rtol=1e-6)
+    inertia, jax.vmap(jnp.diag)(expected['body_inertia'][1:]), rtol=1e-6
+  )
   np.testing.assert_allclose(
-      changes.pop('link.inertia.mass'), expected['body_mass'][1:], rtol=1e-6)
+    changes.pop('link.inertia.mass'), expected['body_mass'][1:], rtol=1e-6
+  )
   np.testing.assert_allclose(
-      changes.pop('dof.damping'), expected['dof_damping'], rtol=1e-6)
+    changes.pop('dof.damping'), expected['dof_damping'], rtol=1e-6
+  )
   np.testing.assert_allclose(
-      changes.pop('geom_friction'), expected['geom_friction'], rtol=1e-6)
+    changes.pop('geom_friction'), expected['geom_friction'], rtol=1e-6
+  )
   assert not changes
 
 
-@pytest.mark.parametrize('options, message', [
+@pytest.mark.parametrize(
+  'options, message',
+  [
     ({'backend': 'spring'}, "'spring' would ignore.* fields.*use mjx or gen"),
     ({'backend': 'positional'}, "'positional' would ignore"),
     ({'backend': 'bullet'}, 'spring, positional, generalized, mjx'),
     ({'log_scale_limit': 0.0}, 'log_scale_limit'),
     ({'log_scale_limit': float('nan')}, 'log_scale_limit'),
     ({'mass': 1.0}, "'mass'.*known: .*log_scale_limit"),
-])
+  ],
+)
 @pytest.mark.parametrize('name', NAMES)
 def test_bad_options(name, options, message):
   with pytest.raises(ValueError, match=message):
@@ -323,8 +374,9 @@ def test_starts_are_uniform_and_small(robot):
 
 def flat(task):
   return np.concatenate(
-      [np.asarray(task[name]).reshape(len(task[name]), -1) for name in FIELDS],
-      axis=1)
+    [np.asarray(task[name]).reshape(len(task[name]), -1) for name in FIELDS],
+    axis=1,
+  )
 
 
 def test_task_lists(robot):
@@ -348,14 +400,20 @@ def test_csro_list_repeats_its_draws(robot):
   """np.random.seed(1234), then field by field, as its wrapper draws."""
   family = robot.family
   model, random = family.simulator.model, np.random.RandomState(1234)
-  tasks = [{key: random.uniform(-3, 3, size=getattr(model, field).shape)
-            for key, field in FIELDS.items()} for _ in range(40)]
+  tasks = [
+    {
+      key: random.uniform(-3, 3, size=getattr(model, field).shape)
+      for key, field in FIELDS.items()
+    }
+    for _ in range(40)
+  ]
   train, test = family.task_list('csro')
   for key in FIELDS:
     stacked = np.stack([task[key] for task in tasks])
     np.testing.assert_allclose(test[key], stacked[2::4], rtol=1e-6)
     np.testing.assert_allclose(
-        train[key], np.delete(stacked, np.s_[2::4], axis=0), rtol=1e-6)
+      train[key], np.delete(stacked, np.s_[2::4], axis=0), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize('limit', [3.0, 1.5])

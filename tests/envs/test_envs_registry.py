@@ -16,7 +16,9 @@ def test_unknown_family_names_the_known():
     envs.make('cheetah')
 
 
-@pytest.mark.parametrize('name, options, message', [
+@pytest.mark.parametrize(
+  'name, options, message',
+  [
     ('point_robot', {'goal': 'circle'}, "'goal'.*known: .*goals"),
     ('point_robot', {'backend': 'mjx'}, "'backend' of family 'point_robot'"),
     ('point_robot', {'goals': 'disc'}, 'semicircle, circle, square'),
@@ -34,7 +36,8 @@ def test_unknown_family_names_the_known():
     ('cheetah_vel', {'control_weight': 'x'}, "'control_weight' .* number"),
     ('cheetah_vel', {'control_weight': True}, "'control_weight' .* number"),
     ('walker_params', {'log_scale_limit': '2'}, "'log_scale_limit' .* number"),
-])
+  ],
+)
 def test_bad_options_name_the_known(name, options, message):
   with pytest.raises(ValueError, match=message):
     envs.make(name, **options)
@@ -42,8 +45,9 @@ def test_bad_options_name_the_known(name, options, message):
 
 def test_a_model_without_options():
   xml = ElementTree.fromstring(
-      '<mujoco><worldbody><body><joint/><geom size="1"/></body></worldbody>'
-      '</mujoco>')
+    '<mujoco><worldbody><body><joint/><geom size="1"/></body></worldbody>'
+    '</mujoco>'
+  )
   made = simulator.make_simulator(xml, 'mjx', 4, 0.04)
   assert made.model.opt.timestep == 0.01
 
@@ -76,9 +80,14 @@ for name, backend in (('cheetah_vel', 'mjx'), ('ant_dir', 'spring')):
 
 def test_nothing_is_printed_or_left_behind(tmp_path):
   result = subprocess.run(
-      [sys.executable, '-c', _QUIET_SCRIPT], cwd=tmp_path, check=False,
-      capture_output=True, text=True, timeout=300,
-      env=_environment())
+    [sys.executable, '-c', _QUIET_SCRIPT],
+    cwd=tmp_path,
+    check=False,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    env=_environment(),
+  )
   assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
   assert not list(tmp_path.iterdir()), 'a log file was left behind'
 
@@ -87,8 +96,8 @@ def _environment() -> dict[str, str]:
   """CPU only, every warning shown, and this checkout's package."""
   root = os.path.dirname(os.path.dirname(envs.__path__[0]))
   return {
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'PYTHONPATH': root,
-      'PYTHONWARNINGS': 'always',
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': root,
+    'PYTHONWARNINGS': 'always',
   }

@@ -33,7 +33,8 @@ def _centre_of_mass(model, physics):
   x, total, turned = physics.internal.x, np.zeros(3), np.zeros(3)
   for body in range(1, model.nbody):
     mujoco.mju_rotVecQuat(
-        turned, model.body_ipos[body], np.asarray(x.rot[body - 1], np.float64))
+      turned, model.body_ipos[body], np.asarray(x.rot[body - 1], np.float64)
+    )
     total += model.body_mass[body] * (np.asarray(x.pos[body - 1]) + turned)
   return total / model.body_mass.sum()
 
@@ -41,8 +42,8 @@ def _centre_of_mass(model, physics):
 def test_contract_on_spring(spring):
   family = spring.family
   contracts.check_env_family(
-      family, num_steps=10,
-      task_lists=('default', 'smac', 'pearl', 'csro', 'ood'))
+    family, num_steps=10, task_lists=('default', 'smac', 'pearl', 'csro', 'ood')
+  )
   assert family.spec.episode_length == 200 and family.spec.terminates
   assert family.spec.options['backend'] == 'spring'
 
@@ -54,8 +55,7 @@ def test_reward_from_logged_positions(spring):
   velocity = np.diff(centre[:, :2], axis=0) / 0.015
   reward = 1.25 * velocity @ [np.cos(2.0), np.sin(2.0)] + 5.0
   reward -= 0.1 * np.square(0.4 * actions.astype(np.float64)).sum(axis=1)
-  np.testing.assert_allclose(
-      [s.reward for s in states[1:]], reward, atol=5e-4)
+  np.testing.assert_allclose([s.reward for s in states[1:]], reward, atol=5e-4)
   assert np.abs(velocity).max() > 0.05, 'the humanoid does not move'
 
 
@@ -67,21 +67,31 @@ def test_equals_stock_brax(spring):
   stock = stock_envs.get_environment('humanoid', backend='spring')
   state = robots.placed(spring, _task(0.0), 0, (1.05, *LYING))
   pipeline_state = state.physics.internal.replace(
-      q=state.physics.q, qd=state.physics.qd)
-  metrics = ('forward_reward', 'reward_linvel', 'reward_quadctrl',
-             'reward_alive', 'x_position', 'y_position',
-             'distance_from_origin', 'x_velocity', 'y_velocity')
+    q=state.physics.q, qd=state.physics.qd
+  )
+  metrics = (
+    'forward_reward',
+    'reward_linvel',
+    'reward_quadctrl',
+    'reward_alive',
+    'x_position',
+    'y_position',
+    'distance_from_origin',
+    'x_velocity',
+    'y_velocity',
+  )
   zero = jnp.zeros(())
   theirs = stock_envs.State(
-      pipeline_state, jnp.zeros(244), zero, zero,
-      {name: zero for name in metrics})
+    pipeline_state, jnp.zeros(244), zero, zero, {name: zero for name in metrics}
+  )
   stock_step = jax.jit(stock.step)
   actions = np.random.RandomState(0).uniform(-1, 1, (12, 17))
   for action in actions.astype(np.float32):
     state = spring.step(state, action, _task(0.0))
     theirs = stock_step(theirs, action)
     np.testing.assert_allclose(
-        state.observation, theirs.obs, rtol=1e-5, atol=1e-4)
+      state.observation, theirs.obs, rtol=1e-5, atol=1e-4
+    )
     np.testing.assert_allclose(state.reward, theirs.reward, atol=1e-4)
     assert state.terminal == theirs.done
   assert theirs.done == 1.0, 'the humanoid was meant to fall'
@@ -107,16 +117,25 @@ def test_mjx_observation_equals_c_mujoco(mjx):
     inertia += mass[body - 1] * (arm @ arm * np.eye(3) - np.outer(arm, arm))
     inertias.append(np.r_[inertia.ravel(), mass[body - 1]])
     mujoco.mj_objectVelocity(
-        model, data, mujoco.mjtObj.mjOBJ_BODY, body, velocities[body - 1], 0)
+      model, data, mujoco.mjtObj.mjOBJ_BODY, body, velocities[body - 1], 0
+    )
   angular, linear = np.split(velocities, 2, axis=1)
   linear *= mass[:, None] / mass.sum()
-  expected = np.concatenate([
-      data.qpos[2:], data.qvel, np.ravel(inertias),
-      np.c_[linear, angular].ravel(), data.qfrc_actuator])
+  expected = np.concatenate(
+    [
+      data.qpos[2:],
+      data.qvel,
+      np.ravel(inertias),
+      np.c_[linear, angular].ravel(),
+      data.qfrc_actuator,
+    ]
+  )
   physics = simulator.Physics(
-      *(jnp.asarray(x, jnp.float32) for x in (data.qpos, data.qvel)), None)
+    *(jnp.asarray(x, jnp.float32) for x in (data.qpos, data.qvel)), None
+  )
   observation = jax.jit(family._observe)(
-      physics, jnp.asarray(action, jnp.float32))
+    physics, jnp.asarray(action, jnp.float32)
+  )
   np.testing.assert_allclose(observation, expected, rtol=1e-5, atol=2e-5)
 
 
@@ -134,8 +153,9 @@ def test_mjx_follows_c_mujoco(mjx):
   robots.assert_follows_c_mujoco(mjx, q_atol=1e-4, qd_atol=3e-3)
 
 
-@pytest.mark.parametrize('height, terminal', [
-    (0.9, 1.0), (1.1, 0.0), (1.9, 0.0), (2.1, 1.0)])
+@pytest.mark.parametrize(
+  'height, terminal', [(0.9, 1.0), (1.1, 0.0), (1.9, 0.0), (2.1, 1.0)]
+)
 def test_terminates_by_height(spring, height, terminal):
   start = robots.placed(spring, _task(0.5), 0, (height, *LYING))
   after = spring.step(start, jnp.zeros(17), _task(0.5))
@@ -162,19 +182,25 @@ def test_start(spring):
 def test_task_alters_the_reward_only(spring):
   state = spring.reset(jax.random.key(0), _task(0.0))
   one, other = (
-      spring.step(state, 0.5 * jnp.ones(17), _task(x)) for x in (0.0, 3.0))
+    spring.step(state, 0.5 * jnp.ones(17), _task(x)) for x in (0.0, 3.0)
+  )
   assert one.reward != other.reward
-  for a, b in zip(jax.tree.leaves(one._replace(reward=0)),
-                  jax.tree.leaves(other._replace(reward=0))):
+  for a, b in zip(
+    jax.tree.leaves(one._replace(reward=0)),
+    jax.tree.leaves(other._replace(reward=0)),
+  ):
     np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize('backend, timestep, n_frames, gears', [
+@pytest.mark.parametrize(
+  'backend, timestep, n_frames, gears',
+  [
     ('spring', 0.0015, 10, (350, 100)),
     ('positional', 0.0015, 10, (350, 100)),
     ('generalized', 0.003, 5, (100, 25)),
     ('mjx', 0.003, 5, (100, 25)),
-])
+  ],
+)
 def test_backend_switch(backend, timestep, n_frames, gears):
   family = envs.make('humanoid_dir', backend=backend)
   options, system = family.spec.options, family.simulator.system
@@ -182,8 +208,7 @@ def test_backend_switch(backend, timestep, n_frames, gears):
   assert options['timestep'] == timestep and options['n_frames'] == n_frames
   assert options['solver_iterations'] == (4 if backend == 'mjx' else None)
   np.testing.assert_allclose(system.opt.timestep, timestep, rtol=1e-6)
-  np.testing.assert_allclose(
-      system.actuator.gear[np.array([0, -1])], gears)
+  np.testing.assert_allclose(system.actuator.gear[np.array([0, -1])], gears)
   state = jax.eval_shape(family.reset, jax.random.key(0), _task(0.0))
   assert state.observation.shape == (244,)
   assert state.features.shape == (2,)

@@ -36,7 +36,8 @@ def _reach(robot, state, task, place, grip=1.0, steps=20):
 def test_contract():
   family = envs.make('manipulation')
   contracts.check_env_family(
-      family, num_steps=10, task_lists=('default', 'smac', 'ood'))
+    family, num_steps=10, task_lists=('default', 'smac', 'ood')
+  )
   spec = family.spec
   assert (spec.observation_size, spec.action_size) == (13, 4)
   assert spec.episode_length == 75 and not spec.terminates
@@ -45,12 +46,15 @@ def test_contract():
   assert (opt.iterations, opt.ls_iterations, opt.timestep) == (6, 4, 0.01)
 
 
-@pytest.mark.parametrize('options, message', [
+@pytest.mark.parametrize(
+  'options, message',
+  [
     ({'backend': 'spring'}, "'spring'; known: mjx. .*another environment"),
     ({'aims': 'some'}, 'all, internal'),
     ({'n_frames': 0}, 'n_frames'),
     ({'solver_iterations': 0}, 'solver_iterations'),
-])
+  ],
+)
 def test_bad_options_name_the_known(options, message):
   with pytest.raises(ValueError, match=message):
     envs.make('manipulation', **options)
@@ -59,8 +63,10 @@ def test_bad_options_name_the_known(options, message):
 def test_only_planes_spheres_and_capsules_collide(robot):
   model = robot.family.simulator.model
   assert not np.any(model.geom_contype) and not np.any(model.geom_conaffinity)
-  kinds = {int(model.geom_type[model.geom(int(i)).id])
-           for i in np.r_[model.pair_geom1, model.pair_geom2]}
+  kinds = {
+    int(model.geom_type[model.geom(int(i)).id])
+    for i in np.r_[model.pair_geom1, model.pair_geom2]
+  }
   geom = mujoco.mjtGeom
   assert kinds == {geom.mjGEOM_PLANE, geom.mjGEOM_SPHERE, geom.mjGEOM_CAPSULE}
 
@@ -78,16 +84,23 @@ def _write(model, task):
 # Waypoints, grip and steps: to the block, up with it and away; to the handle
 # and back; on the button and up.
 _PATHS = {
-    'move_block': [
-        ([0.78, -0.13, -0.2], -1, 7), ([0.78, -0.13, -0.36], -1, 5),
-        ([0.78, -0.13, -0.36], 1, 3), ([0.78, -0.13, -0.23], 1, 4),
-        ([0.68, 0.0, -0.23], 1, 5)],
-    'open_handle_drawer': [
-        ([0.68, -0.14, -0.2], -1, 8), ([0.68, -0.14, -0.33], -1, 5),
-        ([0.68, 0.01, -0.33], 1, 8)],
-    'open_button_drawer': [
-        ([0.58, -0.13, -0.27], 1, 9), ([0.58, -0.13, -0.32], 1, 8),
-        ([0.58, -0.13, -0.2], 1, 4)],
+  'move_block': [
+    ([0.78, -0.13, -0.2], -1, 7),
+    ([0.78, -0.13, -0.36], -1, 5),
+    ([0.78, -0.13, -0.36], 1, 3),
+    ([0.78, -0.13, -0.23], 1, 4),
+    ([0.68, 0.0, -0.23], 1, 5),
+  ],
+  'open_handle_drawer': [
+    ([0.68, -0.14, -0.2], -1, 8),
+    ([0.68, -0.14, -0.33], -1, 5),
+    ([0.68, 0.01, -0.33], 1, 8),
+  ],
+  'open_button_drawer': [
+    ([0.58, -0.13, -0.27], 1, 9),
+    ([0.58, -0.13, -0.32], 1, 8),
+    ([0.58, -0.13, -0.2], 1, 4),
+  ],
 }
 
 
@@ -112,7 +125,8 @@ def test_mjx_follows_c_mujoco(robot, aim):
       move = (np.array(place) - data.qpos[:3]) / 0.05
       move /= max(1.0, np.abs(move).max())
       data.ctrl[:3] = np.clip(
-          data.qpos[:3] + 0.05 * move, [0.5, -0.2, -0.36], [0.85, 0.2, -0.1])
+        data.qpos[:3] + 0.05 * move, [0.5, -0.2, -0.36], [0.85, 0.2, -0.1]
+      )
       data.ctrl[3:5] = 0.045 * (1 - grip) / 2
       data.ctrl[5] = 15.0 * (data.qpos[7] < -0.01)
       for _ in range(5):
@@ -140,9 +154,13 @@ def test_sides_are_mirror_images(robot):
   q = state.physics.q * mirror
   other = other._replace(physics=other.physics._replace(q=q))
   # With shut fingers through the object, then over the handle and back.
-  path = [([0.58, -0.2, -0.34], 1, 5), ([0.58, -0.08, -0.34], 1, 5),
-          ([0.68, 0.14, -0.1], -1, 8), ([0.68, 0.14, -0.33], -1, 6),
-          ([0.68, 0.0, -0.33], 1, 6)]
+  path = [
+    ([0.58, -0.2, -0.34], 1, 5),
+    ([0.58, -0.08, -0.34], 1, 5),
+    ([0.68, 0.14, -0.1], -1, 8),
+    ([0.68, 0.14, -0.33], -1, 6),
+    ([0.68, 0.0, -0.33], 1, 6),
+  ]
   flip = np.array([1, -1, 1, 1], np.float32)
   for place, grip, steps in path:
     for _ in range(steps):
@@ -153,7 +171,8 @@ def test_sides_are_mirror_images(robot):
   signs = np.ones(13)
   signs[[1, 5, 8, 11]] = -1.0
   np.testing.assert_allclose(
-      other.observation, state.observation * signs, atol=1e-4)
+    other.observation, state.observation * signs, atol=1e-4
+  )
   assert state.features[10] > 0.1 and state.reward == other.reward == 0.0
   assert abs(state.observation[5] + 0.13) > 0.02, 'the object was not pushed'
 
@@ -161,8 +180,21 @@ def test_sides_are_mirror_images(robot):
 def test_observation_of_a_full_scene(robot):
   task = table.task('move_hand', side=-1.0, opened=True, corner=(2, 0, 1))
   state = robot.reset(jax.random.key(0), task)
-  expected = [0.6, 0.15, -0.2, 0.09, 0.78, -0.13, -0.36, 0.78, 0.13, -0.36,
-              0.77, 0.01, -0.3]
+  expected = [
+    0.6,
+    0.15,
+    -0.2,
+    0.09,
+    0.78,
+    -0.13,
+    -0.36,
+    0.78,
+    0.13,
+    -0.36,
+    0.77,
+    0.01,
+    -0.3,
+  ]
   noisy = np.array([0, 1, 4, 5, 7, 8])  # x and y of hand, object and block
   off = np.abs(np.asarray(state.observation) - expected)
   assert off[noisy].max() <= 0.0101 and np.delete(off, noisy).max() < 1e-4
@@ -170,18 +202,21 @@ def test_observation_of_a_full_scene(robot):
   moved = np.abs(again.observation - state.observation)
   assert np.all(moved[noisy] > 1e-5), 'the start does not vary'
   np.testing.assert_allclose(
-      robot.family.features_of(state.observation, task), state.features,
-      atol=1e-6)
+    robot.family.features_of(state.observation, task), state.features, atol=1e-6
+  )
   rest = robot.step(state, np.array([0, 0, 0, -1], np.float32), task)
   np.testing.assert_allclose(rest.observation, state.observation, atol=1e-3)
 
 
-@pytest.mark.parametrize('part, place, slot', [
+@pytest.mark.parametrize(
+  'part, place, slot',
+  [
     ('button', [0.58, 0.13, -0.33], 12),
     ('handle_drawer', [0.68, 0.14, -0.33], 11),
     ('object', [0.58, -0.13, -0.36], slice(4, 7)),
     ('button_drawer', None, 10),
-])
+  ],
+)
 def test_what_is_absent_is_zero_and_out_of_reach(robot, part, place, slot):
   """The hand goes where it would be; if it is there, it gives way or stops."""
   touched = {}
@@ -224,7 +259,9 @@ def test_button_drives_its_drawer_away_from_the_start(robot, opened, drive):
     np.testing.assert_allclose(control[5], force)
 
 
-@pytest.mark.parametrize('aim, slot, reach', [
+@pytest.mark.parametrize(
+  'aim, slot, reach',
+  [
     ('move_hand', 0, [[0.675, 0.0, -0.11], [0.0, 0.0, 0.08]]),
     ('move_object', 3, [[0.675, 0.0, -0.23], [0.08, 0.0, 0.0]]),
     ('move_block', 6, [[0.675, 0.0, -0.23], [0.0, -0.08, 0.0]]),
@@ -235,13 +272,14 @@ def test_button_drives_its_drawer_away_from_the_start(robot, opened, drive):
     ('close_handle_drawer', 10, [[0.0], [0.065]]),
     ('press_button', 11, [[0.01], [-0.008]]),
     ('press_button', 11, [[0.01], [0.008]]),
-])
+  ],
+)
 def test_thresholds(robot, aim, slot, reach):
   goal, bound = np.array(reach)
   task = table.task(aim)
   for share, reward in ((0.0, 0.0), (0.99, 0.0), (1.01, -1.0)):
     features = np.full(12, 5.0, np.float32)
-    features[slot:slot + len(goal)] = goal + share * bound
+    features[slot : slot + len(goal)] = goal + share * bound
     assert robot.family.reward(features, jnp.zeros(4), task) == reward
     # An aim of what is not there is never met.
     missing = [part for part in table.PARTS if part in aim]
@@ -254,22 +292,33 @@ def _feasible(task):
   """Feasible aims of one numpy task, written anew."""
   drawer, handle, button, tray, thing = np.asarray(task['present']) > 0.5
   opened = task['open'] > 0.5
-  return np.array([
-      True, True, handle and not opened, handle and opened, button,
-      button and drawer and not opened, button and drawer and opened,
-      thing, thing and tray])
+  return np.array(
+    [
+      True,
+      True,
+      handle and not opened,
+      handle and opened,
+      button,
+      button and drawer and not opened,
+      button and drawer and opened,
+      thing,
+      thing and tray,
+    ]
+  )
 
 
 def test_sampled_tasks_are_feasible_and_cover_all():
   family = envs.make('manipulation')
   tasks = jax.jit(family.sample_tasks, static_argnums=1)(
-      jax.random.key(0), 3000)
+    jax.random.key(0), 3000
+  )
   tasks = jax.tree.map(np.asarray, tasks)
   assert all(leaf.dtype == np.float32 for leaf in tasks.values())
   assert np.all(tasks['aim'].sum(axis=1) == 1.0)
   assert set(tasks['side']) == {-1.0, 1.0} and set(tasks['open']) == {0.0, 1.0}
-  feasible = np.stack([
-      _feasible(envs.take_tasks(tasks, i)) for i in range(3000)])
+  feasible = np.stack(
+    [_feasible(envs.take_tasks(tasks, i)) for i in range(3000)]
+  )
   assert np.all(feasible[tasks['aim'] > 0.5])
   # Uniform among the feasible: expected frequency, 4 standard deviations.
   expected = np.mean(feasible / feasible.sum(axis=1, keepdims=True), axis=0)
@@ -291,8 +340,10 @@ def test_a_uniform_number_that_rounds_to_one_gives_an_aim():
 def test_internal_version_opens_and_moves_the_hand_only():
   family = envs.make('manipulation', aims='internal')
   tasks = family.sample_tasks(jax.random.key(0), 500)
-  known = [table.AIMS.index(aim) for aim in (
-      'move_hand', 'open_handle_drawer', 'open_button_drawer')]
+  known = [
+    table.AIMS.index(aim)
+    for aim in ('move_hand', 'open_handle_drawer', 'open_button_drawer')
+  ]
   assert set(np.argmax(tasks['aim'], axis=1).tolist()) == set(known)
   assert not np.any(tasks['open'])
   assert family.spec.options['aims'] == 'internal'
@@ -309,11 +360,13 @@ def test_task_lists():
   np.testing.assert_array_equal(tasks['side'], np.sign(draws[:, 5] - 0.5))
   np.testing.assert_array_equal(tasks['open'], draws[:, 6] < 0.5)
   np.testing.assert_array_equal(
-      np.argmax(tasks['corner'], axis=2), np.argsort(draws[:, 7:10], axis=1))
+    np.argmax(tasks['corner'], axis=2), np.argsort(draws[:, 7:10], axis=1)
+  )
   for i in range(60):
     choices = np.flatnonzero(_feasible(envs.take_tasks(tasks, i)))
-    assert np.argmax(tasks['aim'][i]) == choices[
-        int(draws[i, 10] * len(choices))]
+    assert (
+      np.argmax(tasks['aim'][i]) == choices[int(draws[i, 10] * len(choices))]
+    )
   assert np.all(train['aim'].sum(axis=0) >= 1), 'an aim without training tasks'
   for part, same in zip(family.task_list('default'), (train, test)):
     np.testing.assert_array_equal(part['aim'], same['aim'])

@@ -20,8 +20,7 @@ def family():
 @pytest.fixture(scope='module')
 def tasks(family):
   """_EACH sampled scenes in which aim i is feasible, with aim i; [36, ...]."""
-  drawn = jax.tree.map(
-      np.asarray, family.sample_tasks(jax.random.key(0), 1000))
+  drawn = jax.tree.map(np.asarray, family.sample_tasks(jax.random.key(0), 1000))
   rows = [np.flatnonzero(drawn['aim'][:, i])[:_EACH] for i in range(9)]
   return envs.take_tasks(drawn, np.concatenate(rows))
 
@@ -82,17 +81,26 @@ def test_rewards_of_every_aim_from_the_log(family, noisy, tasks):
   for i in range(envs.num_tasks(tasks)):
     task = envs.take_tasks(tasks, i)
     seen = noisy.next_observation[i].astype(np.float64)
-    features = np.concatenate([
-        seen[:, :3], seen[:, 4:10], seen[:, 10:11] - 0.62,
-        0.14 - task['side'] * seen[:, 11:12], -0.3 - seen[:, 12:]], axis=1)
+    features = np.concatenate(
+      [
+        seen[:, :3],
+        seen[:, 4:10],
+        seen[:, 10:11] - 0.62,
+        0.14 - task['side'] * seen[:, 11:12],
+        -0.3 - seen[:, 12:],
+      ],
+      axis=1,
+    )
     for number, aim in enumerate(table.AIMS):
       success, margin = table.met(aim, features, task)
       other = {**task, 'aim': np.eye(9, dtype=np.float32)[number]}
       reward = family.reward(
-          noisy.extras['features'][i], noisy.action[i], other)
+        noisy.extras['features'][i], noisy.action[i], other
+      )
       clear = np.abs(margin) > 1e-5  # float32 decides the others
       np.testing.assert_array_equal(
-          np.asarray(reward)[clear], success[clear] - 1.0)
+        np.asarray(reward)[clear], success[clear] - 1.0
+      )
       if task['aim'][number]:
         np.testing.assert_array_equal(reward, noisy.reward[i])
       checked[number] += success.sum()
@@ -123,8 +131,9 @@ def test_sub_tasks_are_random_and_do_not_depend_on_the_aim(family):
   assert np.abs(first.mean(axis=0)[feasible] - 0.2).max() < 4 * 0.4 / 24
   assert first[:, feasible].sum() == 600
   context = jnp.zeros((3,))
-  adapted = policy.adapt(task, policy.init(task, keys[0]), context, context,
-                         keys[1])
+  adapted = policy.adapt(
+    task, policy.init(task, keys[0]), context, context, keys[1]
+  )
   np.testing.assert_array_equal(adapted.aim, policy.init(task, keys[1]).aim)
 
 
@@ -134,15 +143,20 @@ def test_goes_on_with_what_is_not_met(family):
   observe = jax.jit(policy.observe)
   task = table.task('move_hand', absent=('handle_drawer', 'button', 'object'))
   state = scripts.Progress(task['aim'], jnp.int32(14))
-  observation = jnp.array([0.675, 0.0, -0.11, 0.09, 0, 0, 0, 0.78, 0.13, -0.36,
-                           0.62, 0, 0])
+  observation = jnp.array(
+    [0.675, 0.0, -0.11, 0.09, 0, 0, 0, 0.78, 0.13, -0.36, 0.62, 0, 0]
+  )
 
   def then(observation, phase):
     transition = rollout.Transition(
-        None, None, None, None, jnp.asarray(observation))
+      None, None, None, None, jnp.asarray(observation)
+    )
     return observe(
-        task, state._replace(phase=jnp.int32(phase)), transition,
-        jax.random.key(0))
+      task,
+      state._replace(phase=jnp.int32(phase)),
+      transition,
+      jax.random.key(0),
+    )
 
   still = then(observation, 13)
   assert still.phase == 14 and still.aim[0] == 1.0
@@ -155,10 +169,30 @@ def test_goes_on_with_what_is_not_met(family):
 def test_grasps_again_after_a_loss(family):
   policy = family.scripted_policy()
   task = table.task('move_block')
-  held = jnp.array([0.7, 0.05, -0.23, 0.04, 0.58, -0.13, -0.36, 0.7, 0.06,
-                    -0.23, 0.62, 0.14, -0.3])
+  held = jnp.array(
+    [
+      0.7,
+      0.05,
+      -0.23,
+      0.04,
+      0.58,
+      -0.13,
+      -0.36,
+      0.7,
+      0.06,
+      -0.23,
+      0.62,
+      0.14,
+      -0.3,
+    ]
+  )
   state = scripts.Progress(task['aim'], jnp.int32(5))
-  step = lambda seen: policy.observe(
-      task, state, rollout.Transition(None, None, None, None, seen),
-      jax.random.key(0)).phase
+  step = lambda seen: (
+    policy.observe(
+      task,
+      state,
+      rollout.Transition(None, None, None, None, seen),
+      jax.random.key(0),
+    ).phase
+  )
   assert step(held) == 5 and step(held.at[9].set(-0.36)) == 0

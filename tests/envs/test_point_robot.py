@@ -15,13 +15,19 @@ SQUARE_FIRST, SQUARE_LAST = (-0.47595065, -0.68263206), (0.70423287, 0.09487239)
 RANKS = (2, 75, 66, 23)
 
 
-@pytest.mark.parametrize('name, options, lists', [
+@pytest.mark.parametrize(
+  'name, options, lists',
+  [
     ('point_robot', {}, ('default', 'pearl', 'ood')),
     ('point_robot', {'goals': 'circle'}, ('default', 'ood')),
-    ('point_robot', {'goals': 'square', 'episode_length': 7},
-     ('default', 'pearl', 'ood')),
+    (
+      'point_robot',
+      {'goals': 'square', 'episode_length': 7},
+      ('default', 'pearl', 'ood'),
+    ),
     ('sparse_point_robot', {}, ('default', 'pearl', 'ood')),
-])
+  ],
+)
 def test_contract(name, options, lists):
   family = envs.make(name, **options)
   contracts.check_env_family(family, num_steps=20, task_lists=lists)
@@ -48,7 +54,8 @@ def test_moves_and_rewards_by_hand():
   distance = np.array([0.2692582, 0.2, 0.1414214])
   dense = _rollout(envs.make('point_robot'), goal, actions)[1:]
   np.testing.assert_allclose(
-      [s.observation for s in dense], positions, atol=1e-6)
+    [s.observation for s in dense], positions, atol=1e-6
+  )
   np.testing.assert_allclose([s.reward for s in dense], -distance, atol=1e-6)
   # A goal a little nearer, so that rounding cannot decide the second step.
   near = [0.0, 0.299]
@@ -65,12 +72,14 @@ def test_sparse_family_gives_the_dense_reward_from_features():
   np.testing.assert_allclose(dense, -0.9, atol=1e-6)
   option = envs.make('sparse_point_robot', reward='dense')
   np.testing.assert_allclose(
-      _rollout(option, [0.0, 1.0], [[0.0, 1.0]])[-1].reward, -0.9, atol=1e-6)
+    _rollout(option, [0.0, 1.0], [[0.0, 1.0]])[-1].reward, -0.9, atol=1e-6
+  )
 
 
 def test_starts():
   reset = lambda family, seed: np.asarray(
-      family.reset(jax.random.key(seed), {'goal': jnp.zeros(2)}).observation)
+    family.reset(jax.random.key(seed), {'goal': jnp.zeros(2)}).observation
+  )
   assert not reset(envs.make('point_robot'), 1).any()
   square = envs.make('point_robot', goals='square')
   starts = np.stack([reset(square, seed) for seed in range(20)])
@@ -78,11 +87,15 @@ def test_starts():
   assert starts.min() < -0.5 and starts.max() > 0.5
 
 
-@pytest.mark.parametrize('goals, largest', [
-    ('semicircle', np.pi), ('circle', 2 * np.pi)])
+@pytest.mark.parametrize(
+  'goals, largest', [('semicircle', np.pi), ('circle', 2 * np.pi)]
+)
 def test_sampled_goals_lie_on_the_arc(goals, largest):
-  goal = np.asarray(envs.make('point_robot', goals=goals).sample_tasks(
-      jax.random.key(0), 2000)['goal'])
+  goal = np.asarray(
+    envs.make('point_robot', goals=goals).sample_tasks(jax.random.key(0), 2000)[
+      'goal'
+    ]
+  )
   np.testing.assert_allclose(np.linalg.norm(goal, axis=1), 1.0, atol=1e-6)
   angle = np.arctan2(goal[:, 1], goal[:, 0]) % (2 * np.pi)
   assert angle.max() <= largest + 1e-6
@@ -91,8 +104,11 @@ def test_sampled_goals_lie_on_the_arc(goals, largest):
 
 
 def test_sampled_goals_fill_the_square():
-  goal = np.asarray(envs.make('point_robot', goals='square').sample_tasks(
-      jax.random.key(0), 2000)['goal'])
+  goal = np.asarray(
+    envs.make('point_robot', goals='square').sample_tasks(
+      jax.random.key(0), 2000
+    )['goal']
+  )
   assert -1.0 <= goal.min() < -0.99 and 0.99 < goal.max() <= 1.0
 
 
@@ -105,18 +121,22 @@ def test_pearl_lists():
   assert train['goal'].shape == (80, 2) and test['goal'].shape == (20, 2)
   # The order that numpy's shuffle gives to 100 rows after seed(1337).
   goals = (
-      train['goal'][0], train['goal'][79], test['goal'][0], test['goal'][19])
+    train['goal'][0],
+    train['goal'][79],
+    test['goal'][0],
+    test['goal'][19],
+  )
   for goal, rank in zip(goals, RANKS):
     angle = np.pi * rank / 99
-    np.testing.assert_allclose(
-        goal, [np.cos(angle), np.sin(angle)], atol=1e-6)
+    np.testing.assert_allclose(goal, [np.cos(angle), np.sin(angle)], atol=1e-6)
 
 
 @pytest.mark.parametrize('goals', ['semicircle', 'circle'])
 def test_default_list_holds_test_goals_out_but_between(goals):
   train, test = envs.make('point_robot', goals=goals).task_list('default')
-  angle = lambda task: np.arctan2(
-      task['goal'][:, 1], task['goal'][:, 0]) % (2 * np.pi)
+  angle = lambda task: (
+    np.arctan2(task['goal'][:, 1], task['goal'][:, 0]) % (2 * np.pi)
+  )
   assert train['goal'].shape == (32, 2) and test['goal'].shape == (20, 2)
   assert angle(train).min() < angle(test).min()
   assert angle(test).max() < angle(train).max()
@@ -124,15 +144,19 @@ def test_default_list_holds_test_goals_out_but_between(goals):
   assert gap.min() > 1e-4, 'a test goal is a training goal'
 
 
-@pytest.mark.parametrize('name, goals, border, end', [
+@pytest.mark.parametrize(
+  'name, goals, border, end',
+  [
     ('point_robot', 'semicircle', 0.75 * np.pi, np.pi),
     ('sparse_point_robot', 'semicircle', 0.75 * np.pi, np.pi),
     ('point_robot', 'circle', 1.5 * np.pi, 2 * np.pi),
-])
+  ],
+)
 def test_ood_tests_the_last_quarter_of_the_arc(name, goals, border, end):
   train, test = envs.make(name, goals=goals).task_list('ood')
-  angle = lambda task: np.arctan2(
-      task['goal'][:, 1], task['goal'][:, 0]) % (2 * np.pi)
+  angle = lambda task: (
+    np.arctan2(task['goal'][:, 1], task['goal'][:, 0]) % (2 * np.pi)
+  )
   assert train['goal'].shape == (32, 2) and test['goal'].shape == (20, 2)
   assert angle(train).max() < border < angle(test).min()
   assert angle(test).max() <= end
@@ -141,7 +165,8 @@ def test_ood_tests_the_last_quarter_of_the_arc(name, goals, border, end):
   assert angle(test).min() < border + 0.2 * (end - border)
   assert angle(test).max() > end - 0.2 * (end - border)
   np.testing.assert_allclose(
-      np.linalg.norm(test['goal'], axis=1), 1.0, atol=1e-6)
+    np.linalg.norm(test['goal'], axis=1), 1.0, atol=1e-6
+  )
 
 
 def test_ood_tests_the_rim_of_the_square():
@@ -165,8 +190,9 @@ def test_tasks_helpers():
   both = envs.concatenate_tasks(train, test)
   assert envs.num_tasks(both) == 52
   np.testing.assert_array_equal(
-      envs.take_tasks(both, [0, 51])['goal'],
-      np.stack([train['goal'][0], test['goal'][-1]]))
+    envs.take_tasks(both, [0, 51])['goal'],
+    np.stack([train['goal'][0], test['goal'][-1]]),
+  )
   assert envs.take_tasks(both, 3)['goal'].shape == (2,)
   with pytest.raises(ValueError, match='disagree'):
     envs.num_tasks({'a': np.zeros(2), 'b': np.zeros(3)})

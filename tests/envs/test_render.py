@@ -53,13 +53,15 @@ def test_poses_are_those_of_c_mujoco(ant, cheetah):
       data.qpos[:] = q
       mujoco.mj_forward(model, data)
       assert {geom.kind for geom in geoms} <= _KINDS
-      for i, geom in enumerate(geoms[:model.ngeom]):
+      for i, geom in enumerate(geoms[: model.ngeom]):
         np.testing.assert_allclose(geom.position, data.geom_xpos[i], atol=1e-9)
         np.testing.assert_allclose(
-            geom.rotation.ravel(), data.geom_xmat[i], atol=1e-9)
+          geom.rotation.ravel(), data.geom_xmat[i], atol=1e-9
+        )
         np.testing.assert_array_equal(geom.size, model.geom_size[i])
         assert mujoco.mjtGeom(model.geom_type[i]).name == (
-            f'mjGEOM_{geom.kind.upper()}')
+          f'mjGEOM_{geom.kind.upper()}'
+        )
 
 
 def test_poses_are_those_of_the_backend(ant):
@@ -70,13 +72,15 @@ def test_poses_are_those_of_the_backend(ant):
   task = _task(ant.family)
   states, _ = robots.rollout(ant, task, 3, 20)
   states = jax.tree.map(
-      lambda *x: jnp.stack(x), states[0], states[5], states[20])
+    lambda *x: jnp.stack(x), states[0], states[5], states[20]
+  )
   physics = render.visible(states)
   assert physics.internal == ()
   frames, _ = render.scene(ant.family, task, physics)
   model = ant.family.simulator.model
-  drawn = np.array([
-      [geom.position for geom in geoms[1:model.ngeom]] for geoms in frames])
+  drawn = np.array(
+    [[geom.position for geom in geoms[1 : model.ngeom]] for geoms in frames]
+  )
   true = _geom_positions(model, states.physics.internal.x)
   error = np.linalg.norm(drawn - true, axis=-1)
   assert error[0].max() < 1e-5
@@ -90,8 +94,9 @@ def _geom_positions(model, links):
   body = model.geom_bodyid[1:] - 1
   shape = links.pos[:, body].shape
   local = type(links)(
-      pos=jnp.broadcast_to(model.geom_pos[1:], shape),
-      rot=jnp.broadcast_to(jnp.array([1.0, 0, 0, 0]), shape[:2] + (4,)))
+    pos=jnp.broadcast_to(model.geom_pos[1:], shape),
+    rot=jnp.broadcast_to(jnp.array([1.0, 0, 0, 0]), shape[:2] + (4,)),
+  )
   links = jax.tree.map(lambda x: x[:, body], links)
   return np.asarray(jax.vmap(jax.vmap(lambda a, b: a.do(b)))(links, local).pos)
 
@@ -102,9 +107,13 @@ def test_a_task_may_move_bodies(cheetah):
   moved = before.copy()
   moved[model.body('torso').id] += [0.0, 0.0, 0.5]
   family = types.SimpleNamespace(
-      simulator=cheetah.simulator, spec=cheetah.spec,
-      system_changes=lambda task: {
-          'body_pos': jnp.asarray(moved), 'dof.damping': jnp.zeros(9)})
+    simulator=cheetah.simulator,
+    spec=cheetah.spec,
+    system_changes=lambda task: {
+      'body_pos': jnp.asarray(moved),
+      'dof.damping': jnp.zeros(9),
+    },
+  )
   physics = _physics(cheetah, 1)
   usual, _ = render.scene(cheetah, _task(cheetah), physics)
   lifted, _ = render.scene(family, {}, physics)
@@ -116,15 +125,18 @@ def test_a_task_may_move_bodies(cheetah):
 def test_limbs_are_told_apart(ant, cheetah):
   def colors(family, *geoms):
     frames, _ = render.scene(family, _task(family), _physics(family, 1))
-    return [frames[0][family.simulator.model.geom(name).id].rgba
-            for name in geoms]
+    return [
+      frames[0][family.simulator.model.geom(name).id].rgba for name in geoms
+    ]
 
   torso, head, *back = colors(cheetah, 'torso', 'head', 'bthigh', 'bfoot')
-  front, = set(colors(cheetah, 'fthigh', 'fshin', 'ffoot'))
+  (front,) = set(colors(cheetah, 'fthigh', 'fshin', 'ffoot'))
   assert torso == head == render.TRUNK
   assert len({torso, *back, front}) == 3
-  legs = colors(ant.family, *(
-      f'{side}_ankle_geom' for side in ('left', 'right', 'third', 'fourth')))
+  legs = colors(
+    ant.family,
+    *(f'{side}_ankle_geom' for side in ('left', 'right', 'third', 'fourth')),
+  )
   assert len(set(legs)) == 4
 
 
@@ -161,8 +173,8 @@ _SCENE = """
 def test_a_scene_is_shown_as_its_file_asks():
   model = mujoco.MjModel.from_xml_string(_SCENE)
   family = types.SimpleNamespace(
-      simulator=types.SimpleNamespace(model=model),
-      system_changes=lambda task: {})
+    simulator=types.SimpleNamespace(model=model), system_changes=lambda task: {}
+  )
   q = np.array([[0.0, 0.0], [0.5, 0.1]])
   frames, view = render.scene(family, {}, Physics(q, q, ()))
   assert [geom.kind for geom in frames[0]] == ['plane', 'box', 'ellipsoid']
@@ -176,15 +188,19 @@ def test_direction_of_the_ant_is_an_arrow(ant):
   task = {'angle': np.float32(np.pi / 2)}
   physics = _physics(ant.family, 1)
   frames, _ = render.scene(ant.family, task, physics)
-  arrow = frames[0][ant.family.simulator.model.ngeom:]
-  ends = [geom.position + sign * geom.size[1] * geom.rotation[:, 2]
-          for geom in arrow for sign in (-1, 1)]
+  arrow = frames[0][ant.family.simulator.model.ngeom :]
+  ends = [
+    geom.position + sign * geom.size[1] * geom.rotation[:, 2]
+    for geom in arrow
+    for sign in (-1, 1)
+  ]
   tip = max(ends, key=lambda end: end[1])
   np.testing.assert_allclose(tip[0], physics.q[0, 0], atol=1e-6)
   assert sum(np.allclose(end, tip) for end in ends) == 3  # shaft and two barbs
   for geom in arrow:
     np.testing.assert_allclose(
-        geom.rotation @ geom.rotation.T, np.eye(3), atol=1e-9)
+      geom.rotation @ geom.rotation.T, np.eye(3), atol=1e-9
+    )
     assert np.linalg.det(geom.rotation) > 0.99
 
 
@@ -196,12 +212,15 @@ def test_point_robot(goals):
   frames, view = render.scene(family, task, path)
   for position, geoms in zip(path, frames):
     np.testing.assert_allclose(geoms[0].position[:2], position)
-    goal, = (geom for geom in geoms if geom.rgba == render.goal((0, 0), 1).rgba)
+    (goal,) = (
+      geom for geom in geoms if geom.rgba == render.goal((0, 0), 1).rgba
+    )
     np.testing.assert_allclose(goal.position[:2], task['goal'])
   np.testing.assert_array_equal(view.track, path)
   assert view.elevation == -90.0 and 2.0 < view.extent < 4.0
-  reach = np.abs(np.array([geom.position for geom in frames[0]]) -
-                 view.targets[0])[:, :2].max()
+  reach = np.abs(
+    np.array([geom.position for geom in frames[0]]) - view.targets[0]
+  )[:, :2].max()
   assert reach < view.extent / 2
 
 

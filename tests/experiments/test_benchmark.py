@@ -30,20 +30,39 @@ from offmeta.testing import probes
 
 ROOT = pathlib.Path(benchmark.__file__).parents[1]
 UPDATE_KEYS = {
-    'algorithm', 'stage', 'profile', 'seeds', 'updates_per_s',
-    'gflop_per_update', 'fraction_of_ceiling', 'compile_s'}
+  'algorithm',
+  'stage',
+  'profile',
+  'seeds',
+  'updates_per_s',
+  'gflop_per_update',
+  'fraction_of_ceiling',
+  'compile_s',
+}
 ENV_KEYS = {
-    'family', 'backend', 'num_envs', 'steps_per_s', 'compile_s',
-    'reset_compile_s', 'reset_cost_in_steps', 'traces', 'reset_traces',
-    'timed_steps'}
+  'family',
+  'backend',
+  'num_envs',
+  'steps_per_s',
+  'compile_s',
+  'reset_compile_s',
+  'reset_cost_in_steps',
+  'traces',
+  'reset_traces',
+  'timed_steps',
+}
 QUICK = options.Options(profile='smoke', repeats=2, repeat_s=0.02, chunk=5)
 
 
 def command(*arguments, timeout=120):
   return subprocess.run(
-      [sys.executable, '-m', 'experiments.benchmark', *arguments],
-      cwd=ROOT, capture_output=True, text=True, timeout=timeout,
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
+    [sys.executable, '-m', 'experiments.benchmark', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+  )
 
 
 def test_the_fixed_command_writes_the_fixed_schema(tmp_path):
@@ -51,15 +70,24 @@ def test_the_fixed_command_writes_the_fixed_schema(tmp_path):
   done = command('--profile=smoke', '--only=smac', f'--out={out}')
   assert done.returncode == 0, done.stderr
   result = json.loads(out.read_text())
-  assert {'machine', 'versions', 'ceiling_gflops', 'updates',
-          'env_steps'} <= set(result)
+  assert {
+    'machine',
+    'versions',
+    'ceiling_gflops',
+    'updates',
+    'env_steps',
+  } <= set(result)
   assert {'cpu', 'cores', 'platform', 'device_kind'} <= set(result['machine'])
-  assert {'python', 'jax', 'jaxlib', 'brax', 'mujoco', 'flax',
-          'optax'} <= set(result['versions'])
-  assert [(u['algorithm'], u['stage'], u['variant'])
-          for u in result['updates']] == [
-              ('smac', 'offline', 'released'), ('smac', 'online', 'released'),
-              ('smac', 'online', 'matched')]
+  assert {'python', 'jax', 'jaxlib', 'brax', 'mujoco', 'flax', 'optax'} <= set(
+    result['versions']
+  )
+  assert [
+    (u['algorithm'], u['stage'], u['variant']) for u in result['updates']
+  ] == [
+    ('smac', 'offline', 'released'),
+    ('smac', 'online', 'released'),
+    ('smac', 'online', 'matched'),
+  ]
   for update in result['updates']:
     assert UPDATE_KEYS <= set(update)
     assert update['data'] == 'synthetic'
@@ -68,8 +96,11 @@ def test_the_fixed_command_writes_the_fixed_schema(tmp_path):
     assert update['compile_s'] > 0
     low, high = update['updates_per_s_spread']
     assert 0 < low <= update['updates_per_s'] <= high
-    share = (update['updates_per_s'] * update['gflop_per_update']
-             / result['ceiling_gflops'])
+    share = (
+      update['updates_per_s']
+      * update['gflop_per_update']
+      / result['ceiling_gflops']
+    )
     assert update['fraction_of_ceiling'] == pytest.approx(share, rel=0.01)
     assert update['variant'] in done.stdout
   ways = result['ceiling']['gflops']
@@ -79,8 +110,11 @@ def test_the_fixed_command_writes_the_fixed_schema(tmp_path):
 
 
 def test_several_seeds_count_together():
-  result = benchmark.run(dataclasses.replace(
-      QUICK, only=('sac',), seeds=(1, 3), matmul_precision='bfloat16'))
+  result = benchmark.run(
+    dataclasses.replace(
+      QUICK, only=('sac',), seeds=(1, 3), matmul_precision='bfloat16'
+    )
+  )
   assert [u['seeds'] for u in result['updates']] == [1, 3]
   for row in (*result['updates'], result['ceiling']):
     assert row['matmul_precision'] == 'bfloat16'
@@ -89,18 +123,22 @@ def test_several_seeds_count_together():
   one, three = result['updates']
   assert one['gflop_per_update'] == three['gflop_per_update']
   assert three['ms_per_update_of_all_seeds'] == pytest.approx(
-      3e3 / three['updates_per_s'], rel=0.01)
+    3e3 / three['updates_per_s'], rel=0.01
+  )
 
 
 def test_shares_of_a_run(tmp_path, capsys):
   (tmp_path / 'timing.json').write_text(
-      json.dumps({'collect': 10.0, 'online/smac': 30.0}))
-  result = benchmark.run(options.Options(
-      only=('workdir',), workdir=str(tmp_path)))
+    json.dumps({'collect': 10.0, 'online/smac': 30.0})
+  )
+  result = benchmark.run(
+    options.Options(only=('workdir',), workdir=str(tmp_path))
+  )
   assert result['workdir']['total_s'] == 40.0
   assert result['workdir']['stages'] == [
-      {'stage': 'online/smac', 'seconds': 30.0, 'share': 0.75},
-      {'stage': 'collect', 'seconds': 10.0, 'share': 0.25}]
+    {'stage': 'online/smac', 'seconds': 30.0, 'share': 0.75},
+    {'stage': 'collect', 'seconds': 10.0, 'share': 0.25},
+  ]
   assert 'online/smac' in capsys.readouterr().out
 
 
@@ -109,19 +147,24 @@ def test_unknown_part_is_one_clear_error_and_writes_nothing(tmp_path):
   done = command('--only=smac,dreamer', f'--out={out}')
   assert done.returncode == 1
   assert done.stderr.strip().splitlines()[-1] == (
-      "error: --only: unknown 'dreamer'; known: borel, csro, focal, macaw,"
-      ' meta_bc, multitask, pearl, sac, smac, unicorn, env, workdir, scaling,'
-      ' growth, startup')
+    "error: --only: unknown 'dreamer'; known: borel, csro, focal, macaw,"
+    ' meta_bc, multitask, pearl, sac, smac, unicorn, env, workdir, scaling,'
+    ' growth, startup'
+  )
   assert not out.exists()
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(
+  'changes, message',
+  [
     ({'profile': 'huge'}, "--profile: unknown 'huge'"),
     ({'env_families': ('walker',)}, "--env_families: unknown 'walker'"),
     ({'env_backends': ('bullet',)}, "--env_backends: unknown 'bullet'"),
     ({'matmul_precision': 'fp8'}, "--matmul_precision: unknown 'fp8'"),
-    ({'only': ('env', 'startup'), 'matmul_precision': 'bfloat16'},
-     '--matmul_precision is of updates'),
+    (
+      {'only': ('env', 'startup'), 'matmul_precision': 'bfloat16'},
+      '--matmul_precision is of updates',
+    ),
     ({'seeds': (0,)}, '--seeds'),
     ({'devices': (2, 3)}, '--devices: 8 seeds'),
     ({'algorithms': ('smac', 'env')}, "--algorithms: unknown 'env'"),
@@ -134,7 +177,8 @@ def test_unknown_part_is_one_clear_error_and_writes_nothing(tmp_path):
     ({'repeats': 0}, '--repeats'),
     ({'only': ('workdir',)}, '--workdir=DIR'),
     ({'only': ('workdir',), 'workdir': '/nowhere'}, 'timing.json not found'),
-])
+  ],
+)
 def test_bad_options(changes, message):
   with pytest.raises(BenchmarkError, match=message):
     options.validate(dataclasses.replace(QUICK, **changes))
@@ -142,7 +186,8 @@ def test_bad_options(changes, message):
 
 def test_tensorfloat32_is_of_gpus(monkeypatch):
   chosen = dataclasses.replace(
-      QUICK, only=('sac',), matmul_precision='tensorfloat32')
+    QUICK, only=('sac',), matmul_precision='tensorfloat32'
+  )
   with pytest.raises(BenchmarkError, match='on GPUs only, and this is a cpu'):
     benchmark.run(chosen)
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
@@ -166,8 +211,9 @@ def cheetah():
 
 
 def test_env_tables_of_a_family_without_a_simulator(capsys):
-  result = benchmark.run(dataclasses.replace(
-      QUICK, only=('env',), num_envs=(1, 4)))
+  result = benchmark.run(
+    dataclasses.replace(QUICK, only=('env',), num_envs=(1, 4))
+  )
   assert [row['num_envs'] for row in result['env_steps']] == [1, 4]
   for row in result['env_steps']:
     assert ENV_KEYS <= set(row)
@@ -195,7 +241,8 @@ def test_stability_counts_until_the_termination():
   assert row['terminated'] == 1.0 and row['non_finite'] == 0
   assert row['median_steps_to_termination'] == np.median(lifetime)
   assert row['mean_steps_before_termination'] == pytest.approx(
-      lifetime.mean(), rel=1e-3)
+    lifetime.mean(), rel=1e-3
+  )
 
 
 def test_stability_counts_blow_ups_and_starts_again():
@@ -223,7 +270,8 @@ def test_mjx_agrees_with_c_mujoco_and_the_measure_can_tell(cheetah):
   assert heavy['dq_median'] > 1e-2
   assert cheetah.traces == {4: 1}
   speed = environments.measure_speed(
-      cheetah, 4, dataclasses.replace(QUICK, env_steps=3))
+    cheetah, 4, dataclasses.replace(QUICK, env_steps=3)
+  )
   assert speed['timed_steps'] == 3 and speed['traces'] == 1
   stability = environments.measure_stability(cheetah, 4)
   assert stability['diverged'] == stability['non_finite'] == 0
@@ -247,12 +295,17 @@ def test_what_a_family_hands_to_its_simulator():
 
 def test_tasks_are_written_into_a_copy_of_the_c_model():
   model = mujoco.MjModel.from_xml_string(
-      '<mujoco><worldbody><body><joint/><geom size="1"/></body></worldbody>'
-      '</mujoco>')
+    '<mujoco><worldbody><body><joint/><geom size="1"/></body></worldbody>'
+    '</mujoco>'
+  )
   before = model.body_mass.copy()
-  changed = agreement.changed_model(model, {
+  changed = agreement.changed_model(
+    model,
+    {
       'body_mass': np.array([0.0, 2.5], np.float32),
-      'opt.gravity': np.array([0.0, 0.0, -1.0])})
+      'opt.gravity': np.array([0.0, 0.0, -1.0]),
+    },
+  )
   np.testing.assert_array_equal(changed.body_mass, [0.0, 2.5])
   np.testing.assert_array_equal(changed.opt.gravity, [0.0, 0.0, -1.0])
   np.testing.assert_array_equal(model.body_mass, before)
@@ -261,17 +314,23 @@ def test_tasks_are_written_into_a_copy_of_the_c_model():
 
 def test_backends_of_a_family():
   chosen = options.Options(
-      env_families=('point_robot', 'walker_params', 'ant_dir'),
-      env_backends=('default', 'mjx'))
+    env_families=('point_robot', 'walker_params', 'ant_dir'),
+    env_backends=('default', 'mjx'),
+  )
   assert environments.cases(chosen) == [
-      ('point_robot', 'jax'), ('walker_params', 'mjx'),
-      ('ant_dir', 'spring'), ('ant_dir', 'mjx')]
+    ('point_robot', 'jax'),
+    ('walker_params', 'mjx'),
+    ('ant_dir', 'spring'),
+    ('ant_dir', 'mjx'),
+  ]
 
 
 def test_a_refused_backend_is_a_row_with_its_reason(capsys):
-  result = benchmark.run(options.Options(
-      only=('env',), env_families=('walker_params',),
-      env_backends=('spring',)))
+  result = benchmark.run(
+    options.Options(
+      only=('env',), env_families=('walker_params',), env_backends=('spring',)
+    )
+  )
   [row] = result['env_refused']
   assert row['backend'] == 'spring' and 'would ignore' in row['reason']
   assert result['env_steps'] == result['env_stability'] == []
@@ -287,8 +346,10 @@ def test_a_stopped_command_goes_on_with_its_file(tmp_path):
   # Another size is added; what is there is not measured again.
   saved = []
   result = benchmark.run(
-      dataclasses.replace(QUICK, only=('env',), num_envs=(2, 3)),
-      lambda: results.resume_result(out), saved.append)
+    dataclasses.replace(QUICK, only=('env',), num_envs=(2, 3)),
+    lambda: results.resume_result(out),
+    saved.append,
+  )
   assert [row['num_envs'] for row in result['env_steps']] == [2, 3]
   assert result['env_steps'][0] == first['env_steps'][0]
   assert result['env_stability'] == first['env_stability']

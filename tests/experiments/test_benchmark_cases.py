@@ -12,8 +12,12 @@ from experiments.benchmarking import cases, flops, options, plots
 from offmeta.algorithms import ALGORITHMS
 
 QUICK = options.Options(
-    profile='smoke', repeats=1, repeat_s=0.01, chunk=2,
-    only=('borel', 'multitask'))
+  profile='smoke',
+  repeats=1,
+  repeat_s=0.01,
+  chunk=2,
+  only=('borel', 'multitask'),
+)
 
 
 def xla_gflop(case):
@@ -27,13 +31,16 @@ def xla_gflop(case):
 
 
 @pytest.mark.parametrize(
-    'case', cases.make_cases('paper'),
-    ids=lambda case: f'{case.algorithm}-{case.stage}-{case.variant}')
+  'case',
+  cases.make_cases('paper'),
+  ids=lambda case: f'{case.algorithm}-{case.stage}-{case.variant}',
+)
 def test_flop_count_against_xla_at_the_published_sizes(case):
   gflop, in_loops = case.gflop(), 0.0
   if getattr(case.config, 'task_loop', '') == 'scan':
     case = case._replace(
-        config=dataclasses.replace(case.config, task_loop='vmap'))
+      config=dataclasses.replace(case.config, task_loop='vmap')
+    )
   if case.variant == 'vae_50_times':
     # The GRU's 399 other steps, [32, 128] x [128, 384], forwards and twice
     # backwards.
@@ -50,22 +57,28 @@ def test_flop_count_of_the_sac_actor():
 
 def test_published_flop_counts():
   counts = {
-      (c.algorithm, c.stage, c.variant): c.gflop()
-      for c in cases.make_cases('paper', ('smac', 'pearl', 'sac'))}
+    (c.algorithm, c.stage, c.variant): c.gflop()
+    for c in cases.make_cases('paper', ('smac', 'pearl', 'sac'))
+  }
   assert counts['smac', 'offline', 'released'] == pytest.approx(2.848, 1e-3)
   assert counts['smac', 'online', 'released'] == pytest.approx(6.229, 1e-3)
   assert counts['pearl', 'online', '16_tasks'] == pytest.approx(26.94, 1e-3)
   # Single-task SAC by hand: 256 rows, layers of critic and actor.
   critic, actor = (
-      np.array([size * 256, 256 * 256, 256 * out])
-      for size, out in ((26, 1), (20, 12)))
+    np.array([size * 256, 256 * 256, 256 * out])
+    for size, out in ((26, 1), (20, 12))
+  )
   weights = (
-      actor.sum() + 2 * critic.sum()  # target
-      + 2 * (3 * critic.sum() - critic[0])  # critics learn
-      + 3 * actor.sum() - actor[0]
-      + 2 * 2 * critic.sum())  # on the way to the actor
+    actor.sum()
+    + 2 * critic.sum()  # target
+    + 2 * (3 * critic.sum() - critic[0])  # critics learn
+    + 3 * actor.sum()
+    - actor[0]
+    + 2 * 2 * critic.sum()
+  )  # on the way to the actor
   assert counts['sac', 'online', 'one_task'] == pytest.approx(
-      2 * 256 * weights / 1e9, 1e-6)
+    2 * 256 * weights / 1e9, 1e-6
+  )
 
 
 def test_switches_change_the_flop_count():
@@ -88,8 +101,9 @@ def test_flops_of_gradients_by_hand():
   def loss(x, first, second):
     return jnp.sum(jnp.square(jax.nn.relu(x @ first) @ second))
 
-  flop = lambda *which: flops.count(
-      jax.grad(loss, which), x, first, second) / (2 * 7)
+  flop = lambda *which: (
+    flops.count(jax.grad(loss, which), x, first, second) / (2 * 7)
+  )
   assert flops.count(loss, x, first, second) == 2 * 7 * 25
   assert flop(1, 2) == 25 + 25 + 10  # no gradient into the first input
   assert flop(0, 1, 2) == 75
@@ -101,20 +115,36 @@ def test_flops_of_loops_and_branches_by_hand():
   each = 2 * 2 * 3 * 3
 
   def steps(x):
-    return jax.lax.scan(
-        lambda c, _: (c @ square, c @ wide), x, length=5)
+    return jax.lax.scan(lambda c, _: (c @ square, c @ wide), x, length=5)
 
   assert flops.count(steps, x) == 5 * 3 * each
   assert flops.count(lambda x: jax.jit(steps)(x)[0], x) == 5 * each
   assert flops.count(jax.vmap(steps), jnp.ones((4, 2, 3))) == 4 * 5 * 3 * each
-  assert flops.count(lambda x: jax.lax.cond(
-      x[0, 0] > 0, lambda: x @ square, lambda: (x @ wide)[:, :3]),
-                     x) == 2 * each
-  assert flops.count(lambda x: jax.lax.while_loop(
-      lambda x: x[0, 0] < 9, lambda x: x + 1, x) @ square, x) == each
+  assert (
+    flops.count(
+      lambda x: jax.lax.cond(
+        x[0, 0] > 0, lambda: x @ square, lambda: (x @ wide)[:, :3]
+      ),
+      x,
+    )
+    == 2 * each
+  )
+  assert (
+    flops.count(
+      lambda x: (
+        jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x + 1, x) @ square
+      ),
+      x,
+    )
+    == each
+  )
   with pytest.raises(ValueError, match="those of 'while' cannot"):
-    flops.count(lambda x: jax.lax.while_loop(
-        lambda x: x[0, 0] < 9, lambda x: x @ square, x), x)
+    flops.count(
+      lambda x: jax.lax.while_loop(
+        lambda x: x[0, 0] < 9, lambda x: x @ square, x
+      ),
+      x,
+    )
   with pytest.raises(ValueError, match="'conv_general_dilated' cannot"):
     flops.count(lambda x: jnp.convolve(x[0], x[1]), x)
 
@@ -127,14 +157,20 @@ def test_every_algorithm_has_its_cases(profile):
   found = cases.make_cases(profile)
   names = [(c.algorithm, c.stage, c.variant) for c in found]
   assert len(set(names)) == len(names)
-  assert {c.algorithm for c in found} == ALGORITHMS.keys() == (
-      plots.MARKS.keys())
+  assert (
+    {c.algorithm for c in found} == ALGORITHMS.keys() == (plots.MARKS.keys())
+  )
   assert set(ALGORITHMS) <= set(options.DEFAULT_PARTS)
   batches = {name: c.get_stage().batch for name, c in zip(names, found)}
   if profile == 'paper':
     sizes = {
-        'macaw': (5, 256), 'multitask': (5, 256), 'meta_bc': (5, 256),
-        'focal': (16, 256), 'csro': (16, 256), 'unicorn': (16, 256)}
+      'macaw': (5, 256),
+      'multitask': (5, 256),
+      'meta_bc': (5, 256),
+      'focal': (16, 256),
+      'csro': (16, 256),
+      'unicorn': (16, 256),
+    }
     for (name, *_), batch in batches.items():
       if name in sizes:
         assert (batch.num_tasks, batch.query_size) == sizes[name]
@@ -155,30 +191,41 @@ def test_returns_in_the_synthetic_data():
   extras = buffer.data.extras
   power = case.config.discount ** np.arange(8)
   np.testing.assert_allclose(
-      extras['return_to_go'][:, 0::8], reward.reshape(16, 8, 8) @ power,
-      rtol=1e-4, atol=1e-5)
+    extras['return_to_go'][:, 0::8],
+    reward.reshape(16, 8, 8) @ power,
+    rtol=1e-4,
+    atol=1e-5,
+  )
   np.testing.assert_array_equal(
-      extras['last_observation'][:, 3],
-      buffer.data.next_observation[:, 7])
+    extras['last_observation'][:, 3], buffer.data.next_observation[:, 7]
+  )
 
 
 def test_sequences_in_the_synthetic_data():
   case = cases.make_cases('smoke', ('borel',))[1]  # 3 episodes of 8 steps
   buffer = cases.synthetic_replay(case).rl
   np.testing.assert_array_equal(
-      buffer.sequence_start, np.tile([0, 24], (16, 1)))
+    buffer.sequence_start, np.tile([0, 24], (16, 1))
+  )
   np.testing.assert_array_equal(buffer.sequence_length, 24)
   np.testing.assert_array_equal(buffer.num_sequences, 2)
   np.testing.assert_array_equal(
-      buffer.data.extras['time'], np.tile(np.arange(64) % 8, (16, 1)))
+    buffer.data.extras['time'], np.tile(np.arange(64) % 8, (16, 1))
+  )
 
 
 def test_stages_with_what_they_need_of_the_data():
   # The second stage takes the beliefs of the first one's encoder.
   result = benchmark.run(QUICK)
   assert [(u['algorithm'], u['variant']) for u in result['updates']] == [
-      ('multitask', 'released'), ('borel', 'rl'), ('borel', 'vae_4_times')]
+    ('multitask', 'released'),
+    ('borel', 'rl'),
+    ('borel', 'vae_4_times'),
+  ]
   for row in result['updates']:
     assert row['updates_per_s'] > 0 and row['gflop_per_update'] > 0
   assert [u['sizes']['context_size'] for u in result['updates']] == [
-      1, 1, 2 * 24]
+    1,
+    1,
+    2 * 24,
+  ]

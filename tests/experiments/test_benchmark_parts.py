@@ -33,7 +33,8 @@ from offmeta.training import loop
 
 ROOT = pathlib.Path(benchmark.__file__).parents[1]
 QUICK = options.Options(
-    profile='smoke', repeats=1, repeat_s=0.01, chunk=4, algorithms=('smac',))
+  profile='smoke', repeats=1, repeat_s=0.01, chunk=4, algorithms=('smac',)
+)
 
 
 # Scaling.
@@ -41,8 +42,9 @@ QUICK = options.Options(
 
 def test_the_same_update_on_forced_devices(capsys):
   # The devices of this process do not matter: there are 4.
-  result = benchmark.run(dataclasses.replace(
-      QUICK, only=('scaling',), devices=(8,)))
+  result = benchmark.run(
+    dataclasses.replace(QUICK, only=('scaling',), devices=(8,))
+  )
   found = [(row['kind'], row['devices']) for row in result['scaling']]
   assert found == [('seeds', 1), ('seeds', 8), ('tasks', 1), ('tasks', 8)]
   for row in result['scaling']:
@@ -53,7 +55,8 @@ def test_the_same_update_on_forced_devices(capsys):
   for one, many in (result['scaling'][:2], result['scaling'][2:]):
     assert one['speed_up'] == 1
     assert many['speed_up'] == pytest.approx(
-        many['updates_per_s'] / one['updates_per_s'], rel=0.01)
+      many['updates_per_s'] / one['updates_per_s'], rel=0.01
+    )
     assert one['gflop_per_update'] == many['gflop_per_update']
   cores = result['machine']['cores']
   assert f'up to 8 share {cores} cores' in capsys.readouterr().out
@@ -84,7 +87,8 @@ def test_accelerators_are_used_as_they_are(monkeypatch):
 def test_a_process_that_fails_is_one_message():
   with processes.Worker(scaling.__name__, {}, devices=1) as worker:
     with pytest.raises(
-        BenchmarkError, match="scaling: .* status 1: KeyError: 'options'"):
+      BenchmarkError, match="scaling: .* status 1: KeyError: 'options'"
+    ):
       worker.receive()
     with pytest.raises(BenchmarkError, match='status 1'):
       worker.ask()
@@ -96,9 +100,12 @@ def test_a_process_that_fails_is_one_message():
 def test_the_ceiling_multiplies_as_the_updates_do():
   def results_of(precision):
     ways = ceiling.make_ceiling(
-        dataclasses.replace(QUICK, matmul_precision=precision))
-    return {name: np.concatenate(jax.tree.leaves(way.call()))
-            for name, way in ways.items()}
+      dataclasses.replace(QUICK, matmul_precision=precision)
+    )
+    return {
+      name: np.concatenate(jax.tree.leaves(way.call()))
+      for name, way in ways.items()
+    }
 
   exact, rounded = results_of('float32'), results_of('bfloat16')
   assert exact.keys() == {'chain', 'four_chains', 'square'}
@@ -123,11 +130,15 @@ def test_timed_calls_find_their_arguments_in_place(stage, monkeypatch):
     return update
 
   monkeypatch.setattr(loop, 'make_update', make_update)
-  [case] = [c for c in cases.make_cases('smoke')
-            if (c.algorithm, c.stage, c.variant) == ('smac', stage, 'released')]
+  [case] = [
+    c
+    for c in cases.make_cases('smoke')
+    if (c.algorithm, c.stage, c.variant) == ('smac', stage, 'released')
+  ]
   devices = tuple(jax.devices()[2:])
   updates.UpdateRunner(
-      case, 1, parallel.Layout(4, range(4), devices), 'bfloat16')()
+    case, 1, parallel.Layout(4, range(4), devices), 'bfloat16'
+  )()
   [(state, replay, precision)] = asked
   assert precision == 'bfloat16'
   each = {'offline': replay.rl.size.shape, 'online': (2, case.num_tasks)}
@@ -143,16 +154,25 @@ def test_timed_calls_find_their_arguments_in_place(stage, monkeypatch):
 def test_one_size_grows_at_a_time():
   smac, pearl, sac = cases.first_cases('paper', ('sac', 'smac', 'pearl'))
   assert (smac.stage, pearl.variant, sac.algorithm) == (
-      'offline', 'behaviour', 'sac')
+    'offline',
+    'behaviour',
+    'sac',
+  )
   base = {'num_tasks': 4, 'query_size': 128, 'seeds': 1}
   points = growth.points(smac, 'paper')
   assert len(points) == 6 + 6 + 5
   for factor, value, point in points:
     assert dict(point) == {**base, factor: value}
   assert {f: min(v for g, v, _ in points if g == f) for f in base} == {
-      'num_tasks': 1, 'query_size': 32, 'seeds': 1}
+    'num_tasks': 1,
+    'query_size': 32,
+    'seeds': 1,
+  }
   assert {f: max(v for g, v, _ in points if g == f) for f in base} == {
-      'num_tasks': 32, 'query_size': 1024, 'seeds': 16}
+    'num_tasks': 32,
+    'query_size': 1024,
+    'seeds': 16,
+  }
   assert {p[0] for p in growth.points(sac, 'paper')} == {'query_size', 'seeds'}
 
 
@@ -170,9 +190,14 @@ def test_resized_cases():
 def test_growth_rows(capsys):
   result = benchmark.run(dataclasses.replace(QUICK, only=('growth',)))
   rows = {(r['factor'], r['value']): r for r in result['growth']}
-  assert list(rows) == [('num_tasks', 2), ('num_tasks', 4),
-                        ('query_size', 16), ('query_size', 64),
-                        ('seeds', 1), ('seeds', 2)]
+  assert list(rows) == [
+    ('num_tasks', 2),
+    ('num_tasks', 4),
+    ('query_size', 16),
+    ('query_size', 64),
+    ('seeds', 1),
+    ('seeds', 2),
+  ]
   base = rows['seeds', 1]
   for name in (('num_tasks', 2), ('query_size', 16)):  # measured once
     assert rows[name]['updates_per_s'] == base['updates_per_s']
@@ -183,9 +208,11 @@ def test_growth_rows(capsys):
   for row in rows.values():
     assert row['devices'] == 1
     assert row['ms_per_update'] == pytest.approx(
-        1e3 * row['seeds'] / row['updates_per_s'], rel=0.01)
+      1e3 * row['seeds'] / row['updates_per_s'], rel=0.01
+    )
     assert row['gflops'] == pytest.approx(
-        1e3 * row['gflop'] / row['ms_per_update'], rel=0.01)
+      1e3 * row['gflop'] / row['ms_per_update'], rel=0.01
+    )
   assert 'query_size' in capsys.readouterr().out
 
 
@@ -200,8 +227,16 @@ def test_overhead_of_a_call_from_two_lengths():
     return timing
 
   run = updates.Run(
-      cases.make_cases('smoke')[0], parallel.make_layout(3, max_devices=1),
-      'smoke', 'float32', 22, 1.0, 0.0, timed(22), timed(5))
+    cases.make_cases('smoke')[0],
+    parallel.make_layout(3, max_devices=1),
+    'smoke',
+    'float32',
+    22,
+    1.0,
+    0.0,
+    timed(22),
+    timed(5),
+  )
   row = updates.overhead(run)
   assert row['updates_per_short_call'] == 5
   assert row['us_per_update'] == pytest.approx(10 + 300 / 22, rel=1e-3)
@@ -211,12 +246,16 @@ def test_overhead_of_a_call_from_two_lengths():
 
 def test_overhead_and_traces_of_updates(tmp_path, capsys):
   folder = tmp_path / 'deep' / 'traces'
-  result = benchmark.run(dataclasses.replace(
-      QUICK, only=('sac',), overhead=True, trace_dir=str(folder)))
+  result = benchmark.run(
+    dataclasses.replace(
+      QUICK, only=('sac',), overhead=True, trace_dir=str(folder)
+    )
+  )
   [row] = result['updates']
   assert (row['updates_per_call'], row['updates_per_short_call']) == (4, 1)
   assert row['us_per_update'] == pytest.approx(
-      1e6 / row['updates_per_s'], rel=0.01)
+    1e6 / row['updates_per_s'], rel=0.01
+  )
   assert result['device_peak_memory_mb'] is None  # a CPU does not say
   [trace] = folder.glob('sac_online_one_task_x1/**/*.trace.json.gz')
   with gzip.open(trace) as file:
@@ -232,15 +271,24 @@ def test_overhead_and_traces_of_updates(tmp_path, capsys):
 def test_a_trace_folder_that_cannot_be(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(BenchmarkError, match='--trace_dir: .*file'):
-    benchmark.run(dataclasses.replace(
-        QUICK, only=('sac',), trace_dir=str(tmp_path / 'file')))
+    benchmark.run(
+      dataclasses.replace(
+        QUICK, only=('sac',), trace_dir=str(tmp_path / 'file')
+      )
+    )
 
 
 def test_peak_of_the_devices(monkeypatch):
   device = lambda stats: types.SimpleNamespace(memory_stats=lambda: stats)
-  monkeypatch.setattr(jax, 'local_devices', lambda: [
-      device({'peak_bytes_in_use': 2**20}), device(None),
-      device({'peak_bytes_in_use': 3 * 2**20})])
+  monkeypatch.setattr(
+    jax,
+    'local_devices',
+    lambda: [
+      device({'peak_bytes_in_use': 2**20}),
+      device(None),
+      device({'peak_bytes_in_use': 3 * 2**20}),
+    ],
+  )
   assert machine.device_peak_memory_mb() == 3.0
 
 
@@ -250,10 +298,21 @@ def test_peak_of_the_devices(monkeypatch):
 def test_start_up_with_an_empty_and_a_filled_cache(tmp_path):
   out = tmp_path / 'speed.json'
   done = subprocess.run(
-      [sys.executable, '-m', 'experiments.benchmark', '--profile=smoke',
-       '--only=startup', '--repeats=1', f'--out={out}'],
-      cwd=ROOT, capture_output=True, text=True, timeout=120,
-      env={**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'})
+    [
+      sys.executable,
+      '-m',
+      'experiments.benchmark',
+      '--profile=smoke',
+      '--only=startup',
+      '--repeats=1',
+      f'--out={out}',
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    env={**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'},
+  )
   assert done.returncode == 0, done.stderr
   empty, filled = json.loads(out.read_text())['startup']
   assert (empty['cache'], filled['cache']) == ('empty', 'filled')
@@ -267,7 +326,8 @@ def test_start_up_with_an_empty_and_a_filled_cache(tmp_path):
 def test_start_up_comes_before_this_process_takes_the_device(monkeypatch):
   order = []
   monkeypatch.setattr(
-      startup, 'measure_startup', lambda chosen: order.append('start') or [])
+    startup, 'measure_startup', lambda chosen: order.append('start') or []
+  )
 
   def begin():
     order.append('begin')

@@ -16,40 +16,70 @@ from experiments import benchmark
 from experiments.benchmarking import BenchmarkError, options, plots, results
 
 ROOT = pathlib.Path(benchmark.__file__).parents[1]
-UPDATE = {'algorithm': 'smac', 'stage': 'offline', 'variant': 'released',
-          'profile': 'paper', 'matmul_precision': 'float32'}
+UPDATE = {
+  'algorithm': 'smac',
+  'stage': 'offline',
+  'variant': 'released',
+  'profile': 'paper',
+  'matmul_precision': 'float32',
+}
 
 
 def command(*arguments):
   return subprocess.run(
-      [sys.executable, '-m', 'experiments.benchmark', *arguments],
-      cwd=ROOT, capture_output=True, text=True, timeout=60,
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
+    [sys.executable, '-m', 'experiments.benchmark', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+  )
 
 
 def one_result():
   """A result with a row in every table that is compared."""
   return {
-      **results.new_result(),
-      'machine': {'cpu': 'A', 'cores': 2, 'load_average': [1]},
-      'versions': {'jax': '0.10'},
-      'ceiling_gflops': 200.0,
-      'ceiling': {'gflops': {'square': 200.0}, 'matmul_precision': 'float32'},
-      'updates': [
-          {**UPDATE, 'seeds': 1, 'updates_per_s': 50.0},
-          {**UPDATE, 'seeds': 2, 'updates_per_s': 60.0}],
-      'scaling': [
-          {**UPDATE, 'kind': kind, 'devices': devices, 'forced_devices': True,
-           'updates_per_s': 10.0 * devices, 'speed_up': devices}
-          for kind in ('seeds', 'tasks') for devices in (1, 4)],
-      'growth': [
-          {**UPDATE, 'factor': factor, 'value': value, 'gflop': 0.5 * value,
-           'ms_per_update': 3.0 + value}
-          for factor in ('num_tasks', 'query_size', 'seeds')
-          for value in (2, 32)],
-      'startup': [{'profile': 'cpu', 'cache': 'empty', 'first_update_s': 9.0}],
-      'env_steps': [{'family': 'point_robot', 'backend': 'jax', 'num_envs': 4,
-                     'steps_per_s': 1000.0}],
+    **results.new_result(),
+    'machine': {'cpu': 'A', 'cores': 2, 'load_average': [1]},
+    'versions': {'jax': '0.10'},
+    'ceiling_gflops': 200.0,
+    'ceiling': {'gflops': {'square': 200.0}, 'matmul_precision': 'float32'},
+    'updates': [
+      {**UPDATE, 'seeds': 1, 'updates_per_s': 50.0},
+      {**UPDATE, 'seeds': 2, 'updates_per_s': 60.0},
+    ],
+    'scaling': [
+      {
+        **UPDATE,
+        'kind': kind,
+        'devices': devices,
+        'forced_devices': True,
+        'updates_per_s': 10.0 * devices,
+        'speed_up': devices,
+      }
+      for kind in ('seeds', 'tasks')
+      for devices in (1, 4)
+    ],
+    'growth': [
+      {
+        **UPDATE,
+        'factor': factor,
+        'value': value,
+        'gflop': 0.5 * value,
+        'ms_per_update': 3.0 + value,
+      }
+      for factor in ('num_tasks', 'query_size', 'seeds')
+      for value in (2, 32)
+    ],
+    'startup': [{'profile': 'cpu', 'cache': 'empty', 'first_update_s': 9.0}],
+    'env_steps': [
+      {
+        'family': 'point_robot',
+        'backend': 'jax',
+        'num_envs': 4,
+        'steps_per_s': 1000.0,
+      }
+    ],
   }
 
 
@@ -61,25 +91,38 @@ def write(path, value):
 # Reading.
 
 
-@pytest.mark.parametrize('text, message', [
+@pytest.mark.parametrize(
+  'text, message',
+  [
     ('', 'damaged or no JSON'),
     ('{"machine": {"cpu": ', 'damaged or no JSON'),
     ('\x00\x01', 'damaged or no JSON'),
     ('[]', 'a list'),
     ('{"a": 1}', "no 'machine'"),
-    ('{"machine": {}, "versions": {}, "ceiling": {}, "updates": 3}',
-     "'updates' is no list of rows"),
-    ('{"machine": {}, "versions": {}, "ceiling": {}, "updates": [3]}',
-     "'updates' is no list of rows"),
-    ('{"machine": {}, "versions": {}, "ceiling": {}, "ceiling_gflops": 2}',
-     "no 'gflops'"),
-    ('{"machine": {}, "versions": {}, "ceiling": {},'
-     ' "startup": [{"profile": "cpu", "cache": "empty"}]}',
-     "no 'first_update_s' in a row of 'startup'"),
-    ('{"machine": {}, "versions": {}, "ceiling": {}, "startup":'
-     ' [{"profile": "cpu", "cache": "empty", "first_update_s": "9"}]}',
-     "'first_update_s' of 'startup' is no number"),
-])
+    (
+      '{"machine": {}, "versions": {}, "ceiling": {}, "updates": 3}',
+      "'updates' is no list of rows",
+    ),
+    (
+      '{"machine": {}, "versions": {}, "ceiling": {}, "updates": [3]}',
+      "'updates' is no list of rows",
+    ),
+    (
+      '{"machine": {}, "versions": {}, "ceiling": {}, "ceiling_gflops": 2}',
+      "no 'gflops'",
+    ),
+    (
+      '{"machine": {}, "versions": {}, "ceiling": {},'
+      ' "startup": [{"profile": "cpu", "cache": "empty"}]}',
+      "no 'first_update_s' in a row of 'startup'",
+    ),
+    (
+      '{"machine": {}, "versions": {}, "ceiling": {}, "startup":'
+      ' [{"profile": "cpu", "cache": "empty", "first_update_s": "9"}]}',
+      "'first_update_s' of 'startup' is no number",
+    ),
+  ],
+)
 def test_bad_files(tmp_path, text, message):
   path = tmp_path / 'old.json'
   path.write_text(text)
@@ -110,12 +153,16 @@ def test_published_results_can_be_read(name):
 
 def test_rows_that_both_have(capsys):
   old, new = one_result(), one_result()
-  new['updates'] = [{**UPDATE, 'seeds': 2, 'updates_per_s': 90.0},
-                    {**UPDATE, 'seeds': 3, 'updates_per_s': 90.0}]
+  new['updates'] = [
+    {**UPDATE, 'seeds': 2, 'updates_per_s': 90.0},
+    {**UPDATE, 'seeds': 3, 'updates_per_s': 90.0},
+  ]
   new['scaling'][0]['updates_per_s'] = 5.0
   new['startup'][0]['first_update_s'] = 3.0
-  rows = {(r['table'], r['row']): (r['old'], r['new'], r['ratio'])
-          for r in results.compare(old, new)}
+  rows = {
+    (r['table'], r['row']): (r['old'], r['new'], r['ratio'])
+    for r in results.compare(old, new)
+  }
   label = 'smac offline released paper float32'
   assert rows['updates', f'{label} seeds=2'] == (60.0, 90.0, 1.5)
   assert rows['scaling', f'{label} seeds devices=1'] == (10.0, 5.0, 0.5)
@@ -140,12 +187,13 @@ def test_rows_of_another_precision_are_others(tmp_path):
       row['matmul_precision'] = 'bfloat16'
   without['ceiling']['matmul_precision'] = 'default'
   lower['ceiling']['matmul_precision'] = 'bfloat16'
-  older = results.read_result(
-      write(tmp_path / 'old.json', without), 'compare')
+  older = results.read_result(write(tmp_path / 'old.json', without), 'compare')
   same = results.compare(older, one_result())
   assert same == results.compare(one_result(), one_result())
   assert {r['table'] for r in results.compare(older, lower)} == {
-      'startup', 'env_steps'}
+    'startup',
+    'env_steps',
+  }
 
 
 def test_other_machines_and_versions_are_warned_of(capsys):
@@ -154,24 +202,32 @@ def test_other_machines_and_versions_are_warned_of(capsys):
   new['versions'] = {'jax': '0.10', 'brax': '1'}
   del old['versions']['jax'], new['machine']['cores']
   results.print_comparison(old, new, 'old.json')
-  warnings = [line for line in capsys.readouterr().out.splitlines()
-              if line.startswith('warning')]
+  warnings = [
+    line
+    for line in capsys.readouterr().out.splitlines()
+    if line.startswith('warning')
+  ]
   assert warnings == [
-      'warning: machine.cpu differs: A -> B',
-      'warning: machine.cores differs: 2 -> None',
-      'warning: versions.jax differs: None -> 0.10',
-      'warning: versions.brax differs: None -> 1']
+    'warning: machine.cpu differs: A -> B',
+    'warning: machine.cores differs: 2 -> None',
+    'warning: versions.jax differs: None -> 0.10',
+    'warning: versions.brax differs: None -> 1',
+  ]
 
 
 def test_two_files_are_compared_and_drawn_without_measuring(tmp_path):
   new = one_result()
   new['updates'][0]['updates_per_s'] = 25.0
   old = write(tmp_path / 'old.json', one_result())
-  done = command(f'--load={write(tmp_path / "new.json", new)}',
-                 f'--compare={old}', f'--plot={tmp_path / "a.png"}')
+  done = command(
+    f'--load={write(tmp_path / "new.json", new)}',
+    f'--compare={old}',
+    f'--plot={tmp_path / "a.png"}',
+  )
   assert done.returncode == 0, done.stderr
-  line = next(line for line in done.stdout.splitlines()
-              if 'paper float32 seeds=1' in line)
+  line = next(
+    line for line in done.stdout.splitlines() if 'paper float32 seeds=1' in line
+  )
   assert line.split()[-3:] == ['50', '25', '0.5']
   assert 'compiling' not in done.stderr
   assert (tmp_path / 'a.png').is_file()
@@ -187,8 +243,9 @@ def test_two_files_are_compared_and_drawn_without_measuring(tmp_path):
 
 def files(chosen=options.Options(), **given):
   holders = {
-      name: types.SimpleNamespace(value=given.get(name, ''))
-      for name in ('out', 'resume', 'load', 'compare', 'plot')}
+    name: types.SimpleNamespace(value=given.get(name, ''))
+    for name in ('out', 'resume', 'load', 'compare', 'plot')
+  }
   return options.files_from_flags(holders, chosen)
 
 
@@ -200,14 +257,17 @@ def test_files_of_flags(tmp_path):
   assert files(named, plot='a.png').plot == pathlib.Path('a.png')
 
 
-@pytest.mark.parametrize('given, only, message', [
+@pytest.mark.parametrize(
+  'given, only, message',
+  [
     ({'resume': True}, (), '--resume needs --out'),
     ({'load': 'a', 'out': 'b'}, (), '--load measures nothing'),
     ({'load': 'a'}, ('env',), '--load measures nothing'),
     ({'out': '/no/where/a.json'}, (), '--out: no folder'),
     ({'load': 'a', 'plot': '/no/where/a.png'}, (), '--plot: no folder'),
     ({'plot': 'a.png'}, ('smac',), '--plot: needs scaling or growth'),
-])
+  ],
+)
 def test_flags_that_do_not_go_together(given, only, message):
   with pytest.raises(BenchmarkError, match=message):
     files(options.Options(only=only), **given)
@@ -224,7 +284,7 @@ def test_the_picture_shows_each_part(tmp_path):
   both = draw()
   assert draw(scaling=[]).shape[0] < both.shape[0] > draw(growth=[]).shape[0]
   # The line of an algorithm is there in its colour, in either part.
-  blue = np.array([0x00, 0x72, 0xb2]) / 255
+  blue = np.array([0x00, 0x72, 0xB2]) / 255
   is_blue = np.abs(both[..., :3] - blue).max(axis=-1) < 0.02
   middle = len(both) // 2
   assert is_blue[:middle].sum() > 500 < is_blue[middle:].sum()

@@ -43,7 +43,10 @@ get_config = base.config_of('cloning', {'smoke': {'cloning': {
 """
 # Of the learner's own context, by what tells runs apart.
 _SCORES = {
-    ('cloning', 0.003): -3.0, ('cloning', 0.0): -4.0, ('smac', 0.1): -5.0}
+  ('cloning', 0.003): -3.0,
+  ('cloning', 0.0): -4.0,
+  ('smac', 0.1): -5.0,
+}
 
 
 class _Evaluator:
@@ -61,8 +64,10 @@ class _Evaluator:
     returns = np.full((2, 2, 2, 3), _SCORES[key])
     returns[..., 0] = -20.0
     returns[1] += 1.0
-    return {'test_self_returns': returns,
-            'test_offline_returns': returns[..., 1:] + 0.5}, None
+    return {
+      'test_self_returns': returns,
+      'test_offline_returns': returns[..., 1:] + 0.5,
+    }, None
 
 
 def _log(tasks, seed):
@@ -72,21 +77,37 @@ def _log(tasks, seed):
   number = len(tasks['goal'])
   rows = (number, 40)
   return MetaDataset(
-      Transition(draw(*rows, 2), draw(*rows, 2), draw(*rows),
-                 np.ones(rows, np.float32), draw(*rows, 2),
-                 {'features': draw(*rows, 2),
-                  'time': np.tile(np.arange(20.0, dtype=np.float32), 2)[None]
-                          .repeat(number, 0),
-                  'diverged': np.zeros(rows, np.float32)}),
-      np.full(number, 40, np.int32), None, None,
-      {'goal': np.asarray(tasks['goal'])}, np.full(number, -7.0, np.float32))
+    Transition(
+      draw(*rows, 2),
+      draw(*rows, 2),
+      draw(*rows),
+      np.ones(rows, np.float32),
+      draw(*rows, 2),
+      {
+        'features': draw(*rows, 2),
+        'time': np.tile(np.arange(20.0, dtype=np.float32), 2)[None].repeat(
+          number, 0
+        ),
+        'diverged': np.zeros(rows, np.float32),
+      },
+    ),
+    np.full(number, 40, np.int32),
+    None,
+    None,
+    {'goal': np.asarray(tasks['goal'])},
+    np.full(number, -7.0, np.float32),
+  )
 
 
 def _make_log(setup):
   _made.append(setup.workdir.name)
   return logs.Logs(
-      _log(setup.train_tasks, 0), _log(setup.test_tasks, 1), 'random numbers',
-      'random numbers', {})
+    _log(setup.train_tasks, 0),
+    _log(setup.test_tasks, 1),
+    'random numbers',
+    'random numbers',
+    {},
+  )
 
 
 _made: list[str] = []
@@ -96,14 +117,16 @@ _made: list[str] = []
 def _tiny():
   """Families, data and scores that cost nothing."""
   before = dict(ALGORITHMS)
-  parts = {key: value for key, value in tiny_run.CONFIG.items()
-           if key != 'online'}
-  with (mock.patch.dict(base.FAMILIES, {
-            'point_robot': (parts, {'smoke': {}})}),
-        mock.patch.dict(collect._SOURCES, {'pearl': _make_log}),
-        mock.patch.object(evaluators, 'Evaluator', _Evaluator),
-        mock.patch.object(phases, '_point_robot_paths', lambda *args: {}),
-        mock.patch.object(plots, 'draw_all', lambda *args: {})):
+  parts = {
+    key: value for key, value in tiny_run.CONFIG.items() if key != 'online'
+  }
+  with (
+    mock.patch.dict(base.FAMILIES, {'point_robot': (parts, {'smoke': {}})}),
+    mock.patch.dict(collect._SOURCES, {'pearl': _make_log}),
+    mock.patch.object(evaluators, 'Evaluator', _Evaluator),
+    mock.patch.object(phases, '_point_robot_paths', lambda *args: {}),
+    mock.patch.object(plots, 'draw_all', lambda *args: {}),
+  ):
     yield
   ALGORITHMS.clear()
   ALGORITHMS.update(before)
@@ -112,10 +135,15 @@ def _tiny():
 def _options(folder, *algorithms, **kw):
   (folder / 'cloning.py').write_text(_CLONING)
   files = {'cloning': str(folder / 'cloning.py')}
-  return compare.Options(**{
-      'profile': 'smoke', 'workdir': str(folder / 'runs'),
+  return compare.Options(
+    **{
+      'profile': 'smoke',
+      'workdir': str(folder / 'runs'),
       'algorithms': tuple(files.get(name, name) for name in algorithms),
-      'runtime': {'quiet': True, 'max_devices': 1}, **kw})
+      'runtime': {'quiet': True, 'max_devices': 1},
+      **kw,
+    }
+  )
 
 
 def _run(options, stop=None):
@@ -155,12 +183,15 @@ def test_all_run_on_the_same_data(finished):
     run = _record(folder, name)
     assert run['config']['collect']['dataset'] == str(data / 'dataset')
     assert run['config']['collect']['test_dataset'] == str(
-        data / 'dataset_test')
+      data / 'dataset_test'
+    )
     assert run['command'] == 'the command'
     assert not (folder / 'runs' / name / 'dataset').exists()
     assert (folder / 'runs' / name / 'offline' / 'done.json').exists()
   assert _record(folder, 'cloning+no_kl')['config']['cloning'] == {
-      **_record(folder, 'cloning')['config']['cloning'], 'kl_weight': 0.0}
+    **_record(folder, 'cloning')['config']['cloning'],
+    'kl_weight': 0.0,
+  }
 
 
 def test_the_table(finished):
@@ -185,14 +216,18 @@ def test_the_table(finished):
 def test_finished_runs_are_left_alone(finished, capsys):
   folder, before = finished
   with mock.patch.object(
-      phases, 'offline', lambda *a: pytest.fail('trained again')):
+    phases, 'offline', lambda *a: pytest.fail('trained again')
+  ):
     assert _run(_options(folder, 'smac', 'cloning')) == 0
   out = capsys.readouterr().out
   assert out.count('finished before') == 2
   # In the order asked for; what else is there stays in the table.
   after = _table(folder)
   assert [row['name'] for row in after['rows']] == [
-      'smac', 'cloning', 'cloning/no_kl']
+    'smac',
+    'cloning',
+    'cloning/no_kl',
+  ]
   assert after['runs'] == before['runs']
 
 
@@ -202,37 +237,55 @@ def test_only_the_table(copied, capsys):
     assert _run(_options(copied, 'cloning', 'nowhere', only_table=True)) == 0
   assert '-2.50 [-8.85, 3.85]' in capsys.readouterr().out  # t(0.975, 1) / 2
   assert {path.name for path in (copied / 'runs/comparison').iterdir()} == {
-      'comparison.json', 'comparison.png', 'table.csv', 'table.md',
-      'table.txt'}
+    'comparison.json',
+    'comparison.png',
+    'table.csv',
+    'table.md',
+    'table.txt',
+  }
 
 
 def test_stopped_and_continued(tmp_path):
   stop = tiny_run.StopAt(tmp_path / 'runs/cloning/offline', 2)
-  options = _options(tmp_path, 'cloning', runtime={
-      'quiet': True, 'max_devices': 1, 'checkpoint_every_s': -1.0})
+  options = _options(
+    tmp_path,
+    'cloning',
+    runtime={'quiet': True, 'max_devices': 1, 'checkpoint_every_s': -1.0},
+  )
   status, message = launch.attempt(lambda: _run(options, stop))
   assert status == 143 and 'the same command continues' in message
   assert not (tmp_path / 'runs/comparison').exists()
   assert tiny_run.checkpoint_steps(tmp_path / 'runs/cloning', 'offline') == [2]
   assert _run(options) == 0
-  steps = [row['step'] for row in tiny_run.metrics(
-      tmp_path / 'runs/cloning/offline/metrics.jsonl')]
+  steps = [
+    row['step']
+    for row in tiny_run.metrics(tmp_path / 'runs/cloning/offline/metrics.jsonl')
+  ]
   assert steps == [2, 4]
 
 
 def test_a_failure_is_one_line_and_the_others_run(tmp_path, capsys):
   broken = tmp_path / 'broken.py'
-  broken.write_text(_CLONING.replace("'no_kl'", "'x'") + (
+  broken.write_text(
+    _CLONING.replace("'no_kl'", "'x'")
+    + (
       'get_config = base.config_of("cloning", {"smoke": {"cloning": {'
-      '"hidden": ("wide",), "num_updates": 4}}})\n'))
+      '"hidden": ("wide",), "num_updates": 4}}})\n'
+    )
+  )
   (tmp_path / 'wrong.py').write_text(
-      'from experiments.configs import base\n'
-      'get_config = base.config_of("smac", {"all": {"smac": {"rate": 1}}})\n')
-  options = _options(tmp_path, 'nowhere', str(tmp_path / 'wrong.py'),
-                     str(broken), 'cloning')
+    'from experiments.configs import base\n'
+    'get_config = base.config_of("smac", {"all": {"smac": {"rate": 1}}})\n'
+  )
+  options = _options(
+    tmp_path, 'nowhere', str(tmp_path / 'wrong.py'), str(broken), 'cloning'
+  )
   assert _run(options) == 1
-  lines = [line for line in capsys.readouterr().err.splitlines()
-           if line.startswith('failed: ')]
+  lines = [
+    line
+    for line in capsys.readouterr().err.splitlines()
+    if line.startswith('failed: ')
+  ]
   assert len(lines) == 3
   assert 'nowhere: config file' in lines[0] and 'No such file' in lines[0]
   assert 'wrong: config file' in lines[1] and 'config.smac.rate' in lines[1]
@@ -247,20 +300,25 @@ def test_a_failure_is_one_line_and_the_others_run(tmp_path, capsys):
 def test_an_ablation_of_the_data_makes_its_own(tmp_path):
   _made.clear()
   options = _options(
-      tmp_path, 'cloning', ablations=('cloning/first_data',), seeds=2)
+    tmp_path, 'cloning', ablations=('cloning/first_data',), seeds=2
+  )
   assert _run(options) == 0
   assert _made == ['data', 'cloning+first_data']
   assert (tmp_path / 'runs/cloning+first_data/dataset').exists()
-  note, = [note for note in _table(tmp_path)['notes'] if '.dataset' in note]
+  (note,) = [note for note in _table(tmp_path)['notes'] if '.dataset' in note]
   assert note.startswith(
-      'cloning/first_data: collect.dataset is not set, but /')
+    'cloning/first_data: collect.dataset is not set, but /'
+  )
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(
+  'changes, message',
+  [
     ({'ablations': ('magic',)}, "--ablations: no 'magic'; known: cloning/fir"),
     ({'family': 'moon'}, "--family: no config for family 'moon'"),
     ({'profile': 'huge'}, "no profile 'huge'"),
-])
+  ],
+)
 def test_bad_options(tmp_path, changes, message):
   with pytest.raises(ConfigError, match=message):
     _run(_options(tmp_path, 'cloning', **changes))
@@ -268,7 +326,7 @@ def test_bad_options(tmp_path, changes, message):
 
 def test_other_settings_need_another_workdir(finished, capsys):
   assert _run(_options(finished[0], 'cloning', seeds=3)) == 1
-  line, = capsys.readouterr().err.splitlines()
+  (line,) = capsys.readouterr().err.splitlines()
   assert 'holds a run of another configuration' in line
   assert 'num_seeds: 2 -> 3' in line
 

@@ -10,9 +10,10 @@ from experiments.configs import base, robots
 from offmeta.algorithms import ALGORITHMS
 
 _ALGORITHMS = sorted(
-    path.stem
-    for path in (configuration.ROOT / 'experiments/configs').glob('*.py')
-    if path.stem in ALGORITHMS)
+  path.stem
+  for path in (configuration.ROOT / 'experiments/configs').glob('*.py')
+  if path.stem in ALGORITHMS
+)
 _PROFILES = ('smoke', 'cpu', 'paper')
 _DEFAULT = ALGORITHMS['sac'].config()
 
@@ -47,11 +48,13 @@ def _check_meta_batches(config):
   settings = config.settings
   if hasattr(settings, 'num_train_tasks'):
     settings = dataclasses.replace(
-        settings, num_train_tasks=config.family.num_train)
+      settings, num_train_tasks=config.family.num_train
+    )
   made = ALGORITHMS[config.algorithm].make(helpers.SPEC, settings)
   for stage in (*made.offline, *made.online):
     assert stage.batch.replacement or (
-        stage.batch.num_tasks <= config.family.num_train)
+      stage.batch.num_tasks <= config.family.num_train
+    )
 
 
 @pytest.mark.parametrize('algorithm', _ALGORITHMS)
@@ -68,48 +71,74 @@ def test_every_ablation_is_valid(algorithm):
 def test_layers():
   """Profiles from what is common to what is particular."""
   get_config = base.config_of(
-      'sac',
-      {'all': {'sac': {'discount': 0.1, 'batch_size': 1}},
-       'cpu': {'sac': {'batch_size': 2, 'num_updates': 2}, 'chunk': 2},
-       'smoke': {'sac': {'num_updates': 3}},
-       'paper': {'finetune': {'iterations': 7}}},
-      # The slice is in the family's own profile `cpu`, too.
-      {'ant_dir': {'all': {'sac': {'discount': 0.2},
-                           'collect': {'rl_slice': 'first'}},
-                   'cpu': {'sac': {'num_updates': 4}}}})
+    'sac',
+    {
+      'all': {'sac': {'discount': 0.1, 'batch_size': 1}},
+      'cpu': {'sac': {'batch_size': 2, 'num_updates': 2}, 'chunk': 2},
+      'smoke': {'sac': {'num_updates': 3}},
+      'paper': {'finetune': {'iterations': 7}},
+    },
+    # The slice is in the family's own profile `cpu`, too.
+    {
+      'ant_dir': {
+        'all': {'sac': {'discount': 0.2}, 'collect': {'rl_slice': 'first'}},
+        'cpu': {'sac': {'num_updates': 4}},
+      }
+    },
+  )
   expected = {
-      ('cheetah_vel', 'paper'): (0.1, 1, _DEFAULT.num_updates, 250, 7),
-      ('cheetah_vel', 'cpu'): (0.1, 2, 2, 2, 0),
-      ('cheetah_vel', 'smoke'): (0.1, 2, 3, 2, 0),
-      ('ant_dir', 'paper'): (0.2, 1, _DEFAULT.num_updates, 250, 7),
-      ('ant_dir', 'cpu'): (0.2, 2, 4, 2, 0),
-      ('ant_dir', 'smoke'): (0.2, 2, 3, 2, 0),
+    ('cheetah_vel', 'paper'): (0.1, 1, _DEFAULT.num_updates, 250, 7),
+    ('cheetah_vel', 'cpu'): (0.1, 2, 2, 2, 0),
+    ('cheetah_vel', 'smoke'): (0.1, 2, 3, 2, 0),
+    ('ant_dir', 'paper'): (0.2, 1, _DEFAULT.num_updates, 250, 7),
+    ('ant_dir', 'cpu'): (0.2, 2, 4, 2, 0),
+    ('ant_dir', 'smoke'): (0.2, 2, 3, 2, 0),
   }
   for (family, profile), values in expected.items():
     config = _resolve(get_config, family, profile)
     sac = config.settings
-    assert (sac.discount, sac.batch_size, sac.num_updates, config.chunk,
-            config.finetune.iterations) == values, (family, profile)
+    assert (
+      sac.discount,
+      sac.batch_size,
+      sac.num_updates,
+      config.chunk,
+      config.finetune.iterations,
+    ) == values, (family, profile)
     assert (config.collect.rl_slice == 'first') == (
-        family == 'ant_dir' or profile == 'paper')  # cheetah_vel as published
+      family == 'ant_dir' or profile == 'paper'
+    )  # cheetah_vel as published
 
 
 def test_command_line_wins():
   get_config = base.config_of('sac', {'cpu': {'sac': {'discount': 0.5}}})
   assert 'terminate' in get_config('ant_dir').family.options  # has a flag
   config = _resolve(
-      get_config, 'ant_dir', 'cpu', {
-          'sac.discount': 0.7, 'family.options.terminate': False,
-          'collect': {'seed': 3}, 'collect.iterations': 2})
+    get_config,
+    'ant_dir',
+    'cpu',
+    {
+      'sac.discount': 0.7,
+      'family.options.terminate': False,
+      'collect': {'seed': 3},
+      'collect.iterations': 2,
+    },
+  )
   assert config.settings.discount == 0.7
   assert config.family.options == {'backend': 'spring', 'terminate': False}
   assert (config.collect.seed, config.collect.iterations) == (3, 2)
 
 
-@pytest.mark.parametrize('algorithm, robots_have', [
-    ('smac', ('sac', 'last')), ('macaw', ('sac', 'last')),
-    ('focal', ('sac', 'last')), ('csro', ('sac', 'last')),
-    ('unicorn', ('sac', 'last')), ('borel', ('sac', 'all'))])
+@pytest.mark.parametrize(
+  'algorithm, robots_have',
+  [
+    ('smac', ('sac', 'last')),
+    ('macaw', ('sac', 'last')),
+    ('focal', ('sac', 'last')),
+    ('csro', ('sac', 'last')),
+    ('unicorn', ('sac', 'last')),
+    ('borel', ('sac', 'all')),
+  ],
+)
 def test_what_robots_learn_from_at_the_small_size(algorithm, robots_have):
   file = configuration.ROOT / f'experiments/configs/{algorithm}.py'
   for family in robots.FAMILIES:
@@ -125,7 +154,8 @@ def test_robots_can_learn_from_pearl_too():
   data = lambda family: base.data_config(family, 'pearl')
   for family in robots.FAMILIES:
     cpu, smoke = (
-        _resolve(data, family, name).collect for name in ('cpu', 'smoke'))
+      _resolve(data, family, name).collect for name in ('cpu', 'smoke')
+    )
     assert (cpu.source, cpu.rl_slice, cpu.rl_size) == ('pearl', 'last', 1200)
     own = _resolve(base.data_config, family, 'smoke').collect
     assert smoke == own and own.source == 'pearl' and own.rl_size == 200
@@ -139,13 +169,16 @@ def test_data_of_a_source(profile):
     assert data.collect.source == 'sac' and not data.collect.encoder_size
     own = _resolve(base.data_config, family, profile)
     same = configuration.resolve(
-        base.make_config(*base.smac_parts(family)), profile, {})
+      base.make_config(*base.smac_parts(family)), profile, {}
+    )
     assert own.collect == same.collect
     assert config.collect == data.collect
     config = _resolve(
-        base.config_of('focal', robot_data='sac'), family, profile)
-    assert config.collect == (
-        data if family in robots.FAMILIES else own).collect
+      base.config_of('focal', robot_data='sac'), family, profile
+    )
+    assert (
+      config.collect == (data if family in robots.FAMILIES else own).collect
+    )
     assert data.collect.specialists == same.collect.specialists
     assert not data.online.variants
 

@@ -21,10 +21,15 @@ _ROOT = pathlib.Path(references.__file__).parents[1]
 
 
 def _options(folder, **kw):
-  return references.Options(**{
-      'families': ('point_robot', 'humanoid_dir'), 'profile': 'smoke',
-      'out': str(folder / 'references.json'), 'workdir': str(folder / 'runs'),
-      **kw})
+  return references.Options(
+    **{
+      'families': ('point_robot', 'humanoid_dir'),
+      'profile': 'smoke',
+      'out': str(folder / 'references.json'),
+      'workdir': str(folder / 'runs'),
+      **kw,
+    }
+  )
 
 
 def _run(options):
@@ -48,7 +53,8 @@ def test_schema(finished):
   assert entry['task_index'] == [0, 16, 31]  # of 32: first, middle, last
   assert np.shape(entry['tasks']['goal']) == (3, 2)
   assert {'machine', 'versions', 'settings', 'options', 'config_hash'} <= set(
-      entry)
+    entry
+  )
   assert entry['env_steps'] == [80] * 3 and entry['updates'] == [6] * 3
   assert entry['wall_s'] > 0
   assert set(entry['diverged'].values()) == {0.0}
@@ -56,7 +62,8 @@ def test_schema(finished):
   for part in (random, final):
     assert part['episodes_per_task'] == 20 and len(part['tasks']) == 3
     assert part['mean'] == pytest.approx(
-        np.mean([task['mean'] for task in part['tasks']]))
+      np.mean([task['mean'] for task in part['tasks']])
+    )
   # 20 steps at about distance 1; chance moves the uniform policy alone.
   for task in random['tasks']:
     assert task['low'] < task['mean'] < task['high']
@@ -70,20 +77,23 @@ def test_best_is_of_the_curve(finished):
   curve, best = sac['curve'], sac['best_of_curve']
   assert curve['env_steps'] == [[40] * 3, [60] * 3, [80] * 3]
   np.testing.assert_allclose(
-      best['tasks'], np.max(curve['returns'], axis=0), atol=1e-3)
+    best['tasks'], np.max(curve['returns'], axis=0), atol=1e-3
+  )
   assert all(step in (40, 60, 80) for step in best['env_steps'])
   # Deterministic policies and starts: the last evaluation is the final one.
   np.testing.assert_allclose(
-      [task['mean'] for task in sac['final']['tasks']], curve['returns'][-1],
-      atol=2e-3)
+    [task['mean'] for task in sac['final']['tasks']],
+    curve['returns'][-1],
+    atol=2e-3,
+  )
 
 
 def test_accelerator_families_are_skipped_with_their_command(finished):
   results = finished[1]
   assert 'humanoid_dir' not in results['families']
   assert results['skipped']['humanoid_dir']['command'] == (
-      'python -m experiments.references --profile=paper'
-      ' --families=humanoid_dir')
+    'python -m experiments.references --profile=paper --families=humanoid_dir'
+  )
 
 
 def test_finished_families_are_left_alone(finished):
@@ -94,10 +104,13 @@ def test_finished_families_are_left_alone(finished):
   assert 'point_robot' in references.table(again)
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(
+  'changes, message',
+  [
     ({'seed': 1}, "is of profile 'smoke' and seed 0; give another --out"),
     ({'env_steps': 100}, "has 'point_robot' with other settings"),
-])
+  ],
+)
 def test_other_settings_need_another_file(finished, changes, message):
   with pytest.raises(ConfigError, match=message):
     _run(_options(finished[0], **changes))
@@ -119,8 +132,10 @@ def test_a_failure_is_noted_and_the_others_go_on(tmp_path):
     return {'env_steps': [1]}
 
   families = ('point_robot', 'sparse_point_robot')
-  with (mock.patch.object(references, 'measure', measure),
-        mock.patch.object(references, 'table')):
+  with (
+    mock.patch.object(references, 'measure', measure),
+    mock.patch.object(references, 'table'),
+  ):
     results = _run(_options(tmp_path, families=families))
     assert results['failed'] == {'point_robot': 'critic is NaN'}
     assert list(results['families']) == ['sparse_point_robot']
@@ -129,12 +144,15 @@ def test_a_failure_is_noted_and_the_others_go_on(tmp_path):
   assert not results['failed'] and set(results['families']) == set(families)
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(
+  'changes, message',
+  [
     ({'families': ('walker',)}, 'unknown walker; known: .*point_robot'),
     ({'env_steps': -1}, 'env_steps'),
     ({'env_steps': 40}, 'env_steps 40 leave nothing'),
     ({'num_tasks': 0}, '0 is below 1'),
-])
+  ],
+)
 def test_bad_options(tmp_path, changes, message):
   with pytest.raises(ConfigError, match=message):
     _run(_options(tmp_path, **{'families': ('point_robot',), **changes}))
@@ -146,8 +164,9 @@ def test_budgets():
   for profile in ('cpu', 'paper'):
     for terminates in (False, True):
       config = references.budget(
-          spec._replace(terminates=terminates),
-          references.Options(profile=profile))
+        spec._replace(terminates=terminates),
+        references.Options(profile=profile),
+      )
       assert config.sac.num_updates == config.steps_per_iteration
       assert config.steps_per_iteration >= (1000 if terminates else 200)
   assert config.sac == references.sac.Config()
@@ -155,15 +174,26 @@ def test_budgets():
 
 def test_the_command_honours_sigterm(tmp_path):
   command = [
-      sys.executable, '-m', 'experiments.references',
-      '--families=point_robot', '--profile=smoke', '--env_steps=100000',
-      '--num_tasks=1', f'--out={tmp_path / "r.json"}',
-      f'--workdir={tmp_path / "runs"}']
+    sys.executable,
+    '-m',
+    'experiments.references',
+    '--families=point_robot',
+    '--profile=smoke',
+    '--env_steps=100000',
+    '--num_tasks=1',
+    f'--out={tmp_path / "r.json"}',
+    f'--workdir={tmp_path / "runs"}',
+  ]
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
   metrics = tmp_path / 'runs/point_robot/specialists/metrics.jsonl'
   process = subprocess.Popen(
-      command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE, text=True)
+    command,
+    cwd=_ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
   try:
     assert process.stdout.readline().startswith('point_robot')
     while not (metrics.exists() and metrics.stat().st_size):
@@ -181,8 +211,18 @@ def test_the_command_honours_sigterm(tmp_path):
 
 def test_bad_flags_give_one_message(tmp_path):
   done = subprocess.run(
-      [sys.executable, '-m', 'experiments.references', '--families=walker',
-       f'--out={tmp_path / "r.json"}'], cwd=_ROOT, capture_output=True,
-      text=True, env={**os.environ, 'JAX_PLATFORMS': 'cpu'}, timeout=120)
+    [
+      sys.executable,
+      '-m',
+      'experiments.references',
+      '--families=walker',
+      f'--out={tmp_path / "r.json"}',
+    ],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    timeout=120,
+  )
   assert done.returncode == 1
   assert done.stderr.strip().startswith('error: --families: unknown walker')

@@ -31,13 +31,14 @@ def _pairs(z, task_id):
   return [s / (n + 1e-3) for s, n in zip(sums, counts)]
 
 
-@pytest.mark.parametrize('task_id', [
-    (0, 1, 0, 2, 1, 0, 3), (5, 5, 5), (4, 2), (3,)])
+@pytest.mark.parametrize(
+  'task_id', [(0, 1, 0, 2, 1, 0, 3), (5, 5, 5), (4, 2), (3,)]
+)
 def test_distance_metric_against_a_loop(task_id):
   z = _normal(len(task_id), 4)
   np.testing.assert_allclose(
-      metric.distance_metric(z, jnp.array(task_id)), _pairs(z, task_id),
-      rtol=1e-5)
+    metric.distance_metric(z, jnp.array(task_id)), _pairs(z, task_id), rtol=1e-5
+  )
 
 
 def test_distance_metric_by_hand():
@@ -45,11 +46,11 @@ def test_distance_metric_by_hand():
   # of one task, 1 / 0.15 / 1.001 = 6.6600067 for one of two.
   z = jnp.array([[0.1, 0.2], [0.4, 0.1]])
   np.testing.assert_allclose(
-      metric.distance_metric(z, jnp.array([7, 7])), [0.2256060, 0.0],
-      rtol=1e-5)
+    metric.distance_metric(z, jnp.array([7, 7])), [0.2256060, 0.0], rtol=1e-5
+  )
   np.testing.assert_allclose(
-      metric.distance_metric(z, jnp.array([7, 8])), [0.0, 6.6600067],
-      rtol=1e-5)
+    metric.distance_metric(z, jnp.array([7, 8])), [0.0, 6.6600067], rtol=1e-5
+  )
 
 
 @pytest.mark.parametrize('task_id', [(0, 1, 2), (1, 1, 1)])
@@ -57,14 +58,16 @@ def test_distance_metric_is_finite_where_latents_are_equal(task_id):
   """Also without pairs of one task, or of two."""
   z = jnp.ones((3, 2))
   value, gradient = jax.value_and_grad(
-      lambda z: sum(metric.distance_metric(z, jnp.array(task_id))))(z)
+    lambda z: sum(metric.distance_metric(z, jnp.array(task_id)))
+  )(z)
   assert np.isfinite(value) and np.all(np.isfinite(gradient))
 
 
 def test_distance_metric_pulls_and_pushes():
   z = _normal(3, 2)
-  gradient = jax.jit(jax.grad(
-      lambda z: sum(metric.distance_metric(z, jnp.array([0, 0, 1])))))
+  gradient = jax.jit(
+    jax.grad(lambda z: sum(metric.distance_metric(z, jnp.array([0, 0, 1]))))
+  )
   for _ in range(200):
     z -= 0.05 * gradient(z)
   near, far = np.linalg.norm(z[0] - z[1]), np.linalg.norm(z[0] - z[2])
@@ -78,7 +81,8 @@ def test_distance_metric_over_four_devices():
 
   def loss(weight, z, task_id, axis_name=None):
     same, other = metric.distance_metric(
-        jnp.tanh(z @ weight), task_id, axis_name)
+      jnp.tanh(z @ weight), task_id, axis_name
+    )
     return 2.0 * same + other
 
   def shared(weight, z, task_id):
@@ -87,8 +91,8 @@ def test_distance_metric_over_four_devices():
 
   split = lambda x: x.reshape((4, 2) + x.shape[1:])
   value, gradient = jax.pmap(
-      shared, axis_name='task', in_axes=(None, 0, 0), out_axes=None)(
-          weight, split(z), split(task_id))
+    shared, axis_name='task', in_axes=(None, 0, 0), out_axes=None
+  )(weight, split(z), split(task_id))
   expected, slope = jax.value_and_grad(loss)(weight, z, task_id)
   np.testing.assert_allclose(value, expected, rtol=1e-6)
   np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-6)
@@ -101,19 +105,24 @@ def test_gaussian_nll_against_scipy():
   x, mean, variance = _normal(5, 2), _normal(5, 2), jnp.exp(_normal(5, 2))
   expected = -stats.norm(mean, np.sqrt(variance)).logpdf(x)
   np.testing.assert_allclose(
-      metric.gaussian_nll(x, mean, variance),
-      expected - 0.5 * np.log(2 * np.pi), rtol=1e-4, atol=1e-6)
+    metric.gaussian_nll(x, mean, variance),
+    expected - 0.5 * np.log(2 * np.pi),
+    rtol=1e-4,
+    atol=1e-6,
+  )
 
 
 def test_club_bound_against_a_loop_over_pairs():
-  z, mean, variance = _normal(2, 4, 3), _normal(2, 4, 3), jnp.exp(
-      _normal(2, 4, 3))
+  z, mean, variance = (
+    _normal(2, 4, 3),
+    _normal(2, 4, 3),
+    jnp.exp(_normal(2, 4, 3)),
+  )
   mask = np.array([[1, 0, 1, 1], [1, 1, 0, 0]])
   bound = metric.club_bound(z, mean, variance, jnp.array(mask, jnp.float32))
   for t in range(2):
     rows = np.flatnonzero(mask[t])
-    cost = lambda j, i: np.mean(
-        (z[t, j] - mean[t, i]) ** 2 / variance[t, i])
+    cost = lambda j, i: np.mean((z[t, j] - mean[t, i]) ** 2 / variance[t, i])
     matched = np.mean([cost(i, i) for i in rows])
     shuffled = np.mean([cost(j, i) for i in rows for j in rows])
     np.testing.assert_allclose(bound[t], shuffled - matched, rtol=1e-5)
@@ -132,8 +141,9 @@ def test_club_bound_sees_dependence_only():
 
 def test_club_bound_trains_the_encoder_alone():
   arguments = _normal(2, 4, 3), _normal(2, 4, 3), jnp.exp(_normal(2, 4, 3))
-  gradients = jax.grad(lambda *a: jnp.sum(
-      metric.club_bound(*a, jnp.ones((2, 4)))), (0, 1, 2))(*arguments)
+  gradients = jax.grad(
+    lambda *a: jnp.sum(metric.club_bound(*a, jnp.ones((2, 4)))), (0, 1, 2)
+  )(*arguments)
   assert np.any(gradients[0] != 0)
   assert not np.any(gradients[1]) and not np.any(gradients[2])
 
@@ -141,9 +151,12 @@ def test_club_bound_trains_the_encoder_alone():
 def test_cross_entropy_by_hand():
   # log(e^1 + e^0 + e^2) - 2 = 0.4076060; log 3 for equal logits.
   np.testing.assert_allclose(
-      metric.cross_entropy(
-          jnp.array([[1.0, 0.0, 2.0], [4.0, 4.0, 4.0]]), jnp.array([2, 1])),
-      [0.4076060, np.log(3)], rtol=1e-5)
+    metric.cross_entropy(
+      jnp.array([[1.0, 0.0, 2.0], [4.0, 4.0, 4.0]]), jnp.array([2, 1])
+    ),
+    [0.4076060, np.log(3)],
+    rtol=1e-5,
+  )
 
 
 # The divergence from the behaviour policy.
@@ -153,36 +166,45 @@ def test_dual_kl_by_hand():
   # softplus(0) = ln 2 = 0.6931472, softplus(1) = 1.3132617:
   # 1 - 0.6931472 + ln 1.3132617 = 0.5793667.
   np.testing.assert_allclose(
-      divergence.dual_kl(jnp.zeros(1), jnp.ones(1)), [0.5793667], rtol=1e-5)
+    divergence.dual_kl(jnp.zeros(1), jnp.ones(1)), [0.5793667], rtol=1e-5
+  )
   assert np.isfinite(divergence.dual_kl(jnp.zeros(1), jnp.full(1, -200.0)))
 
 
 def test_dual_kl_reaches_the_divergence():
   """Maximised over one number per action it is KL(own || logged)."""
   own, logged = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.3, 0.5])
-  mean = lambda c: jnp.sum(own * jnp.log(jax.nn.softplus(c))) - jnp.sum(
-      logged * jax.nn.softplus(c)) + 1.0
+  mean = lambda c: (
+    jnp.sum(own * jnp.log(jax.nn.softplus(c)))
+    - jnp.sum(logged * jax.nn.softplus(c))
+    + 1.0
+  )
   best = jnp.log(jnp.expm1(jnp.array(own / logged, jnp.float32)))
   np.testing.assert_allclose(jax.grad(mean)(best), np.zeros(3), atol=1e-6)
   # One pair of (logged, own) actions each: 9 of them, weighted.
-  pairs = divergence.dual_kl(
-      jnp.repeat(best, 3), jnp.tile(best, 3)).reshape(3, 3)
+  pairs = divergence.dual_kl(jnp.repeat(best, 3), jnp.tile(best, 3)).reshape(
+    3, 3
+  )
   np.testing.assert_allclose(
-      logged @ np.asarray(pairs) @ own, np.sum(own * np.log(own / logged)),
-      rtol=1e-5)
+    logged @ np.asarray(pairs) @ own,
+    np.sum(own * np.log(own / logged)),
+    rtol=1e-5,
+  )
 
 
 def test_slope_penalty_by_hand():
   slope = jnp.array([[3.0, 4.0], [0.6, 0.0], [0.0, 0.0]])
   np.testing.assert_allclose(
-      divergence.slope_penalty(slope), [16.0, 0.0, 0.0], rtol=1e-6)
+    divergence.slope_penalty(slope), [16.0, 0.0, 0.0], rtol=1e-6
+  )
   gradient = jax.grad(lambda s: jnp.sum(divergence.slope_penalty(s)))(slope)
   assert np.all(np.isfinite(gradient))
 
 
 def test_next_weight_ascends():
   step = lambda d: divergence.next_weight(
-      jnp.float32(50.0), jnp.float32(d), 0.05, 2.0)
+    jnp.float32(50.0), jnp.float32(d), 0.05, 2.0
+  )
   np.testing.assert_allclose(step(0.3), 50.5, rtol=1e-6)
   np.testing.assert_allclose(step(-0.2), 49.5, rtol=1e-6)
 
@@ -190,7 +212,9 @@ def test_next_weight_ascends():
 _COLUMN = jnp.ones((3, 1))
 
 
-@pytest.mark.parametrize('call', [
+@pytest.mark.parametrize(
+  'call',
+  [
     lambda: metric.distance_metric(_COLUMN, jnp.ones((3, 1))),
     lambda: metric.distance_metric(jnp.ones(3), jnp.ones(3)),
     lambda: metric.distance_metric(_COLUMN, jnp.ones(4)),
@@ -198,11 +222,13 @@ _COLUMN = jnp.ones((3, 1))
     lambda: metric.gaussian_nll(jnp.ones(3), jnp.ones(3), _COLUMN),
     lambda: metric.club_bound(*[jnp.ones((2, 3, 1))] * 3, jnp.ones((2, 3, 1))),
     lambda: metric.club_bound(
-        jnp.ones((2, 3, 1)), *[jnp.ones((2, 1, 1))] * 2, jnp.ones((2, 3))),
+      jnp.ones((2, 3, 1)), *[jnp.ones((2, 1, 1))] * 2, jnp.ones((2, 3))
+    ),
     lambda: metric.cross_entropy(_COLUMN, jnp.zeros((3, 1), int)),
     lambda: divergence.dual_kl(_COLUMN, jnp.ones(3)),
     lambda: divergence.next_weight(jnp.ones(1), jnp.ones(()), 0.05, 1.0),
-])
+  ],
+)
 def test_wrong_shapes_raise(call):
   with pytest.raises(AssertionError):
     call()

@@ -38,13 +38,16 @@ def test_softmax_ignores_a_shift_and_large_values():
   expected *= 3 / expected.sum()
   for shift in (0.0, 1000.0):
     np.testing.assert_allclose(
-        policy.softmax_advantage_weights(advantage + shift, 1.0), expected,
-        rtol=1e-4)
+      policy.softmax_advantage_weights(advantage + shift, 1.0),
+      expected,
+      rtol=1e-4,
+    )
 
 
 def test_softmax_has_no_gradient():
-  gradient = jax.grad(lambda a: jnp.sum(
-      policy.softmax_advantage_weights(a, 1.0) ** 2))(jnp.array([1.0, 2.0]))
+  gradient = jax.grad(
+    lambda a: jnp.sum(policy.softmax_advantage_weights(a, 1.0) ** 2)
+  )(jnp.array([1.0, 2.0]))
   assert not np.any(gradient)
 
 
@@ -52,10 +55,11 @@ def test_weighted_log_likelihood_by_hand():
   # -(2 * -1), -(0.5 * 3)
   log_prob, weight = jnp.array([-1.0, 3.0]), jnp.array([2.0, 0.5])
   np.testing.assert_allclose(
-      policy.weighted_log_likelihood(log_prob, weight), [2.0, -1.5])
+    policy.weighted_log_likelihood(log_prob, weight), [2.0, -1.5]
+  )
   into_log_prob, into_weight = jax.grad(
-      lambda *a: jnp.sum(policy.weighted_log_likelihood(*a)), (0, 1))(
-          log_prob, weight)
+    lambda *a: jnp.sum(policy.weighted_log_likelihood(*a)), (0, 1)
+  )(log_prob, weight)
   np.testing.assert_allclose(into_log_prob, [-2.0, -0.5])
   assert not np.any(into_weight)
 
@@ -65,7 +69,8 @@ def test_output_penalty_by_hand():
   log_std = jnp.array([[-1.0, 0.0], [2.0, 1.0]])
   # Mean squares 14 / 4 and 6 / 4.
   np.testing.assert_allclose(
-      policy.output_penalty(mean, log_std, 0.1, 0.01), 0.35 + 0.015, rtol=1e-6)
+    policy.output_penalty(mean, log_std, 0.1, 0.01), 0.35 + 0.015, rtol=1e-6
+  )
 
 
 def test_soft_policy_by_hand():
@@ -73,7 +78,8 @@ def test_soft_policy_by_hand():
   arrays = jnp.array([-1.0, 0.5]), jnp.array([2.0, -4.0])
   np.testing.assert_allclose(policy.soft_policy(*arrays), [-3.0, 4.5])
   gradients = jax.grad(lambda *a: jnp.sum(policy.soft_policy(*a)), (0, 1))(
-      *arrays)
+    *arrays
+  )
   np.testing.assert_allclose(np.stack(gradients), [[1.0, 1.0], [-1.0, -1.0]])
 
 
@@ -82,7 +88,8 @@ def test_soft_value_target_by_hand():
   arrays = jnp.array([-1.0, 0.5]), jnp.array([2.0, -4.0])
   np.testing.assert_allclose(policy.soft_value_target(*arrays), [3.0, -4.5])
   gradients = jax.grad(
-      lambda *a: jnp.sum(policy.soft_value_target(*a)), (0, 1))(*arrays)
+    lambda *a: jnp.sum(policy.soft_value_target(*a)), (0, 1)
+  )(*arrays)
   assert not np.any(np.stack(gradients))
 
 
@@ -91,9 +98,11 @@ def test_temperature_weights_the_entropy():
   arrays = jnp.array([-1.0, 0.5]), jnp.array([2.0, -4.0])
   np.testing.assert_allclose(policy.soft_policy(*arrays, 0.5), [-2.5, 4.25])
   np.testing.assert_allclose(
-      policy.soft_value_target(*arrays, 0.5), [2.5, -4.25])
-  gradient = jax.grad(
-      lambda t: jnp.sum(policy.soft_value_target(*arrays, t)))(0.5)
+    policy.soft_value_target(*arrays, 0.5), [2.5, -4.25]
+  )
+  gradient = jax.grad(lambda t: jnp.sum(policy.soft_value_target(*arrays, t)))(
+    0.5
+  )
   assert gradient == 0.0
 
 
@@ -102,19 +111,21 @@ def test_temperature_loss_by_hand():
   log_prob = jnp.array([-1.0, -3.0])
   loss = lambda *a: policy.temperature_loss(*a, 2.0)
   np.testing.assert_allclose(loss(jnp.array(0.5), log_prob), [-0.5, 0.5])
-  into_alpha, into_log_prob = jax.jacrev(loss, (0, 1))(
-      jnp.array(0.5), log_prob)
+  into_alpha, into_log_prob = jax.jacrev(loss, (0, 1))(jnp.array(0.5), log_prob)
   np.testing.assert_allclose(into_alpha, [-1.0, 1.0])
   assert not np.any(into_log_prob)
   with pytest.raises(AssertionError):
     loss(jnp.ones(2), log_prob)
 
 
-@pytest.mark.parametrize('loss', [
+@pytest.mark.parametrize(
+  'loss',
+  [
     policy.weighted_log_likelihood,
     policy.soft_policy,
     policy.soft_value_target,
-])
+  ],
+)
 @pytest.mark.parametrize('shapes', [((3, 1), (3,)), ((3,), (3, 1))])
 def test_wrong_shapes_raise(loss, shapes):
   with pytest.raises(AssertionError):

@@ -23,16 +23,20 @@ def _log(lengths, discounts, padding=0, first_time=0):
   rng = np.random.default_rng(0)
   count = sum(lengths)
   time = np.concatenate([np.arange(length) for length in lengths])
-  time[:lengths[0]] += first_time
+  time[: lengths[0]] += first_time
   discount = np.ones(count)
   discount[np.cumsum(lengths) - 1] = discounts
   leaves = dict(
-      observation=rng.normal(size=(count, 2)),
-      action=rng.normal(size=(count, 1)), reward=rng.normal(size=count),
-      discount=discount, next_observation=rng.normal(size=(count, 2)),
-      extras={'time': time, 'features': rng.normal(size=(count, 1))})
-  pad = lambda x: jnp.array(np.concatenate(
-      [x, np.full((padding,) + x.shape[1:], np.nan)]), jnp.float32)
+    observation=rng.normal(size=(count, 2)),
+    action=rng.normal(size=(count, 1)),
+    reward=rng.normal(size=count),
+    discount=discount,
+    next_observation=rng.normal(size=(count, 2)),
+    extras={'time': time, 'features': rng.normal(size=(count, 1))},
+  )
+  pad = lambda x: jnp.array(
+    np.concatenate([x, np.full((padding,) + x.shape[1:], np.nan)]), jnp.float32
+  )
   valid = jnp.array([1.0] * count + [0.0] * padding)
   return Transition(**jax.tree.map(pad, leaves)), valid
 
@@ -47,20 +51,29 @@ def _loop(log, size):
     while end + 1 < size and time[end + 1] > 0:
       end += 1
     steps = end - start + 1
-    rows.append((
-        sum(_GAMMA ** k * log.reward[start + k] for k in range(steps)),
-        _GAMMA ** steps, log.next_observation[end], log.discount[end]))
+    rows.append(
+      (
+        sum(_GAMMA**k * log.reward[start + k] for k in range(steps)),
+        _GAMMA**steps,
+        log.next_observation[end],
+        log.discount[end],
+      )
+    )
   names = ('return_to_go', 'bootstrap', 'last_observation', 'last_discount')
   return {name: np.array(leaf) for name, leaf in zip(names, zip(*rows))}
 
 
-@pytest.mark.parametrize('lengths, discounts, padding, first_time', [
+@pytest.mark.parametrize(
+  'lengths, discounts, padding, first_time',
+  [
     ((4,), (1,), 0, 0),  # a time limit
     ((3, 1, 5), (0, 0, 1), 0, 0),  # falls, one of them at once
     ((3, 2), (1, 0), 4, 0),  # rows that do not count
     ((2, 3), (1, 1), 1, 7),  # a log that begins in the middle of an episode
     ((1,), (1,), 0, 0),
-], ids=str)
+  ],
+  ids=str,
+)
 def test_annotate_against_a_loop(lengths, discounts, padding, first_time):
   log, valid = _log(lengths, discounts, padding, first_time)
   found = jax.jit(lambda *given: returns.annotate(*given, _GAMMA))(log, valid)
@@ -70,7 +83,8 @@ def test_annotate_against_a_loop(lengths, discounts, padding, first_time):
   for name, leaf in expected.items():
     assert found[name].shape == (size + padding,) + leaf.shape[1:], name
     np.testing.assert_allclose(
-        found[name][:size], leaf, rtol=1e-5, atol=1e-6, err_msg=name)
+      found[name][:size], leaf, rtol=1e-5, atol=1e-6, err_msg=name
+    )
     np.testing.assert_array_equal(found[name][size:], 0.0, err_msg=name)
 
 
@@ -84,7 +98,8 @@ def test_annotate_by_hand():
   np.testing.assert_allclose(found['bootstrap'], [0.125, 0.25, 0.5, 0.5])
   np.testing.assert_array_equal(found['last_discount'], [0, 0, 0, 1])
   np.testing.assert_array_equal(
-      found['last_observation'], log.next_observation[np.array([2, 2, 2, 3])])
+    found['last_observation'], log.next_observation[np.array([2, 2, 2, 3])]
+  )
 
 
 def test_a_log_that_is_cut_ends_its_episode():
@@ -92,10 +107,13 @@ def test_a_log_that_is_cut_ends_its_episode():
   cut = valid.at[3:].set(0.0)
   found = returns.annotate(log, cut, _GAMMA)
   np.testing.assert_allclose(
-      found['return_to_go'][0],
-      sum(_GAMMA ** k * float(log.reward[k]) for k in range(3)), rtol=1e-5)
+    found['return_to_go'][0],
+    sum(_GAMMA**k * float(log.reward[k]) for k in range(3)),
+    rtol=1e-5,
+  )
   np.testing.assert_array_equal(
-      found['last_observation'][:3], np.tile(log.next_observation[2], (3, 1)))
+    found['last_observation'][:3], np.tile(log.next_observation[2], (3, 1))
+  )
   np.testing.assert_array_equal(found['last_discount'][:3], 1.0)
   np.testing.assert_allclose(found['bootstrap'][2], _GAMMA)
 
@@ -113,8 +131,9 @@ def test_bootstrapped_by_hand():
   # 3 + 0.5 * 4; -1 + 0 * 7
   given = [jnp.array(x) for x in ([3.0, -1.0], [0.5, 0.0], [4.0, 7.0])]
   np.testing.assert_array_equal(returns.bootstrapped(*given), [5.0, -1.0])
-  gradients = jax.grad(
-      lambda *x: jnp.sum(returns.bootstrapped(*x)), (0, 1, 2))(*given)
+  gradients = jax.grad(lambda *x: jnp.sum(returns.bootstrapped(*x)), (0, 1, 2))(
+    *given
+  )
   assert not any(np.any(g) for g in gradients)
   with pytest.raises(AssertionError):
     returns.bootstrapped(given[0], given[1], given[2][:, None])

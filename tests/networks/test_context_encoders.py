@@ -18,15 +18,20 @@ def _array(*shape):
 
 
 _DATA = Transition(
-    _array(4, 6, 3), _array(4, 6, 2), _array(4, 6),
-    jnp.array(_RNG.integers(0, 2, (4, 6)), jnp.float32), _array(4, 6, 3))
+  _array(4, 6, 3),
+  _array(4, 6, 2),
+  _array(4, 6),
+  jnp.array(_RNG.integers(0, 2, (4, 6)), jnp.float32),
+  _array(4, 6, 3),
+)
 
 
 def _shaken(params):
   """Moves parameters off their small start."""
   leaves, tree = jax.tree.flatten(params)
-  return jax.tree.unflatten(tree, [
-      leaf + 0.5 * _array(*leaf.shape) for leaf in leaves])
+  return jax.tree.unflatten(
+    tree, [leaf + 0.5 * _array(*leaf.shape) for leaf in leaves]
+  )
 
 
 def _mlp(params, *inputs):
@@ -42,14 +47,16 @@ def _mlp(params, *inputs):
 @pytest.mark.parametrize('terminal', [False, True])
 def test_points_against_numpy(next_observation, terminal):
   network = context.transition_encoder(
-      3, 2, 5, (7,), next_observation, terminal)
+    3, 2, 5, (7,), next_observation, terminal
+  )
   params = _shaken(network.init(_KEY))
   columns = [_DATA.observation, _DATA.action, _DATA.reward[..., None]]
   columns += [_DATA.next_observation] * next_observation
   columns += [1 - _DATA.discount[..., None]] * terminal
   points = network.apply(params, _DATA, _array(4, 6, 5))
   np.testing.assert_allclose(
-      points, np.tanh(_mlp(params['point'], *columns)), rtol=1e-4, atol=1e-5)
+    points, np.tanh(_mlp(params['point'], *columns)), rtol=1e-4, atol=1e-5
+  )
   # The noise does not matter, and no further leaf of the data does.
   data = _DATA._replace(extras={'features': jnp.nan})
   if not next_observation:
@@ -57,11 +64,14 @@ def test_points_against_numpy(next_observation, terminal):
   if not terminal:
     data = data._replace(discount=jnp.nan * data.discount)
   np.testing.assert_array_equal(
-      network.apply(params, data, _array(4, 6, 5)), points)
+    network.apply(params, data, _array(4, 6, 5)), points
+  )
 
 
-@pytest.mark.parametrize('log_variance, variance', [
-    (0.0, 1.0), (np.log(2.5), 2.5), (-5.0, 0.1), (5.0, 10.0)])
+@pytest.mark.parametrize(
+  'log_variance, variance',
+  [(0.0, 1.0), (np.log(2.5), 2.5), (-5.0, 0.1), (5.0, 10.0)],
+)
 def test_stochastic_points(log_variance, variance):
   network = context.transition_encoder(3, 2, 2, (7,), stochastic=True)
   params = network.init(_KEY)
@@ -69,13 +79,16 @@ def test_stochastic_points(log_variance, variance):
   params = _shaken(params)
   params['log_variance'] = jnp.full(2, log_variance, jnp.float32)
   noise = _array(4, 6, 2)
-  mean = _mlp(params['point'], _DATA.observation, _DATA.action,
-              _DATA.reward[..., None])
+  mean = _mlp(
+    params['point'], _DATA.observation, _DATA.action, _DATA.reward[..., None]
+  )
   points = network.apply(params, _DATA, noise)
   np.testing.assert_allclose(
-      points, np.tanh(mean + np.sqrt(variance) * noise), rtol=1e-4, atol=1e-5)
+    points, np.tanh(mean + np.sqrt(variance) * noise), rtol=1e-4, atol=1e-5
+  )
   gradient = jax.grad(lambda p: jnp.sum(network.apply(p, _DATA, noise)))(
-      params)['log_variance']
+    params
+  )['log_variance']
   assert np.all((gradient != 0) == (0.1 < variance < 10.0))
 
 
@@ -83,10 +96,13 @@ def test_masked_mean():
   points = _array(3, 4, 2)
   mask = jnp.array([[1.0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]])
   expected = [
-      (points[0, 0] + points[0, 2] + points[0, 3]) / 3, points[1, 1],
-      np.zeros(2)]
+    (points[0, 0] + points[0, 2] + points[0, 3]) / 3,
+    points[1, 1],
+    np.zeros(2),
+  ]
   np.testing.assert_allclose(
-      context.masked_mean(points, mask), expected, rtol=1e-5, atol=1e-6)
+    context.masked_mean(points, mask), expected, rtol=1e-5, atol=1e-6
+  )
 
 
 def test_bounded_gaussian_against_numpy():
@@ -96,7 +112,8 @@ def test_bounded_gaussian_against_numpy():
   out = np.tanh(_mlp(params, _DATA.observation, _DATA.action))
   np.testing.assert_allclose(mean, out[..., :4], rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(
-      variance, np.log1p(np.exp(out[..., 4:])), rtol=1e-4)
+    variance, np.log1p(np.exp(out[..., 4:])), rtol=1e-4
+  )
 
 
 def test_gaussian_model_against_numpy():
@@ -107,7 +124,8 @@ def test_gaussian_model_against_numpy():
   params = _shaken(params)
   params['low'] = jnp.array([-1.0, -0.5])  # where both bounds are felt
   (mean, variance), spread = network.apply(
-      params, _DATA.observation, _DATA.action)
+    params, _DATA.observation, _DATA.action
+  )
   out = _mlp(params['body'], _DATA.observation, _DATA.action)
   low, high = np.asarray(params['low']), np.asarray(params['high'])
   raw = high - np.log1p(np.exp(high - out[..., 2:]))

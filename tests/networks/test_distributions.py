@@ -23,10 +23,11 @@ def test_log_prob_against_scipy():
   log_std = rng.uniform(-2.0, 1.0, (6, 3))
   action = rng.uniform(-0.98, 0.98, (6, 3))
   log_prob = TanhNormal(
-      jnp.array(mean, jnp.float32), jnp.array(log_std, jnp.float32)
+    jnp.array(mean, jnp.float32), jnp.array(log_std, jnp.float32)
   ).log_prob(jnp.array(action, jnp.float32))
   np.testing.assert_allclose(
-      log_prob, _reference(action, mean, log_std), rtol=2e-5, atol=2e-5)
+    log_prob, _reference(action, mean, log_std), rtol=2e-5, atol=2e-5
+  )
 
 
 def test_density_integrates_to_one():
@@ -43,11 +44,13 @@ def test_edge_actions_are_clipped_to_a_documented_value():
     value = one.log_prob(jnp.array([sign]))
     assert np.isfinite(value)
     # Float32 rounds 0.999999 to 1 - 17 * 2^-24.
-    edge = sign * (1.0 - 17 * 2.0 ** -24)
+    edge = sign * (1.0 - 17 * 2.0**-24)
     np.testing.assert_allclose(
-        value, _reference(np.array([edge]), 0.2, 0.0), rtol=1e-3)
-    gradient = jax.grad(lambda m: TanhNormal(m, one.log_std).log_prob(
-        jnp.array([sign])))(one.mean)
+      value, _reference(np.array([edge]), 0.2, 0.0), rtol=1e-3
+    )
+    gradient = jax.grad(
+      lambda m: TanhNormal(m, one.log_std).log_prob(jnp.array([sign]))
+    )(one.mean)
     assert np.all(np.isfinite(gradient))
 
 
@@ -58,16 +61,17 @@ def test_sample_and_its_log_prob():
   # tanh(0.3 + 0.5 e^-0.7), tanh(-0.5 - 0.8 e^0.1)
   expected = np.tanh([[0.3 + 0.5 * np.exp(-0.7), -0.5 - 0.8 * np.exp(0.1)]])
   np.testing.assert_allclose(action, expected, rtol=1e-6)
-  np.testing.assert_allclose(
-      log_prob, distribution.log_prob(action), rtol=1e-5)
+  np.testing.assert_allclose(log_prob, distribution.log_prob(action), rtol=1e-5)
   np.testing.assert_array_equal(
-      distribution.mode(), distribution.sample(jnp.zeros((1, 2)))[0])
+    distribution.mode(), distribution.sample(jnp.zeros((1, 2)))[0]
+  )
 
 
 def test_sample_is_not_clipped():
   # Before the tanh 20: log N(20; 0, 1) - 2 (ln 2 - 20) = -200.919 + 38.614.
   action, log_prob = TanhNormal(jnp.zeros(1), jnp.zeros(1)).sample(
-      jnp.array([20.0]))
+    jnp.array([20.0])
+  )
   assert action[0] == 1.0
   np.testing.assert_allclose(log_prob, -162.30523, rtol=1e-6)
 
@@ -76,18 +80,21 @@ def test_gradients_flow_into_sample_and_log_prob():
   def both(mean, log_std):
     action, log_prob = TanhNormal(mean, log_std).sample(jnp.array([0.7]))
     return jnp.sum(action), log_prob
+
   action, log_prob = jax.jacobian(both, (0, 1))(
-      jnp.array([0.1]), jnp.array([-0.2]))
+    jnp.array([0.1]), jnp.array([-0.2])
+  )
   x = 0.1 + np.exp(-0.2) * 0.7
   # d tanh(x) / d mean = 1 - tanh^2; d / d log_std = that * std * noise.
   slope = 1 - np.tanh(x) ** 2
   np.testing.assert_allclose(
-      np.ravel(action), [slope, slope * np.exp(-0.2) * 0.7], rtol=1e-5)
+    np.ravel(action), [slope, slope * np.exp(-0.2) * 0.7], rtol=1e-5
+  )
   # log_prob = const - log_std - log(1 - tanh(x)^2): 2 tanh(x) per unit of x.
   into_x = 2 * np.tanh(x)
   np.testing.assert_allclose(
-      np.ravel(log_prob), [into_x, into_x * np.exp(-0.2) * 0.7 - 1],
-      rtol=1e-5)
+    np.ravel(log_prob), [into_x, into_x * np.exp(-0.2) * 0.7 - 1], rtol=1e-5
+  )
 
 
 def test_log_prob_wrong_shapes_raise():
@@ -99,11 +106,13 @@ def test_log_prob_wrong_shapes_raise():
 def test_gaussian_sample():
   # 1 + sqrt(4) * 0.5, -1 + 3 * -1: the field is a variance.
   z = Gaussian(jnp.array([1.0, -1.0]), jnp.array([4.0, 9.0])).sample(
-      jnp.array([0.5, -1.0]))
+    jnp.array([0.5, -1.0])
+  )
   np.testing.assert_allclose(z, [2.0, -4.0])
   prior = distributions.standard_normal((2,))
-  np.testing.assert_array_equal(prior.sample(jnp.array([0.3, 2.0])),
-                                np.array([0.3, 2.0], np.float32))
+  np.testing.assert_array_equal(
+    prior.sample(jnp.array([0.3, 2.0])), np.array([0.3, 2.0], np.float32)
+  )
 
 
 def test_task_noise_is_a_function_of_the_key():
@@ -111,6 +120,7 @@ def test_task_noise_is_a_function_of_the_key():
   noise = distributions.task_noise(keys, (5, 2))
   assert noise.shape == (4, 5, 2)
   np.testing.assert_array_equal(
-      distributions.task_noise(keys[2:], (5, 2)), noise[2:])
+    distributions.task_noise(keys[2:], (5, 2)), noise[2:]
+  )
   many = distributions.task_noise(jax.random.split(keys[0], 200), (50,))
   assert abs(many.mean()) < 0.04 and abs(many.std() - 1) < 0.04

@@ -14,17 +14,25 @@ _KEY = jax.random.key(0)
 def _layers(params):
   layers = params['params']
   return [
-      (np.asarray(layers[f'Dense_{i}']['kernel']),
-       np.asarray(layers[f'Dense_{i}']['bias'])) for i in range(len(layers))]
+    (
+      np.asarray(layers[f'Dense_{i}']['kernel']),
+      np.asarray(layers[f'Dense_{i}']['bias']),
+    )
+    for i in range(len(layers))
+  ]
 
 
 def _shaken(params):
   """Moves parameters off their small start."""
   leaves, tree = jax.tree.flatten(params)
   rng = np.random.default_rng(0)
-  return jax.tree.unflatten(tree, [
+  return jax.tree.unflatten(
+    tree,
+    [
       leaf + jnp.array(0.5 * rng.normal(size=leaf.shape), jnp.float32)
-      for leaf in leaves])
+      for leaf in leaves
+    ],
+  )
 
 
 def test_mlp_against_numpy():
@@ -69,12 +77,12 @@ def test_actor_clips_log_std():
   network = actors.tanh_gaussian_actor((2,), 3, (4,))
   params = network.init(_KEY)
   assert network.apply(params, jnp.ones((5, 2))).mean.shape == (5, 3)
-  heads = [np.abs(leaf).max() for layer in _layers(params)[1:]
-           for leaf in layer]
+  heads = [
+    np.abs(leaf).max() for layer in _layers(params)[1:] for leaf in layer
+  ]
   assert max(heads) <= 1e-3
   big = jax.tree.map(lambda x: 1e4 * x, params)
-  log_std = network.apply(
-      big, jax.random.normal(_KEY, (50, 2))).log_std
+  log_std = network.apply(big, jax.random.normal(_KEY, (50, 2))).log_std
   assert log_std.min() == -20.0 and log_std.max() == 2.0
 
 
@@ -84,7 +92,8 @@ def test_actor_clips_log_std():
 def test_product_by_hand():
   # Precisions 1/0.5 = 2 and 1/0.25 = 4: variance 1/6, mean (2 * 1 + 4 * 4)/6.
   posterior = context.product_of_gaussians(
-      jnp.array([[1.0], [4.0]]), jnp.array([[0.5], [0.25]]), jnp.ones(2))
+    jnp.array([[1.0], [4.0]]), jnp.array([[0.5], [0.25]]), jnp.ones(2)
+  )
   np.testing.assert_allclose(posterior.variance, [1 / 6], rtol=1e-6)
   np.testing.assert_allclose(posterior.mean, [3.0], rtol=1e-6)
 
@@ -98,7 +107,8 @@ def test_product_of_one_is_itself():
 
 def test_product_of_equals_divides_the_variance():
   posterior = context.product_of_gaussians(
-      jnp.full((7, 2), 1.5), jnp.full((7, 2), 2.1), jnp.ones(7))
+    jnp.full((7, 2), 1.5), jnp.full((7, 2), 2.1), jnp.ones(7)
+  )
   np.testing.assert_allclose(posterior.mean, [1.5, 1.5], rtol=1e-6)
   np.testing.assert_allclose(posterior.variance, [0.3, 0.3], rtol=1e-6)
 
@@ -113,7 +123,8 @@ def test_product_ignores_masked_and_order():
   for order in ([0, 1, 2, 3, 4], [4, 3, 1, 0, 2]):
     order = jnp.array(order)
     among = context.product_of_gaussians(
-        mean[order], variance[order], mask[order])
+      mean[order], variance[order], mask[order]
+    )
     np.testing.assert_allclose(among.mean, alone.mean, rtol=1e-6)
     np.testing.assert_allclose(among.variance, alone.variance, rtol=1e-6)
 
@@ -125,14 +136,16 @@ def test_product_of_nothing_is_the_prior():
   np.testing.assert_array_equal(posterior.mean[0], np.zeros(4))
   np.testing.assert_array_equal(posterior.variance[0], np.ones(4))
   np.testing.assert_allclose(posterior.mean[1], np.full(4, 5.0), rtol=1e-6)
-  gradient = jax.grad(lambda m: jnp.sum(context.product_of_gaussians(
-      m, 0.1 * ones, mask).mean))(ones)
+  gradient = jax.grad(
+    lambda m: jnp.sum(context.product_of_gaussians(m, 0.1 * ones, mask).mean)
+  )(ones)
   assert np.all(np.isfinite(gradient)) and not np.any(gradient[0])
 
 
 def test_product_clips_tiny_variances():
   posterior = context.product_of_gaussians(
-      jnp.ones((1, 1)), jnp.zeros((1, 1)), jnp.ones(1))
+    jnp.ones((1, 1)), jnp.zeros((1, 1)), jnp.ones(1)
+  )
   np.testing.assert_allclose(posterior.variance, [1e-7], rtol=1e-6)
 
 
@@ -142,13 +155,14 @@ def test_set_encoder_against_numpy(use_next):
   params = _shaken(network.init(_KEY))
   rng = np.random.default_rng(2)
   n = 5
-  s, a, r, s2 = (rng.normal(size=shape) for shape in (
-      (n, 3), (n, 2), (n,), (n, 3)))
+  s, a, r, s2 = (
+    rng.normal(size=shape) for shape in ((n, 3), (n, 2), (n,), (n, 3))
+  )
   mask = np.array([1.0, 1.0, 0.0, 1.0, 1.0])
   f32 = lambda x: jnp.array(x, jnp.float32)
   posterior = network.apply(
-      params,
-      Transition(f32(s), f32(a), f32(r), f32(r), f32(s2)), f32(mask))
+    params, Transition(f32(s), f32(a), f32(r), f32(r), f32(s2)), f32(mask)
+  )
   (w0, b0), (w1, b1) = _layers(params)
   precision, weighted = np.zeros(2), np.zeros(2)
   for i in range(n):
@@ -161,4 +175,5 @@ def test_set_encoder_against_numpy(use_next):
     weighted += out[:2] / variance
   np.testing.assert_allclose(posterior.variance, 1 / precision, rtol=1e-4)
   np.testing.assert_allclose(
-      posterior.mean, weighted / precision, rtol=1e-4, atol=1e-5)
+    posterior.mean, weighted / precision, rtol=1e-4, atol=1e-5
+  )

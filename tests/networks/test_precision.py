@@ -31,7 +31,8 @@ def _assert_close(actual, desired, rtol=1e-6):
   """Relative to the largest entry; float32 unless told."""
   assert actual.dtype == np.float32
   np.testing.assert_allclose(
-      actual, desired, rtol=0, atol=rtol * np.abs(desired).max())
+    actual, desired, rtol=0, atol=rtol * np.abs(desired).max()
+  )
 
 
 def _dots(jaxpr):
@@ -40,7 +41,8 @@ def _dots(jaxpr):
     if equation.primitive.name == 'dot_general':
       yield equation
     for value in jax.tree.leaves(
-        list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')):
+      list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')
+    ):
       if hasattr(value, 'eqns'):
         yield from _dots(getattr(value, 'jaxpr', value))
 
@@ -48,8 +50,9 @@ def _dots(jaxpr):
 def _operand_dtypes(fn, *args):
   """(left, right, result) dtypes of each product that `fn` runs."""
   return [
-      tuple(v.aval.dtype.name for v in (*dot.invars, *dot.outvars))
-      for dot in _dots(jax.make_jaxpr(fn)(*args).jaxpr)]
+    tuple(v.aval.dtype.name for v in (*dot.invars, *dot.outvars))
+    for dot in _dots(jax.make_jaxpr(fn)(*args).jaxpr)
+  ]
 
 
 def _network():
@@ -83,15 +86,18 @@ def test_forward_and_gradients_against_numpy(shape):
     return jnp.sum(y * weight), y
 
   with _BFLOAT16():
-    (dx, dkernel), y = jax.jit(jax.grad(
-        loss, argnums=(0, 1), has_aux=True))(x, kernel)
+    (dx, dkernel), y = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(
+      x, kernel
+    )
   rows = lambda x: _rounded(x).reshape(-1, x.shape[-1])
   expected = {
-      'y': (y, _rounded(x) @ _rounded(kernel), x @ kernel),
-      'dx': (dx, _rounded(weight) @ _rounded(kernel).T, weight @ kernel.T),
-      'dkernel': (
-          dkernel, rows(x).T @ rows(weight),
-          x.reshape(-1, 5).T @ weight.reshape(-1, 6)),
+    'y': (y, _rounded(x) @ _rounded(kernel), x @ kernel),
+    'dx': (dx, _rounded(weight) @ _rounded(kernel).T, weight @ kernel.T),
+    'dkernel': (
+      dkernel,
+      rows(x).T @ rows(weight),
+      x.reshape(-1, 5).T @ weight.reshape(-1, 6),
+    ),
   }
   for name, (actual, desired, unrounded) in expected.items():
     assert actual.shape == desired.shape, name
@@ -110,8 +116,7 @@ def test_second_order_against_numpy():
     return 0.5 * jnp.sum(jnp.square(error))
 
   with _BFLOAT16():
-    actual = jax.jit(jax.grad(
-        lambda k: jnp.vdot(jax.grad(loss)(k), v)))(kernel)
+    actual = jax.jit(jax.grad(lambda k: jnp.vdot(jax.grad(loss)(k), v)))(kernel)
   # The gradient is x' e with e = x k - t; along v: x' (x v).
   along = _rounded(x) @ _rounded(v)
   desired = _rounded(x).T @ _rounded(along)
@@ -126,7 +131,8 @@ def test_every_orientation_up_to_third_order(axis_a, axis_b):
   # derivatives equal those of jnp's product. Third order because the backward
   # pass of each orientation uses others.
   integers = lambda shape, seed: jnp.array(
-      np.random.default_rng(seed).integers(-2, 3, shape), jnp.float32)
+    np.random.default_rng(seed).integers(-2, 3, shape), jnp.float32
+  )
   a = integers((2, 3) if axis_a else (3, 2), 0)
   b = integers((4, 3) if axis_b else (3, 4), 1)
   ours = lambda a, b: base._bfloat16_product(a, b, axis_a, axis_b)
@@ -139,14 +145,14 @@ def test_every_orientation_up_to_third_order(axis_a, axis_b):
       gradient = jax.grad(scalar, argnums=(0, 1))
       values.append(gradient(a, b))
       scalar = lambda a, b, gradient=gradient, order=order: sum(
-          jnp.vdot(g, integers(g.shape, order)) for g in gradient(a, b))
+        jnp.vdot(g, integers(g.shape, order)) for g in gradient(a, b)
+      )
     return values
 
   # Second and third order hold numbers above 256, which bfloat16 rounds.
   exact = derivatives(plain, a, b)
   helpers.assert_same(derivatives(ours, a, b)[:2], exact[:2])
-  helpers.assert_close(
-      derivatives(ours, a, b), exact, rtol=0.0, leaf_rtol=2e-2)
+  helpers.assert_close(derivatives(ours, a, b), exact, rtol=0.0, leaf_rtol=2e-2)
 
 
 def test_refuses_what_it_cannot_round():
@@ -183,11 +189,12 @@ def test_other_settings_are_those_of_plain_layers(precision):
   network, params, inputs = _network()
 
   def run(apply):
-    fn = lambda p: (apply(p, *inputs), jax.grad(
-        _loss, argnums=1)(apply, p, inputs))
+    fn = lambda p: (
+      apply(p, *inputs),
+      jax.grad(_loss, argnums=1)(apply, p, inputs),
+    )
     with jax.default_matmul_precision(precision):
-      dots = [
-          dot.params for dot in _dots(jax.make_jaxpr(fn)(params).jaxpr)]
+      dots = [dot.params for dot in _dots(jax.make_jaxpr(fn)(params).jaxpr)]
       return jax.jit(fn)(params), dots
 
   ours, our_dots = run(network.apply)
@@ -201,8 +208,15 @@ def test_other_settings_are_those_of_plain_layers(precision):
 def test_all_products_take_bfloat16_and_give_float32(fn):
   network, params, inputs = _network()
   scanned = lambda p: jax.lax.scan(
-      lambda p, x: (jax.tree.map(jnp.subtract, p, jax.grad(
-          fn, argnums=1)(network.apply, p, x)), None), p, inputs)[0]
+    lambda p, x: (
+      jax.tree.map(
+        jnp.subtract, p, jax.grad(fn, argnums=1)(network.apply, p, x)
+      ),
+      None,
+    ),
+    p,
+    inputs,
+  )[0]
   inputs = [jnp.stack([x, x]) for x in inputs]
   over_seeds = jax.vmap(scanned)
   seeds = jax.tree.map(lambda x: jnp.stack([x, x, x]), params)
@@ -216,13 +230,15 @@ def test_all_products_take_bfloat16_and_give_float32(fn):
 
 def test_meta_gradient_is_close_to_float32():
   network, params, inputs = _network()
-  gradient = jax.jit(jax.grad(
-      lambda p: _second_order(network.apply, p, inputs)))
+  gradient = jax.jit(
+    jax.grad(lambda p: _second_order(network.apply, p, inputs))
+  )
   exact = gradient(params)
   with _BFLOAT16():
     rounded = gradient(params)
   for (path, e), r in zip(
-      jax.tree.leaves_with_path(exact), jax.tree.leaves(rounded)):
+    jax.tree.leaves_with_path(exact), jax.tree.leaves(rounded)
+  ):
     assert r.dtype == jnp.float32
     share = np.linalg.norm(r - e) / np.linalg.norm(e)
     # Eight bits of mantissa: 0.004 per product, and some thirty of them.
@@ -242,19 +258,22 @@ def test_one_jitted_function_serves_both_settings():
 def test_vmap_scan_and_pmap_give_what_single_calls_give():
   network, params, inputs = _network()
   seeds = jax.tree.map(
-      lambda *leaves: jnp.stack(leaves),
-      params, helpers.shaken(params, 1), helpers.shaken(params, 2))
+    lambda *leaves: jnp.stack(leaves),
+    params,
+    helpers.shaken(params, 1),
+    helpers.shaken(params, 2),
+  )
   gradient = lambda p: jax.grad(_loss, argnums=1)(network.apply, p, inputs)
   with _BFLOAT16():
     single = [
-        jax.jit(gradient)(jax.tree.map(lambda x, s=s: x[s], seeds))
-        for s in range(3)]
+      jax.jit(gradient)(jax.tree.map(lambda x, s=s: x[s], seeds))
+      for s in range(3)
+    ]
     expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *single)
     results = {
-        'vmap': jax.jit(jax.vmap(gradient))(seeds),
-        'scan': jax.lax.scan(
-            lambda _, p: (None, gradient(p)), None, seeds)[1],
-        'pmap': jax.pmap(gradient, devices=jax.local_devices()[:3])(seeds),
+      'vmap': jax.jit(jax.vmap(gradient))(seeds),
+      'scan': jax.lax.scan(lambda _, p: (None, gradient(p)), None, seeds)[1],
+      'pmap': jax.pmap(gradient, devices=jax.local_devices()[:3])(seeds),
     }
   for result in results.values():
     helpers.assert_close(result, expected, rtol=1e-6, leaf_rtol=1e-6)
@@ -267,8 +286,10 @@ def test_vmap_scan_and_pmap_give_what_single_calls_give():
 
 _SAC = sac.Config(critic_hidden=(7,), actor_hidden=(6,))
 _ALGORITHMS = {
-    'smac': (smac, helpers.SMAC), 'pearl': (pearl, helpers.PEARL),
-    'sac': (sac, _SAC)}
+  'smac': (smac, helpers.SMAC),
+  'pearl': (pearl, helpers.PEARL),
+  'sac': (sac, _SAC),
+}
 
 
 def _update(name):
@@ -277,11 +298,11 @@ def _update(name):
   algorithm = module.make(helpers.SPEC, config)
   state = jax.jit(algorithm.init)(jax.random.key(0))
   state = state.replace(
-      params=helpers.shaken(state.params),
-      target_params=helpers.shaken(state.target_params, 1))
+    params=helpers.shaken(state.params),
+    target_params=helpers.shaken(state.target_params, 1),
+  )
   stage = (algorithm.offline + algorithm.online)[0]
-  batch = probes.random_batch(
-      jax.random.key(1), helpers.SPEC, stage.batch)
+  batch = probes.random_batch(jax.random.key(1), helpers.SPEC, stage.batch)
   return stage.update, state, batch
 
 
@@ -295,14 +316,18 @@ def test_an_update_has_no_other_products(name):
 
 def _first_moments(state):
   """Adam's, as one vector: after the first update a tenth of the gradient."""
-  return np.concatenate([
+  return np.concatenate(
+    [
       np.ravel(leaf)
       for path, leaf in jax.tree.leaves_with_path(state.opt_state)
-      if '.mu' in jax.tree_util.keystr(path)])
+      if '.mu' in jax.tree_util.keystr(path)
+    ]
+  )
 
 
-@pytest.mark.parametrize('name, highest_rate', [
-    ('smac', 0.02), ('pearl', 0.03)])
+@pytest.mark.parametrize(
+  'name, highest_rate', [('smac', 0.02), ('pearl', 0.03)]
+)
 def test_an_update_changes_little(name, highest_rate):
   update, before, batch = _update(name)
   states, logs = {}, {}
@@ -313,18 +338,26 @@ def test_an_update_changes_little(name, highest_rate):
   dtypes = lambda tree: jax.tree.map(lambda x: x.dtype, tree)
   assert dtypes(rounded) == dtypes(before)
   assert not any(
-      x.dtype == jnp.bfloat16 for x in jax.tree.leaves((rounded, logs)))
+    x.dtype == jnp.bfloat16 for x in jax.tree.leaves((rounded, logs))
+  )
   moments = _first_moments(exact)
-  share = np.linalg.norm(
-      _first_moments(rounded) - moments) / np.linalg.norm(moments)
+  share = np.linalg.norm(_first_moments(rounded) - moments) / np.linalg.norm(
+    moments
+  )
   assert 1e-5 < share < 0.02
   # Adam's first step is the learning rate times the sign of the gradient: a
   # gradient near 0 may turn, hence twice the rate, but few do.
-  change = np.concatenate([
-      np.ravel(a - b) for a, b in zip(
-          jax.tree.leaves(rounded.params), jax.tree.leaves(exact.params))])
+  change = np.concatenate(
+    [
+      np.ravel(a - b)
+      for a, b in zip(
+        jax.tree.leaves(rounded.params), jax.tree.leaves(exact.params)
+      )
+    ]
+  )
   assert 0 < np.abs(change).max() <= 2.001 * highest_rate
   assert np.mean(np.abs(change) > 1e-3 * highest_rate) < 0.02
   for key, value in logs['float32'].items():
     np.testing.assert_allclose(
-        logs['bfloat16'][key], value, rtol=0.02, err_msg=key)
+      logs['bfloat16'][key], value, rtol=0.02, err_msg=key
+    )

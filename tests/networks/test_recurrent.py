@@ -25,10 +25,8 @@ def _steps(seed=0):
   """s', a, r of a batch of sequences, and which steps count."""
   rng = np.random.default_rng(seed)
   draw = lambda *shape: jnp.array(rng.normal(size=shape), jnp.float32)
-  mask = jnp.array(
-      np.arange(_T) < np.array(_LENGTHS)[:, None], jnp.float32)
-  return (
-      draw(_BATCH, _T, _O), draw(_BATCH, _T, _A), draw(_BATCH, _T)), mask
+  mask = jnp.array(np.arange(_T) < np.array(_LENGTHS)[:, None], jnp.float32)
+  return (draw(_BATCH, _T, _O), draw(_BATCH, _T, _A), draw(_BATCH, _T)), mask
 
 
 def test_encoder_against_numpy():
@@ -36,7 +34,8 @@ def test_encoder_against_numpy():
   (observation, action, reward), mask = _steps()
   start = 0.3 * jax.random.normal(jax.random.key(1), (_BATCH, _H))
   hidden = jax.jit(_ENCODER.advance)(
-      params, start, observation, action, reward, mask)
+    params, start, observation, action, reward, mask
+  )
   read = _ENCODER.read(params, hidden)
   assert hidden.shape == (_BATCH, _T, _H) and read.shape == (3, _T, 2 * _Z)
   for i, length in enumerate(_LENGTHS):
@@ -44,11 +43,15 @@ def test_encoder_against_numpy():
     for t in range(_T):
       if t < length:  # afterwards it stays
         h = reference.gru_step(
-            params, h, observation[i, t], action[i, t], float(reward[i, t]))
+          params, h, observation[i, t], action[i, t], float(reward[i, t])
+        )
       np.testing.assert_allclose(hidden[i, t], h, rtol=1e-5, atol=1e-6)
       np.testing.assert_allclose(
-          read[i, t], reference.dense(params['heads']['params'], h),
-          rtol=1e-5, atol=1e-6)
+        read[i, t],
+        reference.dense(params['heads']['params'], h),
+        rtol=1e-5,
+        atol=1e-6,
+      )
 
 
 def test_one_step_at_a_time():
@@ -59,8 +62,7 @@ def test_one_step_at_a_time():
   whole = advance(params, start, *steps, ones)
   h = start
   for t in range(_T):
-    h = advance(
-        params, h, *[x[:, t:t + 1] for x in steps], ones[:, :1])[:, 0]
+    h = advance(params, h, *[x[:, t : t + 1] for x in steps], ones[:, :1])[:, 0]
     helpers.assert_close(h, whole[:, t], rtol=1e-5, atol=1e-6)
   single = advance(params, start[0], *[x[0] for x in steps], ones[0])
   helpers.assert_close(single, whole[0], rtol=1e-5, atol=1e-6)
@@ -71,8 +73,9 @@ def test_what_does_not_count_changes_nothing():
   steps, mask = _steps()
   other, _ = _steps(1)
   mixed = [
-      jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)) > 0, x, 1e3 * y)
-      for x, y in zip(steps, other)]
+    jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)) > 0, x, 1e3 * y)
+    for x, y in zip(steps, other)
+  ]
 
   def loss(params, steps):
     hidden = _ENCODER.advance(params, jnp.zeros((_BATCH, _H)), *steps, mask)
@@ -82,7 +85,8 @@ def test_what_does_not_count_changes_nothing():
   helpers.assert_close(run(params, mixed), run(params, steps), 1e-6)
   value, gradient = run(params, steps)
   assert value > 0 and all(
-      helpers.largest(part) > 1e-4 for part in gradient.values())
+    helpers.largest(part) > 1e-4 for part in gradient.values()
+  )
 
 
 def test_encoder_starts_as_published():
@@ -102,7 +106,8 @@ def test_encoder_starts_as_published():
       assert 0.7 < helpers.largest(leaf) * np.sqrt(inputs) <= 1.0
   # The prior is what the heads make of a hidden state of zeros.
   np.testing.assert_array_equal(
-      encoder.read(params, jnp.zeros(64)), params['heads']['params']['bias'])
+    encoder.read(params, jnp.zeros(64)), params['heads']['params']['bias']
+  )
 
 
 def _operands_of(primitive, jaxpr):
@@ -122,19 +127,20 @@ def test_learners_side_by_side_never_decompose_a_batch():
   shapes = list(_operands_of('qr', jax.make_jaxpr(side_by_side)(keys).jaxpr))
   assert shapes and all(len(shape) == 2 for shape in shapes)
   one_by_one = jax.tree.map(
-      lambda *leaves: jnp.stack(leaves), *map(encoder.init, keys))
+    lambda *leaves: jnp.stack(leaves), *map(encoder.init, keys)
+  )
   helpers.assert_close(side_by_side(keys), one_by_one, 1e-6)
 
 
 @pytest.mark.parametrize('whole_step', [True, False])
 def test_decoder_against_numpy(whole_step):
-  decoder = recurrent.reward_decoder(
-      _O, _A, _Z, (6, 5), _EMBED[:2], whole_step)
+  decoder = recurrent.reward_decoder(_O, _A, _Z, (6, 5), _EMBED[:2], whole_step)
   params = _params(decoder)
   rng = np.random.default_rng(2)
   z, s, a, s2 = [
-      jnp.array(rng.normal(size=(2,) + shape), jnp.float32)
-      for shape in ((4, _Z), (_T, _O), (_T, _A), (_T, _O))]
+    jnp.array(rng.normal(size=(2,) + shape), jnp.float32)
+    for shape in ((4, _Z), (_T, _O), (_T, _A), (_T, _O))
+  ]
   rewards = jax.jit(decoder.apply)(params, z, s, a, s2)
   assert rewards.shape == (2, 4, _T)
   for i in range(2):
@@ -142,9 +148,11 @@ def test_decoder_against_numpy(whole_step):
       for t in range(_T):
         step = (s[i, t], a[i, t], s2[i, t])
         np.testing.assert_allclose(
-            rewards[i, d, t],
-            reference.decode(params, z[i, d], *step, whole_step),
-            rtol=1e-4, atol=1e-5)
+          rewards[i, d, t],
+          reference.decode(params, z[i, d], *step, whole_step),
+          rtol=1e-4,
+          atol=1e-5,
+        )
 
 
 def test_decoder_starts_as_published():
@@ -164,10 +172,12 @@ def _operand_dtypes(jaxpr):
   """dtypes of every product of a jaxpr and of those inside it."""
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'dot_general':
-      yield tuple(v.aval.dtype.name for v in (
-          *equation.invars, *equation.outvars))
+      yield tuple(
+        v.aval.dtype.name for v in (*equation.invars, *equation.outvars)
+      )
     for value in jax.tree.leaves(
-        list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')):
+      list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')
+    ):
       if hasattr(value, 'eqns'):
         yield from _operand_dtypes(getattr(value, 'jaxpr', value))
 
@@ -180,17 +190,21 @@ def test_all_products_follow_the_precision():
 
   def loss(params):
     hidden = _ENCODER.advance(
-        params['encoder'], jnp.zeros((_BATCH, _H)), s2, a, r, mask)
+      params['encoder'], jnp.zeros((_BATCH, _H)), s2, a, r, mask
+    )
     mean, _ = jnp.split(_ENCODER.read(params['encoder'], hidden), 2, axis=-1)
-    return jnp.sum(jnp.square(
-        decoder.apply(params['decoder'], mean, s2, a, s2) - r[:, None]))
+    return jnp.sum(
+      jnp.square(decoder.apply(params['decoder'], mean, s2, a, s2) - r[:, None])
+    )
 
   def second_order(params):
-    return loss(jax.tree.map(
-        lambda p, g: p - 0.01 * g, params, jax.grad(loss)(params)))
+    return loss(
+      jax.tree.map(lambda p, g: p - 0.01 * g, params, jax.grad(loss)(params))
+    )
 
-  found = lambda: set(_operand_dtypes(
-      jax.make_jaxpr(jax.grad(second_order))(params).jaxpr))
+  found = lambda: set(
+    _operand_dtypes(jax.make_jaxpr(jax.grad(second_order))(params).jaxpr)
+  )
   plain = found()
   with jax.default_matmul_precision('bfloat16'):
     rounded = found()

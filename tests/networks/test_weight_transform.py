@@ -23,9 +23,18 @@ def _count(tree):
 # The standard deviation that weights start with (spec macaw 3.1).
 
 
-@pytest.mark.parametrize('inputs, outputs, std', [
-    (20, 100, 0.058), (100, 100, 0.058), (100, 6, 0.111), (100, 8, 0.092),
-    (106, 32, 0.061), (100, 1, 0.56), (32, 1, 0.59)])
+@pytest.mark.parametrize(
+  'inputs, outputs, std',
+  [
+    (20, 100, 0.058),
+    (100, 100, 0.058),
+    (100, 6, 0.111),
+    (100, 8, 0.092),
+    (106, 32, 0.061),
+    (100, 1, 0.56),
+    (32, 1, 0.59),
+  ],
+)
 def test_wlinear_start(inputs, outputs, std):
   layer = weight_transform.wlinear(inputs, outputs, 100)
   # Of narrow layers |z| matters: its square has a spread of 14%.
@@ -33,14 +42,16 @@ def test_wlinear_start(inputs, outputs, std):
   params = jax.jit(jax.vmap(layer.init))(jax.random.split(_KEY, draws))
   size = inputs * outputs + outputs
   assert {k: v.shape for k, v in params.items()} == {
-      'latent': (draws, 100), 'kernel': (draws, 100, size),
-      'bias': (draws, size)}
-  np.testing.assert_allclose(
-      np.std(params['latent']), 1 / outputs, rtol=0.1)
+    'latent': (draws, 100),
+    'kernel': (draws, 100, size),
+    'bias': (draws, size),
+  }
+  np.testing.assert_allclose(np.std(params['latent']), 1 / outputs, rtol=0.1)
   for name in ('kernel', 'bias'):
     assert 0.099 < np.abs(params[name]).max() <= 0.1
     np.testing.assert_allclose(
-        np.std(params[name]), 0.1 / np.sqrt(3), rtol=0.05)
+      np.std(params[name]), 0.1 / np.sqrt(3), rtol=0.05
+    )
   weights = jax.jit(jax.vmap(layer.generate))(params)
   assert weights['kernel'].shape == (draws, inputs, outputs)
   assert weights['bias'].shape == (draws, outputs)
@@ -57,43 +68,57 @@ def test_wlinear_latent_size_sets_the_bound():
 def test_bias_linear_start():
   params = weight_transform.bias_linear(50, 40).init(_KEY)
   assert {k: v.shape for k, v in params.items()} == {
-      'kernel': (50, 40), 'bias': (40,), 'latent': (40,),
-      'transform': (40, 40)}
-  bound = 50 ** -0.5
+    'kernel': (50, 40),
+    'bias': (40,),
+    'latent': (40,),
+    'transform': (40, 40),
+  }
+  bound = 50**-0.5
   for name in ('kernel', 'bias'):
     assert 0.85 * bound < np.abs(params[name]).max() <= bound
-  np.testing.assert_allclose(np.std(params['kernel']), bound / 3 ** 0.5, 0.05)
+  np.testing.assert_allclose(np.std(params['kernel']), bound / 3**0.5, 0.05)
   # Xavier normal: variance 2 / (40 + 40), which is not cut off anywhere.
-  np.testing.assert_allclose(np.std(params['transform']), 40 ** -0.5, 0.05)
-  assert np.abs(params['transform']).max() > 2.5 * 40 ** -0.5
+  np.testing.assert_allclose(np.std(params['transform']), 40**-0.5, 0.05)
+  assert np.abs(params['transform']).max() > 2.5 * 40**-0.5
   latents = jax.vmap(weight_transform.bias_linear(2, 4).init)(
-      jax.random.split(_KEY, 500))['latent']
+    jax.random.split(_KEY, 500)
+  )['latent']
   np.testing.assert_allclose(np.std(latents), 1 / 4, 0.05)
 
 
-@pytest.mark.parametrize('family, sizes, policy, value, generated', [
+@pytest.mark.parametrize(
+  'family, sizes, policy, value, generated',
+  [
     ('cheetah', (20, 6), 2_663_263, 2_262_901, (26_363, 22_401)),
     ('ant', (27, 8), 2_760_829, 2_333_601, None),
-    ('walker', (17, 6), 2_632_963, 2_232_601, None)])
+    ('walker', (17, 6), 2_632_963, 2_232_601, None),
+  ],
+)
 def test_parameter_counts(family, sizes, policy, value, generated):
   """Spec macaw 3.4."""
   observation, action = sizes
   networks = (
-      weight_transform.policy_network(observation, action, (100,) * 3, 32),
-      weight_transform.value_network(observation, (100,) * 3))
+    weight_transform.policy_network(observation, action, (100,) * 3, 32),
+    weight_transform.value_network(observation, (100,) * 3),
+  )
   params = [jax.eval_shape(network.init, _KEY) for network in networks]
   assert tuple(map(_count, params)) == (policy, value), family
   # One step size per tensor: three per layer (1.2).
   assert [len(jax.tree.leaves(p)) for p in params] == [18, 12]
   if generated:
-    assert tuple(
+    assert (
+      tuple(
         _count(jax.eval_shape(network.generate, p))
-        for network, p in zip(networks, params)) == generated
+        for network, p in zip(networks, params)
+      )
+      == generated
+    )
 
 
 def test_parameter_count_of_the_wide_ablation():
   network = weight_transform.policy_network(
-      20, 6, (725,) * 3, 32, 'bias_linear')
+    20, 6, (725,) * 3, 32, 'bias_linear'
+  )
   assert _count(jax.eval_shape(network.init, _KEY)) == 2_675_888
 
 
@@ -110,9 +135,10 @@ def _weights(params, inputs, outputs):
   flat = p['bias'].copy()
   for weight, column in zip(p['latent'], p['kernel']):
     flat += weight * column
-  kernel = np.array([
-      [flat[i * outputs + o] for o in range(outputs)] for i in range(inputs)])
-  return kernel, flat[inputs * outputs:]
+  kernel = np.array(
+    [[flat[i * outputs + o] for o in range(outputs)] for i in range(inputs)]
+  )
+  return kernel, flat[inputs * outputs :]
 
 
 def _layer_by_layer(params, sizes, x):
@@ -128,14 +154,17 @@ def _layer_by_layer(params, sizes, x):
 
 def _policy(layer='wlinear', head=3, **options):
   network = weight_transform.policy_network(
-      4, 2, (6, 5), head, layer, 3, **options)
+    4, 2, (6, 5), head, layer, 3, **options
+  )
   return network, helpers.shaken(network.init(_KEY), scale=0.4)
 
 
 def _inputs(seed=1, shape=(9,)):
   rng = np.random.default_rng(seed)
-  return (rng.normal(size=shape + (4,)).astype(np.float32),
-          rng.uniform(-1, 1, shape + (2,)).astype(np.float32))
+  return (
+    rng.normal(size=shape + (4,)).astype(np.float32),
+    rng.uniform(-1, 1, shape + (2,)).astype(np.float32),
+  )
 
 
 @pytest.mark.parametrize('relu_on_action', [True, False])
@@ -149,8 +178,10 @@ def test_policy_against_numpy(layer, relu_on_action):
   np.testing.assert_array_equal(network.apply(params, x), mean)
   seen = np.maximum(action, 0) if relu_on_action else action
   head, _ = _layer_by_layer(
-      params['head'], (7, 3, 1),
-      np.concatenate([np.maximum(hidden, 0), seen], axis=1))
+    params['head'],
+    (7, 3, 1),
+    np.concatenate([np.maximum(hidden, 0), seen], axis=1),
+  )
   assert advantage.shape == (9,)
   np.testing.assert_allclose(advantage, head[:, 0], rtol=1e-4, atol=1e-5)
   # Negative actions matter or they do not.
@@ -166,10 +197,12 @@ def test_value_against_numpy(layer):
   x, _ = _inputs(shape=(2, 5))
   expected, _ = _layer_by_layer(params, (4, 6, 5, 1), x)
   np.testing.assert_allclose(
-      network.apply(params, x), expected[..., 0], rtol=1e-4, atol=1e-5)
+    network.apply(params, x), expected[..., 0], rtol=1e-4, atol=1e-5
+  )
   weights = network.generate(params)
   np.testing.assert_array_equal(
-      network.apply_generated(weights, x), network.apply(params, x))
+    network.apply_generated(weights, x), network.apply(params, x)
+  )
 
 
 def test_without_a_head():
@@ -188,27 +221,31 @@ def test_unknown_layers_raise():
 def _loss(network, x, action, weights):
   mean, advantage = network.apply_generated(weights, x, action)
   return jnp.mean(jnp.square(mean - action)) + jnp.mean(
-      jnp.square(advantage - 1.0))
+    jnp.square(advantage - 1.0)
+  )
 
 
 def _steps(params):
   """A different step size for every tensor."""
   leaves, tree = jax.tree.flatten(params)
   return jax.tree.unflatten(
-      tree, [jnp.float32(0.02 * (i + 1)) for i in range(len(leaves))])
+    tree, [jnp.float32(0.02 * (i + 1)) for i in range(len(leaves))]
+  )
 
 
 def _fast(network, x, action, params, steps):
   """Weights after a step, without new parameters."""
   gradient = jax.grad(functools.partial(_loss, network, x, action))(
-      network.generate(params))
+    network.generate(params)
+  )
   return network.step(params, gradient, steps)
 
 
 def _plain(network, x, action, params, steps):
   """Weights after a step on the parameters."""
-  gradients = jax.grad(lambda p: _loss(
-      network, x, action, network.generate(p)))(params)
+  gradients = jax.grad(
+    lambda p: _loss(network, x, action, network.generate(p))
+  )(params)
   return network.generate(optim.inner_sgd(params, gradients, steps))
 
 
@@ -224,21 +261,34 @@ def test_step_is_a_step_on_the_parameters(layer):
     return _loss(network, *after, weights), weights
 
   fast, plain = (
-      jax.jit(jax.grad(
-          functools.partial(outer, step), (0, 1), has_aux=True))(params, steps)
-      for step in (_fast, _plain))
+    jax.jit(jax.grad(functools.partial(outer, step), (0, 1), has_aux=True))(
+      params, steps
+    )
+    for step in (_fast, _plain)
+  )
   (gradients, weights), (expected, expected_weights) = fast, plain
-  helpers.assert_close(
-      weights, expected_weights, 1e-5, 1e-6, leaf_rtol=1e-6)
+  helpers.assert_close(weights, expected_weights, 1e-5, 1e-6, leaf_rtol=1e-6)
   helpers.assert_close(gradients, expected, 1e-4, 1e-6, leaf_rtol=1e-5)
   # The step is large enough to tell, and so is its second order.
-  moved = jax.tree.map(
-      lambda a, b: a - b, weights, network.generate(params))
+  moved = jax.tree.map(lambda a, b: a - b, weights, network.generate(params))
   assert helpers.largest(moved) > 1e-2
-  first_order = jax.jit(jax.grad(lambda p: _loss(
-      network, *after, network.step(p, jax.lax.stop_gradient(jax.grad(
-          functools.partial(_loss, network, *before))(
-              network.generate(params))), steps))))(params)
+  first_order = jax.jit(
+    jax.grad(
+      lambda p: _loss(
+        network,
+        *after,
+        network.step(
+          p,
+          jax.lax.stop_gradient(
+            jax.grad(functools.partial(_loss, network, *before))(
+              network.generate(params)
+            )
+          ),
+          steps,
+        ),
+      )
+    )
+  )(params)
   change = jax.tree.map(lambda a, b: a - b, first_order, gradients[0])
   assert helpers.largest(change) > 1e-3
 
@@ -248,14 +298,17 @@ def test_tasks_side_by_side(layer):
   network, params = _policy(layer)
   steps = _steps(params)
   x, action = _inputs(shape=(3, 9))
-  together = jax.jit(jax.vmap(
-      functools.partial(_fast, network), (0, 0, None, None)))(
-          x, action, params, steps)
+  together = jax.jit(
+    jax.vmap(functools.partial(_fast, network), (0, 0, None, None))
+  )(x, action, params, steps)
   alone = jax.jit(functools.partial(_fast, network))
   for m in range(3):
     helpers.assert_close(
-        jax.tree.map(lambda leaf: leaf[m], together),
-        alone(x[m], action[m], params, steps), 1e-5, 1e-5)
+      jax.tree.map(lambda leaf: leaf[m], together),
+      alone(x[m], action[m], params, steps),
+      1e-5,
+      1e-5,
+    )
 
 
 @pytest.mark.parametrize('layer', ['wlinear', 'bias_linear'])
@@ -264,8 +317,10 @@ def test_only_latent(layer):
   gradients = jax.tree.map(jnp.ones_like, params)
   steps = weight_transform.only_latent(_steps(params))
   moved = jax.tree.map(
-      lambda a, b: float(jnp.max(jnp.abs(a - b))), params,
-      optim.inner_sgd(params, gradients, steps))
+    lambda a, b: float(jnp.max(jnp.abs(a - b))),
+    params,
+    optim.inner_sgd(params, gradients, steps),
+  )
   for stack in ('trunk', 'head'):
     for part in moved[stack]:
       assert part.pop('latent') > 0

@@ -20,7 +20,7 @@ def _pictures(count=7):
   """A dark bar that moves over a coloured ground."""
   for i in range(count):
     picture = np.full(_SHAPE, (200, 220, 240), np.uint8)
-    picture[:, 3 * i:3 * i + 5] = (40, 20, 90)
+    picture[:, 3 * i : 3 * i + 5] = (40, 20, 90)
     yield picture
 
 
@@ -33,7 +33,8 @@ def test_gif(tmp_path):
     for i, picture in enumerate(_pictures()):
       image.seek(i)
       np.testing.assert_allclose(
-          np.asarray(image.convert('RGB')), picture.astype(int), atol=8)
+        np.asarray(image.convert('RGB')), picture.astype(int), atol=8
+      )
 
 
 def test_gif_of_one_picture(tmp_path):

@@ -25,12 +25,16 @@ def _built(tmp_path_factory, data):
   for point in ('offline', 'finetune'):
     (folder / f'data/evaluations/{point}.npz').unlink(missing_ok=True)
   collect = folder / 'data/evaluations/collect.npz'
-  np.savez(collect, **np.load(collect),
-           specialist_test_returns=np.tile([[-6.0], [-4.0]], (4, 3)))
+  np.savez(
+    collect,
+    **np.load(collect),
+    specialist_test_returns=np.tile([[-6.0], [-4.0]], (4, 3)),
+  )
   for name in ('smac', 'macaw'):  # behaviour and data belong to `data`
     collect = folder / f'{name}/evaluations/collect.npz'
-    np.savez(collect, random_test_returns=np.load(collect)[
-        'random_test_returns'])
+    np.savez(
+      collect, random_test_returns=np.load(collect)['random_test_returns']
+    )
   for name, seeds in (('macaw', 2), ('smac', 3)):
     path = folder / name / 'run.json'
     run = json.loads(path.read_text())
@@ -39,35 +43,56 @@ def _built(tmp_path_factory, data):
   (folder / 'borel').mkdir()
   shutil.copy(folder / 'macaw/run.json', folder / 'borel')
   result = comparison.build(
-      folder, {'smac': '', 'smac/sac_actor': 'another actor', 'csro': ''},
-      'the command', {'csro': 'training diverged'})
+    folder,
+    {'smac': '', 'smac/sac_actor': 'another actor', 'csro': ''},
+    'the command',
+    {'csro': 'training diverged'},
+  )
   return folder, result
 
 
 def test_rows_and_their_order(built):
   rows = built[1]['rows']
   assert [row['name'] for row in rows] == [
-      'smac', 'smac (online ours)', 'smac (online oracle)', 'smac/sac_actor',
-      'smac/sac_actor (online ours)', 'focal', 'macaw']
+    'smac',
+    'smac (online ours)',
+    'smac (online oracle)',
+    'smac/sac_actor',
+    'smac/sac_actor (online ours)',
+    'focal',
+    'macaw',
+  ]
   assert [row['run'] for row in rows[:3]] == ['smac'] * 3
 
 
 def test_scores(built):
   rows = {row['name']: row['scores'] for row in built[1]['rows']}
   means = lambda name: {key: entry['mean'] for key, entry in rows[name].items()}
-  assert means('smac') == pytest.approx({
-      'unadapted': -19.88, 'self_context': -15.4, 'given_context': -13.4,
-      'random_context': -16.9})
-  assert means('smac (online ours)') == pytest.approx({
-      'unadapted': -18.632, 'self_context': -9.16, 'given_context': -7.16,
-      'random_context': -10.66})
+  assert means('smac') == pytest.approx(
+    {
+      'unadapted': -19.88,
+      'self_context': -15.4,
+      'given_context': -13.4,
+      'random_context': -16.9,
+    }
+  )
+  assert means('smac (online ours)') == pytest.approx(
+    {
+      'unadapted': -18.632,
+      'self_context': -9.16,
+      'given_context': -7.16,
+      'random_context': -10.66,
+    }
+  )
   # Seeds end at -10, -9, -8, -7 and -6.
   assert means('macaw')['finetuned'] == pytest.approx(-8.0)
   np.testing.assert_allclose(
-      rows['macaw']['finetuned']['scores'], [-10, -9, -8, -7, -6])
+    rows['macaw']['finetuned']['scores'], [-10, -9, -8, -7, -6]
+  )
   # t(0.975, 4) = 2.776445 times a standard error of sqrt(2.5 / 5).
   assert rows['macaw']['finetuned']['high'] == pytest.approx(
-      -8 + 2.776445 * 0.707107, abs=1e-5)
+    -8 + 2.776445 * 0.707107, abs=1e-5
+  )
   assert rows['focal']['self_context']['low'] is None
 
 
@@ -78,18 +103,20 @@ def test_gains_are_paired_over_seeds(built):
   assert list(row['gains']) == list(comparison.ADAPTED)
   for key, entry in row['gains'].items():
     each = np.subtract(
-        row['scores'][key]['scores'], row['scores']['unadapted']['scores'])
+      row['scores'][key]['scores'], row['scores']['unadapted']['scores']
+    )
     np.testing.assert_allclose(entry['scores'], each)
     half = 2.776445 * np.std(each, ddof=1) / np.sqrt(5)
     assert entry['low'] == pytest.approx(each.mean() - half, rel=1e-4)
   assert row['gains']['self_context']['mean'] == pytest.approx(9.472)
   text = (folder / 'comparison/table.txt').read_text()
-  lines = text[text.index('Gain by adapting'):].splitlines()
+  lines = text[text.index('Gain by adapting') :].splitlines()
   (line,) = [x for x in lines if x.startswith('smac (online ours)  ')]
   assert ' 9.47 [' in line
   assert '9.47 [' in (folder / 'comparison/table.md').read_text()
-  assert 'self_context_gain,9.47' in (
-      folder / 'comparison/table.csv').read_text()
+  assert (
+    'self_context_gain,9.47' in (folder / 'comparison/table.csv').read_text()
+  )
 
 
 def test_time_of_training(built):
@@ -100,8 +127,15 @@ def test_time_of_training(built):
 def test_references(built):
   entries = built[1]['references']
   assert {name: entry['mean'] for name, entry in entries.items()} == (
-      pytest.approx({'random': -21.0, 'behaviour': -11.0, 'specialists': -5.0,
-                     'behaviour_data': -13.0}))
+    pytest.approx(
+      {
+        'random': -21.0,
+        'behaviour': -11.0,
+        'specialists': -5.0,
+        'behaviour_data': -13.0,
+      }
+    )
+  )
   assert entries['random']['seeds'] == 5  # of the runs, not of the data
 
 
@@ -109,11 +143,13 @@ def test_what_readers_must_know(built):
   folder, result = built
   text = (folder / 'comparison/table.txt').read_text()
   assert result['unfinished'] == ['borel']
-  for line in ('smac/sac_actor: another actor', 'Not finished: borel',
-               'Failed: csro: training diverged',
-               'Not the same protocol: macaw: evaluation.num_steps is 40, but'
-               ' 60 in smac',
-               'Not the same protocol: focal: num_seeds is 1, but 5 in smac'):
+  for line in (
+    'smac/sac_actor: another actor',
+    'Not finished: borel',
+    'Failed: csro: training diverged',
+    'Not the same protocol: macaw: evaluation.num_steps is 40, but 60 in smac',
+    'Not the same protocol: focal: num_seeds is 1, but 5 in smac',
+  ):
     assert line in text.splitlines(), line
 
 
@@ -126,7 +162,7 @@ def test_text_and_markdown(built):
   cells = rows['focal'].split()
   assert cells == ['focal', '-19.86', '-15.30', '-13.30', '-16.80', '-', '64']
   begin = text.splitlines().index('') + 1
-  header, rule, *others = text.splitlines()[begin:begin + 9]
+  header, rule, *others = text.splitlines()[begin : begin + 9]
   assert header.startswith('algorithm') and others[-1].startswith('macaw')
   assert len({len(line) for line in (header, rule, *others)}) == 1  # aligned
   markdown = (folder / 'comparison/table.md').read_text()
@@ -137,8 +173,10 @@ def test_text_and_markdown(built):
 
 def test_csv(built):
   text = (built[0] / 'comparison/table.csv').read_text()
-  rows = {(row['name'], row['column']): row
-          for row in csv.DictReader(io.StringIO(text))}
+  rows = {
+    (row['name'], row['column']): row
+    for row in csv.DictReader(io.StringIO(text))
+  }
   assert float(rows['smac', 'self_context']['mean']) == pytest.approx(-15.4)
   assert rows['focal', 'self_context']['low'] == ''
   assert rows['smac', 'self_context']['training_s'] == '64.0'

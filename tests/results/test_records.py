@@ -14,16 +14,26 @@ def _write_rows(path, *rows, end=''):
 
 
 def _row(step, **values):
-  return {'step': step, 'iteration': 0, 'env_steps': 0, 'wall_time_s': 1.0,
-          'values': values}
+  return {
+    'step': step,
+    'iteration': 0,
+    'env_steps': 0,
+    'wall_time_s': 1.0,
+    'values': values,
+  }
 
 
 def test_loads_everything(workdir):
   record = records.load(workdir)
   assert record.run.num_seeds == 5
   assert set(record.evaluations) == {
-      'collect', 'offline', 'online-ours', 'online-released',
-      'online-offline_contexts', 'online-oracle'}
+    'collect',
+    'offline',
+    'online-ours',
+    'online-released',
+    'online-offline_contexts',
+    'online-oracle',
+  }
   assert record.array('offline', 'test_self_returns').shape == (5, 8, 2, 3)
   assert record.array('offline', 'random_test_returns') is None
   assert record.online('nobody', 'test_self_returns') is None
@@ -36,8 +46,9 @@ def test_loads_everything(workdir):
 
 def test_truncated_last_line_is_dropped(tmp_path, caplog):
   path = tmp_path / 'metrics.jsonl'
-  _write_rows(path, _row(1, loss=1.0), _row(2, loss=2.0),
-              end='{"step": 3, "values": {"lo')
+  _write_rows(
+    path, _row(1, loss=1.0), _row(2, loss=2.0), end='{"step": 3, "values": {"lo'
+  )
   with caplog.at_level(logging.WARNING):
     series = records.load_metrics(path)['loss']
   assert series.step.tolist() == [1, 2]
@@ -46,8 +57,13 @@ def test_truncated_last_line_is_dropped(tmp_path, caplog):
 
 def test_broken_line_in_the_middle_is_reported(tmp_path, caplog):
   path = tmp_path / 'metrics.jsonl'
-  text = '\n'.join([json.dumps(_row(1, loss=1.0)), '{"step": 2, "va',
-                    json.dumps(_row(3, loss=3.0))])
+  text = '\n'.join(
+    [
+      json.dumps(_row(1, loss=1.0)),
+      '{"step": 2, "va',
+      json.dumps(_row(3, loss=3.0)),
+    ]
+  )
   path.write_text(text + '\n')
   with caplog.at_level(logging.WARNING):
     series = records.load_metrics(path)['loss']
@@ -57,8 +73,14 @@ def test_broken_line_in_the_middle_is_reported(tmp_path, caplog):
 
 def test_repeated_steps_keep_the_last(tmp_path):
   path = tmp_path / 'metrics.jsonl'
-  _write_rows(path, _row(1, loss=1.0), _row(2, loss=2.0), _row(3, loss=3.0),
-              _row(2, loss=20.0), _row(4, loss=4.0))
+  _write_rows(
+    path,
+    _row(1, loss=1.0),
+    _row(2, loss=2.0),
+    _row(3, loss=3.0),
+    _row(2, loss=20.0),
+    _row(4, loss=4.0),
+  )
   series = records.load_metrics(path)['loss']
   assert series.step.tolist() == [1, 2, 3, 4]
   assert series.values[:, 0].tolist() == [1.0, 20.0, 3.0, 4.0]
@@ -66,11 +88,16 @@ def test_repeated_steps_keep_the_last(tmp_path):
 
 def test_metrics_that_are_not_in_every_row(tmp_path):
   path = tmp_path / 'metrics.jsonl'
-  _write_rows(path, _row(1, loss=[1.0, 2.0]),
-              _row(2, loss=[3.0, None], score=7.0), _row(2, other=1.0))
+  _write_rows(
+    path,
+    _row(1, loss=[1.0, 2.0]),
+    _row(2, loss=[3.0, None], score=7.0),
+    _row(2, other=1.0),
+  )
   metrics = records.load_metrics(path)
   np.testing.assert_array_equal(
-      metrics['loss'].values, [[1.0, 2.0], [3.0, np.nan]])
+    metrics['loss'].values, [[1.0, 2.0], [3.0, np.nan]]
+  )
   assert metrics['score'].step.tolist() == [2]
   assert metrics['score'].values.tolist() == [[7.0]]
 
@@ -94,16 +121,23 @@ def test_changing_number_of_seeds(tmp_path):
     records.load_metrics(path)
 
 
-@pytest.mark.parametrize('text, message', [
+@pytest.mark.parametrize(
+  'text, message',
+  [
     (None, 'run.json is missing'),
     ('{"num_seeds": 1', 'not valid JSON'),
     ('[1]', 'JSON object'),
     ('{"num_seeds": 1}', 'headline_variant'),
-    ('{"num_seeds": 0, "headline_variant": "a", "variants": {"a": ""}}',
-     'positive'),
-    ('{"num_seeds": 1, "headline_variant": "b", "variants": {"a": ""}}',
-     'not among'),
-])
+    (
+      '{"num_seeds": 0, "headline_variant": "a", "variants": {"a": ""}}',
+      'positive',
+    ),
+    (
+      '{"num_seeds": 1, "headline_variant": "b", "variants": {"a": ""}}',
+      'not among',
+    ),
+  ],
+)
 def test_bad_run_json(workdir, text, message):
   (workdir / 'run.json').unlink()
   if text is not None:
@@ -124,7 +158,7 @@ def test_corrupted_evaluation(workdir, damage):
   path = workdir / 'evaluations' / 'online-ours.npz'
   data = bytearray(path.read_bytes())
   if damage == 'cut':
-    data = data[:len(data) // 2]
+    data = data[: len(data) // 2]
   elif damage == 'flip':
     data[len(data) // 3] ^= 0xFF
   else:
@@ -135,13 +169,17 @@ def test_corrupted_evaluation(workdir, damage):
 
 
 def test_pickled_arrays_are_refused(workdir):
-  np.savez(workdir / 'evaluations' / 'offline.npz',
-           test_self_returns=np.array([{'a': 1}], dtype=object))
+  np.savez(
+    workdir / 'evaluations' / 'offline.npz',
+    test_self_returns=np.array([{'a': 1}], dtype=object),
+  )
   with pytest.raises(ValueError, match='plain arrays'):
     records.load(workdir)
 
 
-@pytest.mark.parametrize('name, array, message', [
+@pytest.mark.parametrize(
+  'name, array, message',
+  [
     ('test_self_returns', np.zeros((5, 8, 3)), r'\[S, M, r, e\].*\[5, 8, 3\]'),
     ('test_self_returns', np.zeros((5, 8, 0, 3)), r'\[5, 8, 0, 3\]'),
     ('test_self_returns', np.full((5, 8, 2, 3), 'x'), 'numbers'),
@@ -149,7 +187,8 @@ def test_pickled_arrays_are_refused(workdir):
     ('test_self_returns', np.zeros((5, 7, 2, 3)), '7 held-out tasks'),
     ('train_self_returns', np.zeros((5, 3, 2, 3)), '3 training tasks'),
     ('trajectories', np.zeros((2, 3, 21, 3)), r'\[m, e, t, 2\]'),
-])
+  ],
+)
 def test_wrong_shapes(workdir, name, array, message):
   path = workdir / 'evaluations' / 'online-ours.npz'
   arrays = dict(np.load(path)) | {name: array}
@@ -202,14 +241,25 @@ def test_fine_tuning_is_read(workdir, data):
   assert record.metrics['finetune']['loss'].values.shape == (1, 40)
 
 
-@pytest.mark.parametrize('changes, message', [
-    ({'finetune_env_steps': None}, 'no array finetune_env_steps; delete it and'
-     ' the folder finetune'),
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (
+      {'finetune_env_steps': None},
+      'no array finetune_env_steps; delete it and the folder finetune',
+    ),
     ({'finetune_returns': np.zeros((5, 8, 7))}, '7 evaluations|8 evaluations'),
     ({'finetune_returns': np.zeros((5, 7, 8))}, '7 held-out tasks'),
-    ({'finetune_returns': np.where(
-        np.arange(320).reshape(5, 8, 8) == 100, np.nan, 0.0)},
-     r'seed, task, evaluation \[1, 4, 4\]: training diverged')])
+    (
+      {
+        'finetune_returns': np.where(
+          np.arange(320).reshape(5, 8, 8) == 100, np.nan, 0.0
+        )
+      },
+      r'seed, task, evaluation \[1, 4, 4\]: training diverged',
+    ),
+  ],
+)
 def test_fine_tuning_that_is_damaged(workdir, data, changes, message):
   _finetuning(workdir, data, **changes)
   with pytest.raises(ValueError, match=message) as error:

@@ -14,8 +14,14 @@ import pytest
 from offmeta import results
 from offmeta.results import drawing, page, plots, records, report
 
-PICTURES = {'training', 'rows', 'episodes', 'z_space', 'trajectories',
-            'wall_time'}
+PICTURES = {
+  'training',
+  'rows',
+  'episodes',
+  'z_space',
+  'trajectories',
+  'wall_time',
+}
 
 
 def _edit(path, remove=(), **changes):
@@ -26,8 +32,10 @@ def _edit(path, remove=(), **changes):
 
 def _strict(text):
   """Parses JSON, refusing NaN and Infinity."""
+
   def refuse(name):
     raise AssertionError(f'{name} is not JSON')
+
   return json.loads(text, parse_constant=refuse)
 
 
@@ -41,16 +49,25 @@ def _built(tmp_path_factory, data):
 def test_rows_hold_the_known_scores(built):
   rows = built[1]['rows']
   expected = {
-      'random': -21.0, 'behaviour': -11.0, 'offline_self_context': -15.4,
-      'online_self_context': -9.16, 'online_self_context/released': -15.3,
-      # A first episode is four fifths random: 0.8 * -21 + 0.2 * final.
-      'offline_unadapted': -19.88, 'online_unadapted': -18.632,
-      'offline_given_context': -13.4, 'offline_random_context': -16.9,
-      'online_given_context': -7.16, 'online_random_context': -10.66,
-      'oracle': -8.96, 'behaviour_data': -13.0,
-      'offline_offline_context': -7.5, 'online_offline_context': -7.5,
-      'train_offline_self_context': -14.4, 'train_online_self_context': -8.16,
-      'train_online_self_context/oracle': -7.96,
+    'random': -21.0,
+    'behaviour': -11.0,
+    'offline_self_context': -15.4,
+    'online_self_context': -9.16,
+    'online_self_context/released': -15.3,
+    # A first episode is four fifths random: 0.8 * -21 + 0.2 * final.
+    'offline_unadapted': -19.88,
+    'online_unadapted': -18.632,
+    'offline_given_context': -13.4,
+    'offline_random_context': -16.9,
+    'online_given_context': -7.16,
+    'online_random_context': -10.66,
+    'oracle': -8.96,
+    'behaviour_data': -13.0,
+    'offline_offline_context': -7.5,
+    'online_offline_context': -7.5,
+    'train_offline_self_context': -14.4,
+    'train_online_self_context': -8.16,
+    'train_online_self_context/oracle': -7.96,
   }
   for name, mean in expected.items():
     assert rows[name]['mean'] == pytest.approx(mean), name
@@ -58,8 +75,9 @@ def test_rows_hold_the_known_scores(built):
   assert 'online_self_context/oracle' not in rows
   assert not [name for name in rows if name.startswith('finetune')]
   assert rows['behaviour']['seeds'] == 1 and rows['behaviour']['low'] is None
-  assert all({'mean', 'low', 'high', 'seeds'} <= set(row)
-             for row in rows.values())
+  assert all(
+    {'mean', 'low', 'high', 'seeds'} <= set(row) for row in rows.values()
+  )
 
 
 def test_paired_results(built):
@@ -78,11 +96,13 @@ def test_paired_results(built):
   assert paired['offline_adaptation']['mean'] == pytest.approx(19.88 - 15.4)
   assert paired['online_adaptation']['mean'] == pytest.approx(18.632 - 9.16)
   assert paired['offline_adaptation_given']['mean'] == pytest.approx(
-      19.88 - 13.4)
+    19.88 - 13.4
+  )
   # Seed by seed 0.8 * final + 16.8; the spread is 0.8 of the returns'.
   spread = lambda entry: entry['high'] - entry['low']
   assert spread(paired['offline_adaptation']) == pytest.approx(
-      0.8 * spread(built[1]['rows']['offline_self_context']))
+    0.8 * spread(built[1]['rows']['offline_self_context'])
+  )
   assert all(entry['seeds'] == 5 for entry in paired.values())
 
 
@@ -90,8 +110,9 @@ def test_variants_are_listed_with_the_headline(built, data):
   summary = built[1]
   assert set(summary['variants']) == set(data.VARIANTS)
   ours = summary['variants']['ours']
-  assert ours['online_minus_offline'] == summary['paired'][
-      'online_minus_offline']
+  assert (
+    ours['online_minus_offline'] == summary['paired']['online_minus_offline']
+  )
   assert ours['self_context'] == summary['rows']['online_self_context']
   released = summary['variants']['released']
   assert released['online_minus_offline']['mean'] == pytest.approx(0.1)
@@ -110,38 +131,60 @@ def test_summary_fields(built):
   assert summary['wall_time_s'] == pytest.approx(21.4 + 64 + 4 * 31 + 12.6)
   assert summary['diagnostics']['offline']['kl_offline']['mean'] == 3.5
   robust = summary['robust']['interquartile_mean']
-  assert set(robust) == {'offline_self_context', 'online_self_context',
-                         'oracle'}
+  assert set(robust) == {
+    'offline_self_context',
+    'online_self_context',
+    'oracle',
+  }
 
 
 def test_steps_that_blew_up_are_counted(make_workdir):
   workdir = make_workdir(variants=('ours',))
-  row = {'step': 9000, 'values': {
-      'gather/diverged': [0, 2, 0, 1, 0], 'eval/diverged': [1, 0, 0, 0, 0]}}
+  row = {
+    'step': 9000,
+    'values': {
+      'gather/diverged': [0, 2, 0, 1, 0],
+      'eval/diverged': [1, 0, 0, 0, 0],
+    },
+  }
   with (workdir / 'offline/metrics.jsonl').open('a') as stream:
     stream.write(json.dumps(row) + '\n')
   counts = {
-      'collect': {'dataset_diverged': np.array([7]),
-                  'random_diverged': np.array([0, 0, 1, 1, 0]),
-                  'behaviour_diverged': np.array([0])},
-      'offline': {'diverged': np.zeros(5)},
-      'online-ours': {'diverged': np.array([0, 0, 0, 0, 3])}}
+    'collect': {
+      'dataset_diverged': np.array([7]),
+      'random_diverged': np.array([0, 0, 1, 1, 0]),
+      'behaviour_diverged': np.array([0]),
+    },
+    'offline': {'diverged': np.zeros(5)},
+    'online-ours': {'diverged': np.array([0, 0, 0, 0, 3])},
+  }
   for point, arrays in counts.items():
     path = workdir / f'evaluations/{point}.npz'
     np.savez(path, **np.load(path), **arrays)
   summary = report.build(workdir)
   assert summary['diverged'] == {
-      'dataset': 7, 'random policy': 2, 'offline': 4,
-      'test of online/ours': 3}
+    'dataset': 7,
+    'random policy': 2,
+    'offline': 4,
+    'test of online/ours': 3,
+  }
   page = (workdir / 'report/index.html').read_text()
-  assert ('Simulated steps that blew up: 7 in dataset, 2 in random policy, 4 in'
-          ' offline, 3 in test of online/ours.') in page
+  assert (
+    'Simulated steps that blew up: 7 in dataset, 2 in random policy, 4 in'
+    ' offline, 3 in test of online/ours.'
+  ) in page
 
 
 def test_files(built):
   names = {path.name for path in (built[0] / 'report').iterdir()}
-  assert names == {'summary.json', 'table.txt', 'table.csv', 'table.md',
-                   'index.html', *(f'{name}.png' for name in PICTURES)}
+  assert names == {
+    'summary.json',
+    'table.txt',
+    'table.csv',
+    'table.md',
+    'index.html',
+    *(f'{name}.png' for name in PICTURES),
+  }
   for name in PICTURES:
     png = (built[0] / 'report' / f'{name}.png').read_bytes()
     assert png.startswith(b'\x89PNG') and len(png) > 8000
@@ -172,12 +215,19 @@ def test_page_is_self_contained(built):
   html_page.feed(text)
   assert not html_page.stack
   assert html_page.tags.count('img') == len(PICTURES)
-  assert all(source.startswith('data:image/png;base64,')
-             for source in html_page.sources)
+  assert all(
+    source.startswith('data:image/png;base64,') for source in html_page.sources
+  )
   assert 'script' not in html_page.tags and 'link' not in html_page.tags
   assert not re.search(r'https?://|@import|url\(', text)
-  for expected in ('python -m experiments.run', 'Student t', '3f1c5a9b77d2',
-                   'latent_size', 'Fieller', 'raises'):
+  for expected in (
+    'python -m experiments.run',
+    'Student t',
+    '3f1c5a9b77d2',
+    'latent_size',
+    'Fieller',
+    'raises',
+  ):
     assert expected in text
 
 
@@ -198,8 +248,9 @@ def test_offline_only(make_workdir):
   (workdir / 'timing.json').unlink()
   (workdir / 'offline' / 'metrics.jsonl').unlink()
   path = workdir / 'evaluations' / 'offline.npz'
-  _edit(path, remove=[name for name in np.load(path)
-                      if name != 'test_self_returns'])
+  _edit(
+    path, remove=[name for name in np.load(path) if name != 'test_self_returns']
+  )
   summary = report.build(workdir)
   assert list(summary['rows']) == ['offline_unadapted', 'offline_self_context']
   assert summary['wall_time_s'] is None
@@ -214,18 +265,23 @@ def test_an_algorithm_without_an_online_phase(tmp_path, data):
   workdir = data.make_offline_workdir(tmp_path / 'run')
   summary = report.build(workdir)
   assert list(summary['paired']) == [
-      'shift_before', 'offline_adaptation', 'offline_adaptation_given']
+    'shift_before',
+    'offline_adaptation',
+    'offline_adaptation_given',
+  ]
   assert all('online' not in name for name in summary['rows'])
   assert summary['rows']['offline_self_context']['mean'] == pytest.approx(-15.4)
   table = (workdir / 'report' / 'table.txt').read_text()
   assert 'online' not in table and 'n/a' not in table.replace(
-      'n/a (1 seed)', '')
+    'n/a (1 seed)', ''
+  )
   page_text = (workdir / 'report' / 'index.html').read_text()
   words = re.sub('base64,[^"]*', '', page_text.split('</style>')[1])
   for absent in ('variant', 'gap_closed', 'switch', 'online phase', 'oracle'):
     assert absent not in words, absent
   assert 'adapting to its own context <b>raises</b> the return: +4.48' in (
-      page_text)
+    page_text
+  )
   assert re.search('class="headline"><td><code>offline_self_con', page_text)
   names = {path.stem for path in (workdir / 'report').glob('*.png')}
   assert names == PICTURES
@@ -234,9 +290,12 @@ def test_an_algorithm_without_an_online_phase(tmp_path, data):
 def test_learners_that_made_the_data(make_workdir):
   workdir = make_workdir(seeds=2, variants=('ours',))
   path = workdir / 'evaluations' / 'collect.npz'
-  _edit(path, specialist_test_returns=np.full((8, 3), -4.0),
-        specialist_train_returns=np.linspace(-8, -6, 16)[:, None],
-        specialist_diverged=np.array(2))
+  _edit(
+    path,
+    specialist_test_returns=np.full((8, 3), -4.0),
+    specialist_train_returns=np.linspace(-8, -6, 16)[:, None],
+    specialist_diverged=np.array(2),
+  )
   summary = report.build(workdir)
   rows = summary['rows']
   assert (rows['specialists']['mean'], rows['specialists']['seeds']) == (-4, 1)
@@ -244,21 +303,30 @@ def test_learners_that_made_the_data(make_workdir):
   assert summary['diverged'] == {'test of specialists': 2}
   table = (workdir / 'report' / 'table.txt').read_text()
   training = table.index(results.tables.TRAINING)
-  assert table.index('\nspecialists') < training < table.index(
-      '\ntrain_specialists')
+  assert (
+    table.index('\nspecialists') < training < table.index('\ntrain_specialists')
+  )
 
 
 def test_fine_tuning(tmp_path, data):
   workdir = data.make_offline_workdir(tmp_path / 'run', seeds=3)
   data.write_finetuning(workdir, 3)
   summary = report.build(workdir)
-  found = {name: row['mean'] for name, row in summary['rows'].items()
-           if name.startswith('finetune')}
+  found = {
+    name: row['mean']
+    for name, row in summary['rows'].items()
+    if name.startswith('finetune')
+  }
   # Seeds are 0, 1, 2 above, so 1 in the mean; evaluation 6 is at 10,000 steps,
   # the last at 12,000: nobody has come to 20,000.
-  assert found == pytest.approx({
-      'finetune_meta': -17.0, 'finetune_start': -15.0, 'finetune_10k': -9.5,
-      'finetune_end': -9.0})
+  assert found == pytest.approx(
+    {
+      'finetune_meta': -17.0,
+      'finetune_start': -15.0,
+      'finetune_10k': -9.5,
+      'finetune_end': -9.0,
+    }
+  )
   assert (workdir / 'report' / 'finetune.png').exists()
   table = (workdir / 'report' / 'table.txt').read_text()
   begin = table.index(results.tables.FINETUNE)
@@ -275,7 +343,9 @@ def test_fine_tuning_that_only_began(tmp_path, data):
   np.savez(path, **arrays)
   summary = report.build(workdir)
   assert [name for name in summary['rows'] if name.startswith('finetune')] == [
-      'finetune_meta', 'finetune_start']
+    'finetune_meta',
+    'finetune_start',
+  ]
   assert not (workdir / 'report' / 'finetune.png').exists()
 
 
@@ -293,11 +363,13 @@ def test_building_twice_gives_the_same_files(make_workdir):
   workdir = make_workdir(seeds=2, variants=())
   (workdir / 'offline' / 'metrics.jsonl').unlink()
   report.build(workdir)
-  first = {path.name: path.read_bytes()
-           for path in (workdir / 'report').iterdir()}
+  first = {
+    path.name: path.read_bytes() for path in (workdir / 'report').iterdir()
+  }
   report.build(workdir)
-  again = {path.name: path.read_bytes()
-           for path in (workdir / 'report').iterdir()}
+  again = {
+    path.name: path.read_bytes() for path in (workdir / 'report').iterdir()
+  }
   assert first == again
 
 
@@ -314,8 +386,10 @@ def test_bad_input_leaves_the_old_report(make_workdir):
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / 'table.txt'
   path.write_text('old')
+
   def full(_):
     raise OSError(28, 'No space left on device')
+
   monkeypatch.setattr(report.os, 'fsync', full)
   with pytest.raises(OSError, match='No space'):
     report.write_atomic(path, b'new')
@@ -341,7 +415,8 @@ def test_online_steps_may_count_on_or_restart(make_workdir, data, restart):
       row['step'] -= 4000
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   _, online = plots._curves(  # pylint: disable=protected-access
-      records.load(workdir), 'eval/test/self_context/final_return')
+    records.load(workdir), 'eval/test/self_context/final_return'
+  )
   # The last offline point, then every 1500 updates after the switch.
   assert online['ours'].step.tolist() == [1500 * i for i in range(9)]
   np.testing.assert_allclose(online['ours'].values[0], data.OFFLINE[:2])
@@ -352,8 +427,9 @@ def test_principal_axes_of_a_known_cloud():
   points = np.array([[1.0, 3, 5], [1, -3, 5], [-1, 3, 5], [-1, -3, 5]])
   center, basis, share = plots._pca(points)  # pylint: disable=protected-access
   np.testing.assert_allclose(center, [0, 0, 5])
-  np.testing.assert_allclose(np.abs(basis), [[0, 1], [1, 0], [0, 0]],
-                             atol=1e-12)
+  np.testing.assert_allclose(
+    np.abs(basis), [[0, 1], [1, 0], [0, 0]], atol=1e-12
+  )
   np.testing.assert_allclose(share, [0.9, 0.1])
 
 
@@ -361,10 +437,12 @@ def test_labels_are_pushed_apart_as_little_as_needed():
   spread = drawing.spread
   np.testing.assert_allclose(spread([0.0, 0.5, 1.0], 0.1), [0.0, 0.5, 1.0])
   np.testing.assert_allclose(spread([0.5, 0.5, 0.9], 0.1), [0.45, 0.55, 0.9])
-  np.testing.assert_allclose(spread([0.4, 0.45, 0.5, 0.55], 0.1),
-                             [0.325, 0.425, 0.525, 0.625])
-  np.testing.assert_allclose(spread([0.0, 0.02, 1.0, 1.0], 0.1),
-                             [0.0, 0.1, 0.9, 1.0])
+  np.testing.assert_allclose(
+    spread([0.4, 0.45, 0.5, 0.55], 0.1), [0.325, 0.425, 0.525, 0.625]
+  )
+  np.testing.assert_allclose(
+    spread([0.0, 0.02, 1.0, 1.0], 0.1), [0.0, 0.1, 0.9, 1.0]
+  )
 
 
 def test_imports_no_jax_and_nothing_else_of_offmeta():
@@ -384,10 +462,13 @@ def test_imports_no_jax_and_nothing_else_of_offmeta():
 
 
 def test_import_does_not_load_matplotlib():
-  code = ('import sys, offmeta.results; '
-          'sys.exit("matplotlib" in sys.modules)')
-  subprocess.run([sys.executable, '-c', code], check=True, timeout=120,
-                 cwd=pathlib.Path(report.__file__).parents[2])
+  code = 'import sys, offmeta.results; sys.exit("matplotlib" in sys.modules)'
+  subprocess.run(
+    [sys.executable, '-c', code],
+    check=True,
+    timeout=120,
+    cwd=pathlib.Path(report.__file__).parents[2],
+  )
 
 
 def test_unadapted_is_without_noise_where_that_was_scored(workdir):

@@ -12,7 +12,8 @@ NAN = np.nan
 def test_final_return_is_the_last_episode_that_exists():
   returns = [[1.0, 2.0, 3.0], [4.0, 5.0, NAN], [6.0, NAN, NAN]]
   np.testing.assert_array_equal(
-      statistics.final_returns(returns), [3.0, 5.0, 6.0])
+    statistics.final_returns(returns), [3.0, 5.0, 6.0]
+  )
 
 
 def test_final_return_skips_a_hole():
@@ -22,11 +23,13 @@ def test_final_return_skips_a_hole():
 def test_first_return_is_the_first_episode_that_exists():
   returns = [[1.0, 2.0, 3.0], [NAN, 5.0, NAN], [NAN, NAN, 6.0]]
   np.testing.assert_array_equal(
-      statistics.first_returns(returns), [1.0, 5.0, 6.0])
+    statistics.first_returns(returns), [1.0, 5.0, 6.0]
+  )
 
 
 @pytest.mark.parametrize(
-    'function', [statistics.final_returns, statistics.first_returns])
+  'function', [statistics.final_returns, statistics.first_returns]
+)
 @pytest.mark.parametrize('returns', [[NAN, NAN], [1.0, np.inf], []])
 def test_returns_need_finite_episodes(returns, function):
   with pytest.raises(ValueError, match='finite'):
@@ -35,30 +38,34 @@ def test_returns_need_finite_episodes(returns, function):
 
 def test_seed_scores_average_tasks_and_repetitions():
   # Seed 0: finals 1, 3 and 5, 7 -> 4. Seed 1: finals 10, 10 and 0, 20 -> 10.
-  returns = np.array([
+  returns = np.array(
+    [
       [[[0, 1], [9, 3]], [[9, 5], [9, 7]]],
       [[[0, 10], [10, NAN]], [[9, 0], [9, 20]]],
-  ])
+    ]
+  )
   np.testing.assert_allclose(statistics.seed_scores(returns), [4.0, 10.0])
   np.testing.assert_allclose(
-      statistics.unadapted_scores(returns), [(0 + 9 + 9 + 9) / 4, 28 / 4])
+    statistics.unadapted_scores(returns), [(0 + 9 + 9 + 9) / 4, 28 / 4]
+  )
   np.testing.assert_allclose(
-      statistics.task_scores(returns), [[2.0, 6.0], [10.0, 10.0]])
+    statistics.task_scores(returns), [[2.0, 6.0], [10.0, 10.0]]
+  )
 
 
 def test_nearest_is_chosen_row_by_row():
   values = np.array([[[1.0, 2.0, 3.0]], [[4.0, 5.0, 6.0]]])
   steps = np.array([[[10, 90, 210]], [[60, 140, 160]]])
   np.testing.assert_array_equal(
-      statistics.nearest(values, steps, 100), [[2.0], [4.0]])
+    statistics.nearest(values, steps, 100), [[2.0], [4.0]]
+  )
 
 
 def test_t_interval_of_a_textbook_case():
   # Mean 3, standard deviation sqrt(2.5), error sqrt(0.5), t(0.975, 4) =
   # 2.776445: 3 -+ 1.963243.
   interval = statistics.t_interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
-  np.testing.assert_allclose(
-      interval[:3], [3.0, 1.036757, 4.963243], atol=1e-6)
+  np.testing.assert_allclose(interval[:3], [3.0, 1.036757, 4.963243], atol=1e-6)
   assert interval.seeds == 5 and interval.reason is None
 
 
@@ -96,8 +103,12 @@ def test_paired_difference_needs_pairs():
 
 def test_coverage_of_the_t_interval():
   rng = np.random.default_rng(0)
-  hits = [low <= 1.0 <= high for _, low, high, *_ in (
-      statistics.t_interval(row) for row in rng.normal(1, 2, size=(2000, 5)))]
+  hits = [
+    low <= 1.0 <= high
+    for _, low, high, *_ in (
+      statistics.t_interval(row) for row in rng.normal(1, 2, size=(2000, 5))
+    )
+  ]
   assert abs(np.mean(hits) - 0.95) < 0.015  # three standard errors
 
 
@@ -122,7 +133,8 @@ def test_ratio_interval_ends_are_where_the_t_test_turns():
   assert result.mean == pytest.approx(top.mean() / bottom.mean())
   for end in (result.low, result.high):
     assert stats.ttest_1samp(top - end * bottom, 0.0).pvalue == pytest.approx(
-        0.05)
+      0.05
+    )
 
 
 def test_gap_closed_without_noise():
@@ -132,8 +144,9 @@ def test_gap_closed_without_noise():
 
 
 def test_gap_closed_with_one_seed():
-  result = statistics.gap_closed(np.array([0.0]), np.array([1.0]),
-                                 np.array([4.0]))
+  result = statistics.gap_closed(
+    np.array([0.0]), np.array([1.0]), np.array([4.0])
+  )
   assert result[:4] == (0.25, None, None, 1)
 
 
@@ -161,7 +174,8 @@ def test_gap_closed_with_a_gap_within_its_noise():
 def test_interquartile_mean_equals_scipy(size):
   scores = np.random.default_rng(size).standard_t(2, size=size)
   assert statistics.interquartile_mean(scores) == pytest.approx(
-      stats.trim_mean(scores, 0.25))
+    stats.trim_mean(scores, 0.25)
+  )
 
 
 def test_interquartile_mean_of_literals():
@@ -193,7 +207,8 @@ def test_coverage_of_the_bootstrap():
   hits = []
   for trial in range(150):
     interval = statistics.stratified_bootstrap_interval(
-        rng.normal(size=(10, 10)), seed=trial, resamples=200)
+      rng.normal(size=(10, 10)), seed=trial, resamples=200
+    )
     hits.append(interval.low <= 0.0 <= interval.high)
   assert 0.87 < np.mean(hits) <= 1.0
 
@@ -208,11 +223,17 @@ def test_probability_of_improvement():
   scores = np.array([[3.0, 9.0], [1.0, 8.0]])
   baseline = np.array([[1.0, 0.0], [2.0, 1.0]])
   assert statistics.probability_of_improvement(
-      scores, baseline) == pytest.approx((0.625 + 1.0) / 2)
-  expected = np.mean([stats.mannwhitneyu(scores[:, i], baseline[:, i]).statistic
-                      / 4 for i in range(2)])
+    scores, baseline
+  ) == pytest.approx((0.625 + 1.0) / 2)
+  expected = np.mean(
+    [
+      stats.mannwhitneyu(scores[:, i], baseline[:, i]).statistic / 4
+      for i in range(2)
+    ]
+  )
   assert statistics.probability_of_improvement(
-      scores, baseline) == pytest.approx(expected)
+    scores, baseline
+  ) == pytest.approx(expected)
 
 
 def test_probability_of_improvement_needs_the_same_tasks():
@@ -221,8 +242,9 @@ def test_probability_of_improvement_needs_the_same_tasks():
 
 
 def test_band_equals_scipy_and_skips_missing_seeds():
-  values = np.array([[1.0, 2.0, 4.0], [1.0, NAN, 3.0], [5.0, NAN, NAN],
-                     [NAN, NAN, NAN]])
+  values = np.array(
+    [[1.0, 2.0, 4.0], [1.0, NAN, 3.0], [5.0, NAN, NAN], [NAN, NAN, NAN]]
+  )
   mean, low, high = statistics.band(values)
   np.testing.assert_allclose(mean, [7 / 3, 2.0, 5.0, NAN])
   for row, finite in ((0, [1.0, 2.0, 4.0]), (1, [1.0, 3.0])):

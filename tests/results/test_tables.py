@@ -15,27 +15,29 @@ def _entry(mean, low=None, high=None, seeds=3, **more):
 @pytest.fixture(name='summary')
 def _summary():
   return {
-      'rows': {
-          'random': _entry(-21.0, -22.0, -20.0),
-          'behaviour': _entry(-11.234, seeds=1, reason='one seed'),
-          'offline_offline_context': _entry(-1234.56, -1300.0, -1200.0),
-          'online_self_context': _entry(0.5, 0.4, 0.6),
-          'online_self_context/other': _entry(0.1, 0.0, 0.2),
+    'rows': {
+      'random': _entry(-21.0, -22.0, -20.0),
+      'behaviour': _entry(-11.234, seeds=1, reason='one seed'),
+      'offline_offline_context': _entry(-1234.56, -1300.0, -1200.0),
+      'online_self_context': _entry(0.5, 0.4, 0.6),
+      'online_self_context/other': _entry(0.1, 0.0, 0.2),
+    },
+    'paired': {
+      'online_minus_offline': _entry(6.0, 5.0, 7.0),
+      'gap_closed': _entry(None, reason='no gap'),
+      'shift_before': _entry(None, seeds=0, reason='no row x'),
+    },
+    'variants': {
+      'mine': {'description': 'the <new> | recipe'},
+      'other': {
+        'description': 'the old recipe',
+        'online_minus_offline': _entry(0.004, -0.001, 0.009),
       },
-      'paired': {
-          'online_minus_offline': _entry(6.0, 5.0, 7.0),
-          'gap_closed': _entry(None, reason='no gap'),
-          'shift_before': _entry(None, seeds=0, reason='no row x'),
-      },
-      'variants': {
-          'mine': {'description': 'the <new> | recipe'},
-          'other': {'description': 'the old recipe',
-                    'online_minus_offline': _entry(0.004, -0.001, 0.009)},
-      },
-      'headline_variant': 'mine',
-      'oracle_variant': None,
-      'diagnostics': {},
-      'diverged': {},
+    },
+    'headline_variant': 'mine',
+    'oracle_variant': None,
+    'diagnostics': {},
+    'diverged': {},
   }
 
 
@@ -45,8 +47,9 @@ def test_text_table(summary):
   assert '-21.00  [-22.00, -20.00]' in rows['random']
   assert '-11.23  n/a (1 seed)' in rows['behaviour']
   assert '[-1300.0, -1200.0]' in rows['offline_offline_context']
-  assert 'online phase \'mine\': the <new> | recipe' in rows[
-      'online_self_context']
+  assert (
+    "online phase 'mine': the <new> | recipe" in rows['online_self_context']
+  )
   assert 'the old recipe' in rows['online_self_context/other']
   assert '[-0.0010, 0.0090]' in rows['online_minus_offline/other']
   assert 'n/a' in rows['gap_closed'] and '(no gap)' in rows['gap_closed']
@@ -63,8 +66,10 @@ def test_text_columns_are_aligned(summary):
 
 def test_groups_come_in_order(summary):
   text = tables.text_table(summary)
-  places = [text.index(group) for group in (
-      tables.HELD_OUT, tables.TRAINING, tables.PAIRED)]
+  places = [
+    text.index(group)
+    for group in (tables.HELD_OUT, tables.TRAINING, tables.PAIRED)
+  ]
   assert places == sorted(places)
   assert text.index('online_self_context/other') < places[1]
 
@@ -95,4 +100,5 @@ def test_steps_that_blew_up_are_told(summary):
   assert 'blew up' not in tables.text_table(summary)
   summary['diverged'] = {'dataset': 3, 'online/mine': 1}
   assert tables.text_table(summary).endswith(
-      '\nSimulated steps that blew up: 3 in dataset, 1 in online/mine.\n')
+    '\nSimulated steps that blew up: 3 in dataset, 1 in online/mine.\n'
+  )

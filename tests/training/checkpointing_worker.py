@@ -24,20 +24,20 @@ def numbers(version):
   """The arrays of all seeds, and what all seeds share, in numpy."""
   rng = np.random.default_rng(version)
   return {
-      'critic': rng.normal(size=(NUM_SEEDS, 3, 2)).astype(np.float32),
-      'half': rng.normal(size=(NUM_SEEDS, 5)).astype(jnp.bfloat16),
-      'large': rng.normal(size=(NUM_SEEDS, _LARGE)).astype(np.float32),
-      'sizes': rng.integers(0, 99, (NUM_SEEDS, 2), np.int32),
-      'valid': rng.integers(0, 2, NUM_SEEDS).astype(bool),
-      'nothing': np.zeros((NUM_SEEDS, 0, 3), np.float32),
-      'keys': rng.integers(0, 2**32, (NUM_SEEDS, 2), np.uint32),
-      'host': rng.integers(2**40, 2**41, (NUM_SEEDS, 2)),
-      'elsewhere': rng.normal(size=(NUM_SEEDS, 3)).astype(np.float32),
-      'step': np.int32(version),
-      'number': 10 + version,
-      'share': 0.25 * version,
-      'flag': True,
-      'precise': np.float64(0.1 * version),
+    'critic': rng.normal(size=(NUM_SEEDS, 3, 2)).astype(np.float32),
+    'half': rng.normal(size=(NUM_SEEDS, 5)).astype(jnp.bfloat16),
+    'large': rng.normal(size=(NUM_SEEDS, _LARGE)).astype(np.float32),
+    'sizes': rng.integers(0, 99, (NUM_SEEDS, 2), np.int32),
+    'valid': rng.integers(0, 2, NUM_SEEDS).astype(bool),
+    'nothing': np.zeros((NUM_SEEDS, 0, 3), np.float32),
+    'keys': rng.integers(0, 2**32, (NUM_SEEDS, 2), np.uint32),
+    'host': rng.integers(2**40, 2**41, (NUM_SEEDS, 2)),
+    'elsewhere': rng.normal(size=(NUM_SEEDS, 3)).astype(np.float32),
+    'step': np.int32(version),
+    'number': 10 + version,
+    'share': 0.25 * version,
+    'flag': True,
+    'precise': np.float64(0.1 * version),
   }
 
 
@@ -48,7 +48,8 @@ def make(values, layout=None):
     tree[name] = jnp.asarray(values[name])
   tree['keys'] = jax.random.wrap_key_data(jnp.asarray(values['keys']))
   tree['elsewhere'] = jax.device_put(
-      values['elsewhere'], jax.local_devices()[1])
+    values['elsewhere'], jax.local_devices()[1]
+  )
   if layout is not None:  # As a compiled update leaves them.
     identity = layout.compile(lambda state: state, (0,))
     names = ('critic', 'large', 'keys')
@@ -102,8 +103,9 @@ def _round_trip(folder, layout):
   assert_holds(checkpointer.restore(template, 5), first, template)
   assert_holds(checkpointer.restore(template), second, template)
   bare = {
-      k: jax.ShapeDtypeStruct(x.shape, x.dtype)
-      if isinstance(x, jax.Array) else x for k, x in tree.items()}
+    k: jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.Array) else x
+    for k, x in tree.items()
+  }
   assert_holds(checkpointer.restore(bare), second, bare)
 
 
@@ -122,12 +124,17 @@ def _placement(layout):
     everywhere = layout.to_global(tree[name])
     assert not everywhere.is_fully_addressable, name
     assert everywhere.sharding == layout.global_struct(tree[name]).sharding
-    here = {s.device: s.data.unsafe_buffer_pointer()
-            for s in tree[name].addressable_shards}
-    assert here == {s.device: s.data.unsafe_buffer_pointer()
-                    for s in everywhere.addressable_shards}, name
+    here = {
+      s.device: s.data.unsafe_buffer_pointer()
+      for s in tree[name].addressable_shards
+    }
+    assert here == {
+      s.device: s.data.unsafe_buffer_pointer()
+      for s in everywhere.addressable_shards
+    }, name
     np.testing.assert_array_equal(
-        layout.to_local(everywhere), np.asarray(tree[name]))
+      layout.to_local(everywhere), np.asarray(tree[name])
+    )
 
 
 def _refusals(folder, layout):
@@ -145,13 +152,15 @@ def _refusals(folder, layout):
   # What one process cannot use, none can.
   (folder.parent / 'file').touch()
   message = _refused(
-      lambda: Checkpointer(folder.parent / 'file', 'abc', layout=layout))
+    lambda: Checkpointer(folder.parent / 'file', 'abc', layout=layout)
+  )
   assert 'cannot be used for checkpoints: ' in message, message
   assert '[Errno 17]' in message, message
   with _patched(checkpointing, '_PATIENCE_S', 0.3):
     with _patched(pathlib.Path, 'is_dir', lambda path: processes.is_main()):
       message = _refused(
-          lambda: Checkpointer(folder.parent / 'x', 'abc', layout=layout))
+        lambda: Checkpointer(folder.parent / 'x', 'abc', layout=layout)
+      )
   assert 'a file system that all processes share' in message, message
 
 
@@ -200,8 +209,9 @@ def _failed_writes(folder, layout):
   # What only the main process does: folder, record, giving it its name.
   alone = processes.is_main()
   for name in ('mkdir', 'write_text', 'rename'):
-    failed(_patched(pathlib.Path, name, full) if alone
-           else contextlib.nullcontext())
+    failed(
+      _patched(pathlib.Path, name, full) if alone else contextlib.nullcontext()
+    )
   # What all do: the arrays.
   with _patched(checkpointing, '_PATIENCE_S', 2.0):
     for process in (0, 1):
@@ -217,8 +227,10 @@ def _damaged(folder, layout):
   checkpointer = Checkpointer(folder, 'abc', layout=layout)
   assert checkpointer.latest_step() == 7
   if not processes.is_main():  # What another than the main process wrote.
-    file = max((folder / '7' / 'state').rglob('ocdbt.process_1/d/*'),
-               key=lambda path: path.stat().st_size)
+    file = max(
+      (folder / '7' / 'state').rglob('ocdbt.process_1/d/*'),
+      key=lambda path: path.stat().st_size,
+    )
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)

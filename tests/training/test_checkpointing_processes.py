@@ -22,18 +22,22 @@ def test_two_processes_and_one(tmp_path):
     checkpointer = Checkpointer(tmp_path / name, 'abc')
     assert checkpointer.latest_step() == 6
     worker.assert_holds(
-        checkpointer.restore(template), worker.numbers(2), template)
+      checkpointer.restore(template), worker.numbers(2), template
+    )
 
 
 def _script(tmp_path, code):
   """A script whose processes, and what they start, hold a lock on a file."""
   path = tmp_path / 'script.py'
-  path.write_text(textwrap.dedent("""
+  path.write_text(
+    textwrap.dedent("""
       import fcntl, os, subprocess, sys, time
       lock = open(sys.argv[1], 'w')
       fcntl.flock(lock, fcntl.LOCK_SH)
       os.set_inheritable(lock.fileno(), True)
-  """) + textwrap.dedent(code))
+  """)
+    + textwrap.dedent(code)
+  )
   return path
 
 
@@ -48,18 +52,21 @@ def _assert_nobody_holds(path):
   raise AssertionError('a process is still there')
 
 
-def test_a_failing_process_is_shown_and_the_others_ended(
-    tmp_path, monkeypatch):
+def test_a_failing_process_is_shown_and_the_others_ended(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, '_GRACE_S', 1.0)
-  script = _script(tmp_path, """
+  script = _script(
+    tmp_path,
+    """
       if sys.argv[-1] == '--process_id=1':
         sys.exit('no good')
       print(sys.argv[1:], flush=True)
       time.sleep(100)
-  """)
+  """,
+  )
   lock = tmp_path / 'lock'
   results = processes.run_processes(
-      script, [lock], num_processes=3, timeout=60, check=False)
+    script, [lock], num_processes=3, timeout=60, check=False
+  )
   assert [r.returncode for r in results] == [-9, 1, -9]
   assert results[1].stderr == 'no good\n'
   said = ast.literal_eval(results[2].stdout)
@@ -71,10 +78,13 @@ def test_a_failing_process_is_shown_and_the_others_ended(
 
 
 def test_processes_that_take_too_long_are_ended(tmp_path):
-  script = _script(tmp_path, """
+  script = _script(
+    tmp_path,
+    """
       print('begun', flush=True)
       subprocess.run(['sleep', '100'], close_fds=False)
-  """)
+  """,
+  )
   lock = tmp_path / 'lock'
   with pytest.raises(AssertionError, match='not done after 2 s(.|\n)*begun'):
     processes.run_processes(script, [lock], timeout=2)

@@ -30,6 +30,7 @@ class _Scripted(point_robot.PointRobot):
   def scripted_policy(self):
     def act(task, state, observation, key):
       return jnp.clip(10.0 * (task['goal'] - observation), -1, 1), {}
+
     return rollout.uniform_policy(2)._replace(act=act)
 
 
@@ -37,8 +38,8 @@ class _Scripted(point_robot.PointRobot):
 def scripted_family():
   envs.register('scripted', _Scripted)
   yield {
-      'family': {'name': 'scripted'},
-      'collect': {'source': 'script', 'script_episodes': _EPISODES},
+    'family': {'name': 'scripted'},
+    'collect': {'source': 'script', 'script_episodes': _EPISODES},
   }
   del envs.FAMILIES['scripted']
 
@@ -49,20 +50,25 @@ def test_a_script_makes_the_datasets(tmp_path, scripted_family):
   assert collect.test_dataset_sizes(setup) == (_EPISODES * 20, 0)
   phases.run(setup, ('collect',))
   for name, load, tasks in (
-      ('dataset', collect.load_dataset, setup.train_tasks),
-      ('dataset_test', collect.load_test_dataset, setup.test_tasks)):
+    ('dataset', collect.load_dataset, setup.train_tasks),
+    ('dataset_test', collect.load_test_dataset, setup.test_tasks),
+  ):
     data, horizon = load(setup), 20
     goal = np.asarray(tasks['goal'])
     np.testing.assert_array_equal(
-        data.size, np.full(len(goal), _EPISODES * horizon))
+      data.size, np.full(len(goal), _EPISODES * horizon)
+    )
     position = data.transitions.observation.reshape(
-        len(goal), _EPISODES, horizon, 2)
+      len(goal), _EPISODES, horizon, 2
+    )
     np.testing.assert_array_equal(position[:, :, 0], 0.0)
     last = data.transitions.next_observation[:, -1]
     np.testing.assert_allclose(last, goal, atol=1e-5)
     np.testing.assert_allclose(
-        data.episode_return,
-        data.transitions.reward.sum(axis=1) / _EPISODES, rtol=1e-5)
+      data.episode_return,
+      data.transitions.reward.sum(axis=1) / _EPISODES,
+      rtol=1e-5,
+    )
     made = datasets.load_manifest(tmp_path / name)['source']
     assert made['algorithm'] == 'script'
     assert made['log'] == '3 episodes of the scripted policy per task'
@@ -78,11 +84,13 @@ class _Fragile(probes.BlowsUp):
 
 def test_steps_that_blew_up_are_counted(tmp_path):
   setup = dataclasses.replace(
-      tiny_run.make_setup(tmp_path, {
-          'collect': {'source': 'script', 'script_episodes': _EPISODES}}),
-      family=_Fragile(),
-      train_tasks={'value': jnp.ones(3), 'lifetime': jnp.ones(3)},
-      test_tasks={'value': jnp.ones(2), 'lifetime': jnp.ones(2)})
+    tiny_run.make_setup(
+      tmp_path, {'collect': {'source': 'script', 'script_episodes': _EPISODES}}
+    ),
+    family=_Fragile(),
+    train_tasks={'value': jnp.ones(3), 'lifetime': jnp.ones(3)},
+    test_tasks={'value': jnp.ones(2), 'lifetime': jnp.ones(2)},
+  )
   collect.collect(setup)
   scores = records.load_evaluation(tmp_path / 'evaluations' / 'collect.npz')
   np.testing.assert_array_equal(scores['dataset_diverged'], [3 * _EPISODES])
@@ -93,8 +101,7 @@ def test_steps_that_blew_up_are_counted(tmp_path):
 def test_rows_that_blew_up_count_where_they_are_held():
   flags = np.array([[1, 0, 1, 1], [0, 1, 1, 1]], np.float32)
   part = Transition(*[None] * 5, {'diverged': flags})
-  data = MetaDataset(
-      part, np.array([4, 2]), None, None, {}, np.zeros(2))
+  data = MetaDataset(part, np.array([4, 2]), None, None, {}, np.zeros(2))
   assert logs.num_diverged(data) == 3 + 1
   both = data._replace(context=part, context_size=np.array([0, 3]))
   assert logs.num_diverged(both) == 4 + 2
@@ -115,9 +122,19 @@ def test_packing_keeps_the_order_of_what_took_place():
   valid = np.array([[1, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1]], bool)
   count = np.arange(12.0, dtype=np.float32).reshape(2, 6)
   zeros = jnp.zeros((2, 6, 2))
-  data = logs.pack(Transition(
-      zeros, zeros, count, np.ones((2, 6), np.float32), zeros,
-      {'time': np.tile(np.arange(3.0), (2, 2))}), valid, {}, 3)
+  data = logs.pack(
+    Transition(
+      zeros,
+      zeros,
+      count,
+      np.ones((2, 6), np.float32),
+      zeros,
+      {'time': np.tile(np.arange(3.0), (2, 2))},
+    ),
+    valid,
+    {},
+    3,
+  )
   np.testing.assert_array_equal(data.size, [3, 6])
   np.testing.assert_array_equal(data.transitions.reward[0, :3], [0, 3, 4])
   np.testing.assert_array_equal(data.transitions.reward[1], count[1])
@@ -127,18 +144,21 @@ def test_packing_keeps_the_order_of_what_took_place():
 
 
 def _config(**changes):
-  return dataclasses.replace(
-      tiny_run.make_config().collect, **changes)
+  return dataclasses.replace(tiny_run.make_config().collect, **changes)
 
 
-@pytest.mark.parametrize('which, count, rows', [
+@pytest.mark.parametrize(
+  'which, count, rows',
+  [
     ('first', 4, [range(0, 4), range(0, 4)]),
     ('last', 4, [range(9, 13), range(16, 20)]),
     # Around 13 // 4 = 3 and 20 // 4 = 5.
     ('middle', 4, [range(1, 5), range(3, 7)]),
     ('middle', 5, [range(1, 6), range(3, 8)]),
     ('all', 4, [range(13), range(20)]),
-], ids=str)
+  ],
+  ids=str,
+)
 def test_the_part_that_is_kept(which, count, rows):
   number = np.arange(2 * 21.0, dtype=np.float32).reshape(2, 21)
   log = Transition(*[number] * 5, {'time': number})
@@ -147,12 +167,20 @@ def test_the_part_that_is_kept(which, count, rows):
   for task in range(2):
     for leaf in (part.reward, part.extras['time']):
       np.testing.assert_array_equal(
-          leaf[task, :size[task]], number[task, rows[task]])
+        leaf[task, : size[task]], number[task, rows[task]]
+      )
 
 
-@pytest.mark.parametrize('which, count, fits', [
-    ('first', 13, True), ('last', 14, False), ('all', 10 ** 6, True),
-    ('middle', 7, True), ('middle', 8, False)])
+@pytest.mark.parametrize(
+  'which, count, fits',
+  [
+    ('first', 13, True),
+    ('last', 14, False),
+    ('all', 10**6, True),
+    ('middle', 7, True),
+    ('middle', 8, False),
+  ],
+)
 def test_parts_that_no_log_will_hold(which, count, fits):
   held = np.array([20, 13])
   config = _config(rl_slice=which, rl_size=count)
@@ -162,10 +190,14 @@ def test_parts_that_no_log_will_hold(which, count, fits):
     number = np.zeros((2, 20), np.float32)
     logs.cut(Transition(*[number] * 5), held, which, count)
     return
-  with pytest.raises(ConfigError, match=(
+  with pytest.raises(
+    ConfigError,
+    match=(
       rf'collect\.rl_size: {count} transitions .* only'
       rf' {"7 around the first quarter of 13" if count == 8 else 13} in'
-      ' training task 1')):
+      ' training task 1'
+    ),
+  ):
     logs.check_cut(config, held)
 
 
@@ -180,11 +212,13 @@ def test_the_behaviour_policy_visits_held_out_tasks(finished_run):
   goal = np.asarray(setup.test_tasks['goal'])
   np.testing.assert_array_equal(data.size, [80, 80])
   np.testing.assert_array_equal(
-      data.transitions.extras['time'], np.tile(np.arange(20), (2, 4)))
+    data.transitions.extras['time'], np.tile(np.arange(20), (2, 4))
+  )
   np.testing.assert_allclose(
-      data.transitions.reward, -np.linalg.norm(
-          data.transitions.next_observation - goal[:, None], axis=-1),
-      rtol=1e-5)
+    data.transitions.reward,
+    -np.linalg.norm(data.transitions.next_observation - goal[:, None], axis=-1),
+    rtol=1e-5,
+  )
   # Tasks and episodes have random numbers of their own.
   assert len(np.unique(data.transitions.action[..., 0])) == 160
   made = datasets.load_manifest(finished_run / 'dataset_test')['source']
@@ -195,25 +229,32 @@ def test_the_behaviour_policy_visits_held_out_tasks(finished_run):
 
 def test_held_out_tasks_change_nothing_for_the_others(finished_run, tmp_path):
   with tiny_run.shared_programs():
-    phases.run(tiny_run.make_setup(
-        tmp_path, {'family': {'num_test': 1},
-                   'collect': {'encoder_size': 30}}), ('collect',))
+    phases.run(
+      tiny_run.make_setup(
+        tmp_path, {'family': {'num_test': 1}, 'collect': {'encoder_size': 30}}
+      ),
+      ('collect',),
+    )
   ours, theirs = (
-      datasets.load(folder / 'dataset') for folder in (tmp_path, finished_run))
+    datasets.load(folder / 'dataset') for folder in (tmp_path, finished_run)
+  )
   for field in Transition._fields[:-1]:
     np.testing.assert_array_equal(
-        getattr(ours.transitions, field), getattr(theirs.transitions, field))
+      getattr(ours.transitions, field), getattr(theirs.transitions, field)
+    )
   # Encoder data of its own: the last of the prior episodes.
   data = datasets.load(tmp_path / 'dataset_test')
   assert ours.context_size.tolist() == [30] * 3
   assert data.size.tolist() == [80] and data.context_size.tolist() == [30]
   np.testing.assert_array_equal(
-      data.context.action[0], data.transitions.action[0, 10:40])
+    data.context.action[0], data.transitions.action[0, 10:40]
+  )
 
 
 def test_rows_before_there_is_a_log(finished_run, tmp_path):
-  setup = tiny_run.make_setup(tmp_path, {
-      'collect': {'rl_slice': 'all', 'encoder_size': 50}})
+  setup = tiny_run.make_setup(
+    tmp_path, {'collect': {'rl_slice': 'all', 'encoder_size': 50}}
+  )
   held = tiny_run.last_progress(finished_run, 'collect')['replay.rl.size']
   assert len(np.unique(held)) > 1
   assert collect.dataset_sizes(setup) == (held.max(), 50)
@@ -224,9 +265,15 @@ def test_rows_before_there_is_a_log(finished_run, tmp_path):
 
 
 def _brought(finished_run, tmp_path, name='dataset_test'):
-  return tiny_run.make_setup(tmp_path / 'run', {'collect': {
-      'dataset': str(finished_run / 'dataset'),
-      'test_dataset': name and str(finished_run / name)}})
+  return tiny_run.make_setup(
+    tmp_path / 'run',
+    {
+      'collect': {
+        'dataset': str(finished_run / 'dataset'),
+        'test_dataset': name and str(finished_run / name),
+      }
+    },
+  )
 
 
 def test_brought_data(finished_run, tmp_path):
@@ -243,10 +290,15 @@ def test_brought_data(finished_run, tmp_path):
 def test_data_of_other_tasks(finished_run, tmp_path, monkeypatch):
   """Refused before anything is trained or scored."""
   monkeypatch.setattr(
-      collect, '_score_references', lambda *a: pytest.fail('scored'))
-  with pytest.raises(PhaseError, match=(
+    collect, '_score_references', lambda *a: pytest.fail('scored')
+  )
+  with pytest.raises(
+    PhaseError,
+    match=(
       r"dataset: task parameter 'goal' differs from the held-out tasks of"
-      r" config\.family \(task_list 'default', num_test 2\)")):
+      r" config\.family \(task_list 'default', num_test 2\)"
+    ),
+  ):
     collect.collect(_brought(finished_run, tmp_path, 'dataset'))
 
 

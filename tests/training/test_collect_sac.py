@@ -24,26 +24,39 @@ from offmeta.training.config import ConfigError
 
 _FAMILY = probes.CountingFamily(terminates=True)
 _TRAIN = {
-    'value': jnp.array([1.0, -2.0, 0.5]),
-    'lifetime': jnp.array([2.0, 5.0, 3.0]),
+  'value': jnp.array([1.0, -2.0, 0.5]),
+  'lifetime': jnp.array([2.0, 5.0, 3.0]),
 }
 _TEST = {'value': jnp.array([3.0, 4.0]), 'lifetime': jnp.array([4.0, 1.0])}
 _HORIZON = 5
 # One uniform round and two of the policy, of at least 5 steps each.
 _SAC = {
-    'source': 'sac', 'rl_slice': 'all', 'specialists': {
-        'env_steps': 15, 'initial_steps': 5, 'steps_per_iteration': 5,
-        'num_evaluations': 2, 'num_episodes': 2, 'sac': {
-            'critic_hidden': (8,), 'actor_hidden': (8,), 'num_updates': 3,
-            'batch_size': 4}}}
+  'source': 'sac',
+  'rl_slice': 'all',
+  'specialists': {
+    'env_steps': 15,
+    'initial_steps': 5,
+    'steps_per_iteration': 5,
+    'num_evaluations': 2,
+    'num_episodes': 2,
+    'sac': {
+      'critic_hidden': (8,),
+      'actor_hidden': (8,),
+      'num_updates': 3,
+      'batch_size': 4,
+    },
+  },
+}
 _STEPS = {'train': np.array([18, 15, 18]), 'test': np.array([24, 15])}
 
 
 def _setup(folder, changes={}, test=_TEST, stop=None, runtime={}):
   setup = tiny_run.make_setup(
-      folder, {'collect': {**_SAC, **changes}}, stop, runtime)
+    folder, {'collect': {**_SAC, **changes}}, stop, runtime
+  )
   return dataclasses.replace(
-      setup, family=_FAMILY, train_tasks=_TRAIN, test_tasks=test)
+    setup, family=_FAMILY, train_tasks=_TRAIN, test_tasks=test
+  )
 
 
 @pytest.fixture(name='finished', scope='module')
@@ -73,13 +86,17 @@ def test_every_task_has_its_whole_life(finished, part):
     starts = log.observation[:, 1].reshape(-1, int(life))
     assert len(np.unique(starts)) == steps / life
     np.testing.assert_allclose(
-        data.episode_return[task], value * life * (life + 1) / 2)
+      data.episode_return[task], value * life * (life + 1) / 2
+    )
 
 
 def test_learners_have_random_numbers_of_their_own(finished):
-  actions = np.concatenate([
+  actions = np.concatenate(
+    [
       load(finished).transitions.action[:, :15]
-      for load in (collect.load_dataset, collect.load_test_dataset)])
+      for load in (collect.load_dataset, collect.load_test_dataset)
+    ]
+  )
   assert actions.shape[0] == 5
   assert len(np.unique(actions)) == actions.size
 
@@ -88,22 +105,25 @@ def test_what_else_it_leaves(finished):
   made = datasets.load_manifest(finished.workdir / 'dataset_test')['source']
   assert made['algorithm'] == 'sac'
   assert made['log'] == (
-      'from the life of one SAC learner per task, from random actions to its'
-      ' last policy, all transitions')
+    'from the life of one SAC learner per task, from random actions to its'
+    ' last policy, all transitions'
+  )
   scores = np.load(finished.workdir / 'evaluations' / 'collect.npz')
   best = lambda tasks: np.asarray(
-      tasks['value'] * tasks['lifetime'] * (tasks['lifetime'] + 1) / 2)
+    tasks['value'] * tasks['lifetime'] * (tasks['lifetime'] + 1) / 2
+  )
   for name, tasks in (('train', _TRAIN), ('test', _TEST)):
     np.testing.assert_allclose(
-        scores[f'specialist_{name}_returns'],
-        np.tile(best(tasks)[:, None], 2))
+      scores[f'specialist_{name}_returns'], np.tile(best(tasks)[:, None], 2)
+    )
   np.testing.assert_allclose(scores['behaviour_data_returns'], best(_TRAIN))
   assert scores['specialist_diverged'] == 0
   assert 'random_test_returns' in scores and finished.is_done('collect')
   curve = specialists.curves(finished, 'collect')
   np.testing.assert_array_equal(
-      curve['eval/env_steps'][-1],
-      np.concatenate([_STEPS['train'], _STEPS['test']]))
+    curve['eval/env_steps'][-1],
+    np.concatenate([_STEPS['train'], _STEPS['test']]),
+  )
 
 
 def test_resumed_equals_uninterrupted(finished, tmp_path):
@@ -113,9 +133,9 @@ def test_resumed_equals_uninterrupted(finished, tmp_path):
   assert not (tmp_path / 'dataset').exists()
   collect.collect(_setup(tmp_path))
   for name in ('dataset', 'dataset_test'):
-    helpers.assert_same(*(
-        datasets.load(folder / name)
-        for folder in (tmp_path, finished.workdir)))
+    helpers.assert_same(
+      *(datasets.load(folder / name) for folder in (tmp_path, finished.workdir))
+    )
   rows = lambda folder: tiny_run.metrics(folder / 'collect/metrics.jsonl')
   assert rows(tmp_path) == rows(finished.workdir)
 
@@ -124,32 +144,56 @@ def test_held_out_tasks_change_nothing_for_the_others(finished, tmp_path):
   """Nor does what the other training tasks are."""
   other = {'value': jnp.array([9.0]), 'lifetime': jnp.array([5.0])}
   setup = dataclasses.replace(
-      _setup(tmp_path, test=other),
-      train_tasks=jax.tree.map(lambda x: x[:2], _TRAIN))
+    _setup(tmp_path, test=other),
+    train_tasks=jax.tree.map(lambda x: x[:2], _TRAIN),
+  )
   log = _logs(setup, num_train=2).train.transitions
   before = collect.load_dataset(finished).transitions
   for task in range(2):
     rows = slice(0, int(_STEPS['train'][task]))
     np.testing.assert_array_equal(
-        log.reward[task, rows], before.reward[task, rows])
+      log.reward[task, rows], before.reward[task, rows]
+    )
     # Three learners of five, two of three share a device: rounding.
     np.testing.assert_allclose(
-        log.action[task, rows], before.action[task, rows], rtol=1e-4,
-        atol=1e-5)
+      log.action[task, rows], before.action[task, rows], rtol=1e-4, atol=1e-5
+    )
 
 
 def _logs(setup, **family):
   config = setup.config
-  return collect_sac.make(dataclasses.replace(setup, config=(
-      dataclasses.replace(config, family=dataclasses.replace(
-          config.family, **family)))))
+  return collect_sac.make(
+    dataclasses.replace(
+      setup,
+      config=(
+        dataclasses.replace(
+          config, family=dataclasses.replace(config.family, **family)
+        )
+      ),
+    )
+  )
 
 
-@pytest.mark.parametrize('which, rows', [
-    ('first', [range(5)] * 5), ('middle', [
-        range(2, 7), range(1, 6), range(2, 7), range(4, 9), range(1, 6)]),
-    ('last', [range(13, 18), range(10, 15), range(13, 18), range(19, 24),
-              range(10, 15)])])
+@pytest.mark.parametrize(
+  'which, rows',
+  [
+    ('first', [range(5)] * 5),
+    (
+      'middle',
+      [range(2, 7), range(1, 6), range(2, 7), range(4, 9), range(1, 6)],
+    ),
+    (
+      'last',
+      [
+        range(13, 18),
+        range(10, 15),
+        range(13, 18),
+        range(19, 24),
+        range(10, 15),
+      ],
+    ),
+  ],
+)
 def test_parts_of_a_life(finished, tmp_path, which, rows, monkeypatch):
   """Held-out tasks' logs are cut in the same way."""
   setup = _setup(tmp_path, {'rl_slice': which, 'rl_size': 5})
@@ -157,8 +201,7 @@ def test_parts_of_a_life(finished, tmp_path, which, rows, monkeypatch):
 
   def trained(setup, config, evaluator, stage, precision):
     assert (stage, precision) == ('collect', 'float32')
-    states = stages.init_states(
-        setup.algorithm('sac', config.sac), setup.seeds)
+    states = stages.init_states(setup.algorithm('sac', config.sac), setup.seeds)
     return loop.start(states, _replay(finished))
 
   monkeypatch.setattr(specialists, 'train', trained)
@@ -166,19 +209,23 @@ def test_parts_of_a_life(finished, tmp_path, which, rows, monkeypatch):
   assert 'transitions' in made.train_origin and 'all' not in made.train_origin
   whole = [collect.load_dataset(finished), collect.load_test_dataset(finished)]
   for part, before, mine in zip(
-      (made.train, made.test), whole, (rows[:3], rows[3:])):
+    (made.train, made.test), whole, (rows[:3], rows[3:])
+  ):
     assert part.size.tolist() == [5] * len(mine)
     for task, kept in enumerate(mine):
       np.testing.assert_array_equal(
-          part.transitions.action[task], before.transitions.action[task, kept])
+        part.transitions.action[task], before.transitions.action[task, kept]
+      )
 
 
 def _replay(finished):
   """The learners' replays at the end, from the last checkpoint."""
   everyone = collect_sac.learners(finished)
   start = specialists._start(
-      everyone, finished.config.collect.specialists,
-      everyone.algorithm('sac', finished.config.collect.specialists.sac))
+    everyone,
+    finished.config.collect.specialists,
+    everyone.algorithm('sac', finished.config.collect.specialists.sac),
+  )
   return finished.checkpointer('collect', everyone.seeds).restore(start).replay
 
 
@@ -193,16 +240,22 @@ def test_rows_before_there_is_a_log(finished, tmp_path):
   assert collect.test_dataset_sizes(finished) == (24, 0)
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(
+  'changes, message',
+  [
     ({'rl_slice': 'last', 'rl_size': 16}, 'rl_size: 16 .* only 15 in'),
     ({'rl_slice': 'middle', 'rl_size': 8}, 'rl_size: 8 .* only 7 around'),
     ({'encoder_size': 5}, 'encoder_size: 5 .* source "sac" has no'),
     ({'specialists': {'env_steps': 5}}, 'env_steps 5 leave nothing'),
-], ids=str)
+  ],
+  ids=str,
+)
 def test_what_cannot_be_met_is_said_before_the_training(
-    tmp_path, monkeypatch, changes, message):
+  tmp_path, monkeypatch, changes, message
+):
   monkeypatch.setattr(
-      stages, 'run_stage', lambda *a, **k: pytest.fail('began to train'))
+    stages, 'run_stage', lambda *a, **k: pytest.fail('began to train')
+  )
   with pytest.raises(ConfigError, match=message):
     collect.collect(_setup(tmp_path, changes))
 
@@ -218,20 +271,24 @@ def test_memory(tmp_path, monkeypatch, replay):
   setup = _setup(tmp_path, runtime={'replay': replay})
   asked = []
   monkeypatch.setattr(
-      budget.memory, 'available_bytes', lambda devices: len(devices) * 10 ** 6)
-  monkeypatch.setattr(
-      budget.memory, 'check', lambda *args: asked.append(args))
+    budget.memory, 'available_bytes', lambda devices: len(devices) * 10**6
+  )
+  monkeypatch.setattr(budget.memory, 'check', lambda *args: asked.append(args))
   lines = budget.check(setup, ('collect',))
-  (demands, available, advice), = asked
+  ((demands, available, advice),) = asked
   everyone = collect_sac.learners(setup)
   config = setup.config.collect.specialists
   progress = specialists._start(
-      everyone, config, everyone.algorithm('sac', config.sac))
+    everyone, config, everyone.algorithm('sac', config.sac)
+  )
   held = lambda tree: sum(
-      helpers.numbers(leaf).nbytes for leaf in jax.tree.leaves(tree))
+    helpers.numbers(leaf).nbytes for leaf in jax.tree.leaves(tree)
+  )
   assert {d.what: d.nbytes for d in demands} == {
-      'replay': held(progress.replay), 'learners': held(progress.state)}
-  assert available == len(everyone.seeds.layout.devices) * 10 ** 6
+    'replay': held(progress.replay),
+    'learners': held(progress.state),
+  }
+  assert available == len(everyone.seeds.layout.devices) * 10**6
   assert 'env_steps' in advice and '--replay' not in advice
   assert '5 learners x 1 tasks x 32 transitions' in lines[0]
   assert lines[1].startswith('memory available on the devices in use')

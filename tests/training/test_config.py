@@ -18,8 +18,14 @@ from offmeta.training import config as configs
 from offmeta.training.config import ConfigError
 
 _DEFAULT = configs.ExperimentConfig()
-_TWO = {'online': {'variants': {
-    'smac': {}, 'oracle': {'online': {'gather': {'rewards': 'true'}}}}}}
+_TWO = {
+  'online': {
+    'variants': {
+      'smac': {},
+      'oracle': {'online': {'gather': {'rewards': 'true'}}},
+    }
+  }
+}
 
 
 def _nested(key, value):
@@ -62,22 +68,40 @@ def _other(value):
 # Types and keys.
 
 
-@pytest.mark.parametrize('key', [
-    'typo', 'smac.typo', 'smac.online.typo', 'collect.behaviour.online.typo',
-    'online.gather.typo'])
+@pytest.mark.parametrize(
+  'key',
+  [
+    'typo',
+    'smac.typo',
+    'smac.online.typo',
+    'collect.behaviour.online.typo',
+    'online.gather.typo',
+  ],
+)
 def test_unknown_key_is_named_in_full(key):
   with pytest.raises(ConfigError, match=rf'config\.{key}: unknown key; known'):
     configs.from_dict(_nested(key, 1))
 
 
-@pytest.mark.parametrize('key, value', [
-    ('chunk', 'many'), ('chunk', 2.0), ('chunk', True), ('chunk', None),
-    ('smac.discount', '0.9'), ('smac.discount', True),
-    ('online.share_encoder_buffer', 1), ('family.name', 3),
-    ('smac.actor_hidden', 64), ('online.variants', 'smac')])
+@pytest.mark.parametrize(
+  'key, value',
+  [
+    ('chunk', 'many'),
+    ('chunk', 2.0),
+    ('chunk', True),
+    ('chunk', None),
+    ('smac.discount', '0.9'),
+    ('smac.discount', True),
+    ('online.share_encoder_buffer', 1),
+    ('family.name', 3),
+    ('smac.actor_hidden', 64),
+    ('online.variants', 'smac'),
+  ],
+)
 def test_wrong_type_is_named_in_full(key, value):
   with pytest.raises(
-      ConfigError, match=rf'config\.{key}: .* is {type(value).__name__}, but'):
+    ConfigError, match=rf'config\.{key}: .* is {type(value).__name__}, but'
+  ):
     configs.from_dict(_nested(key, value))
 
 
@@ -106,8 +130,12 @@ def test_override_keeps_the_rest():
 
 def test_round_trip():
   config = configs.from_dict(
-      {'seed': 3, 'smac': {'actor_hidden': (8,)},
-       'family': {'options': {'goals': 'square'}}})
+    {
+      'seed': 3,
+      'smac': {'actor_hidden': (8,)},
+      'family': {'options': {'goals': 'square'}},
+    }
+  )
   values = configs.to_dict(config)
   assert configs.from_dict(values) == config
   text = json.loads(json.dumps(values))  # lists for tuples
@@ -117,9 +145,10 @@ def test_round_trip():
 def test_nothing_given_is_altered_or_shared():
   before = configs.to_dict(configs.ExperimentConfig())
   base = configs.ExperimentConfig()
-  given = {'online': {'variants': {'smac': {'smac': {'discount': 0.5}},
-                                   'oracle': {}}},
-           'family': {'options': {'goals': 'square'}}}
+  given = {
+    'online': {'variants': {'smac': {'smac': {'discount': 0.5}}, 'oracle': {}}},
+    'family': {'options': {'goals': 'square'}},
+  }
   copied = copy.deepcopy(given)
   config = configs.from_dict(given, base)
   configs.variant(config, 'smac')
@@ -134,30 +163,46 @@ def test_nothing_given_is_altered_or_shared():
 
 
 def test_variant_changes_what_it_says_only():
-  config = configs.from_dict({'online': {'variants': {
-      'smac': {'description': 'd'},
-      'oracle': {'description': 'e', 'online': {'gather': {
-          'rewards': 'true'}}}}}})
+  config = configs.from_dict(
+    {
+      'online': {
+        'variants': {
+          'smac': {'description': 'd'},
+          'oracle': {
+            'description': 'e',
+            'online': {'gather': {'rewards': 'true'}},
+          },
+        }
+      }
+    }
+  )
   assert configs.variant(config, 'smac') == config
   oracle = configs.variant(config, 'oracle')
   changed = [k for k, v in _leaves(oracle) if v != _get(config, k)]
   assert changed == ['online.gather.rewards']
 
 
-@pytest.mark.parametrize('changes, part', [
+@pytest.mark.parametrize(
+  'changes, part',
+  [
     ({'family': {'num_train': 3}}, 'family'),
     ({'collect': {'iterations': 3}}, 'collect'),
     ({'evaluation': {'num_repeats': 9}}, 'evaluation'),
-    ({'seed': 9}, 'seed'), ({'num_seeds': 9}, 'num_seeds')])
+    ({'seed': 9}, 'seed'),
+    ({'num_seeds': 9}, 'num_seeds'),
+  ],
+)
 def test_variant_leaves_other_phases_alone(changes, part):
   config = configs.from_dict(
-      {'online': {'variants': {'smac': changes, 'oracle': {}}}})
-  with pytest.raises(ConfigError, match=f"variants.smac: .*config.{part}"):
+    {'online': {'variants': {'smac': changes, 'oracle': {}}}}
+  )
+  with pytest.raises(ConfigError, match=f'variants.smac: .*config.{part}'):
     configs.validate(config)
 
 
 @pytest.mark.parametrize(
-    'key', [key for key, _ in _leaves(_DEFAULT) if key != 'algorithm'])
+  'key', [key for key, _ in _leaves(_DEFAULT) if key != 'algorithm']
+)
 def test_hash_covers_every_field(key):
   changed = configs.from_dict(_nested(key, _other(_get(_DEFAULT, key))))
   assert configs.config_hash(changed) != configs.config_hash(_DEFAULT)
@@ -168,24 +213,31 @@ def test_hash_covers_every_field(key):
 
 def test_another_algorithm_brings_its_settings():
   config = configs.from_dict(
-      {'algorithm': 'sac', 'sac': {'discount': 0.5}, 'chunk': 3})
+    {'algorithm': 'sac', 'sac': {'discount': 0.5}, 'chunk': 3}
+  )
   assert config.settings == ALGORITHMS['sac'].config(discount=0.5)
   values = configs.to_dict(config)
   assert values['sac']['discount'] == 0.5
   assert not {'settings', 'smac'} & values.keys()
   assert configs.from_dict(values) == config
   assert configs.config_hash(config) != configs.config_hash(
-      configs.from_dict({'chunk': 3}))
+    configs.from_dict({'chunk': 3})
+  )
   # What is changed later is of the same algorithm.
   assert configs.from_dict({'sac': {'discount': 0.7}}, config).settings == (
-      ALGORITHMS['sac'].config(discount=0.7))
+    ALGORITHMS['sac'].config(discount=0.7)
+  )
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(
+  'changes, message',
+  [
     ({'algorithm': 'sax'}, "algorithm: no algorithm 'sax'; known: .*smac"),
     ({'algorithm': 'sac', 'smac': {'discount': 0.5}}, r'config\.smac: unknown'),
     ({'sac': {'discount': 0.5}}, r'config\.sac: unknown key'),
-    ({'settings': {}}, r'config\.settings: unknown key')])
+    ({'settings': {}}, r'config\.settings: unknown key'),
+  ],
+)
 def test_settings_of_another_algorithm_are_refused(changes, message):
   with pytest.raises(ConfigError, match=message):
     configs.from_dict(changes)
@@ -236,7 +288,9 @@ def test_default_is_valid():
   configs.validate(_DEFAULT)
 
 
-@pytest.mark.parametrize('key, value, message', [
+@pytest.mark.parametrize(
+  'key, value, message',
+  [
     ('num_seeds', 0, 'num_seeds: must be at least 1, not 0'),
     ('chunk', 0, 'chunk: must be at least 1'),
     ('first_seed', -1, 'first_seed: must be at least 0'),
@@ -255,7 +309,8 @@ def test_default_is_valid():
     ('smac.kl_over_tasks', 'max', "kl_over_tasks='max'; choose"),
     ('smac.label_with', 'none', "label_with='none'; choose"),
     ('online.variants.smac.smac.typo', 1, r'config\.smac\.typo: unknown key'),
-])
+  ],
+)
 def test_bad_value_is_refused(key, value, message):
   changes = recipes.merge(_TWO, _nested(key, value))
   with pytest.raises(ConfigError, match=message):
@@ -264,8 +319,11 @@ def test_bad_value_is_refused(key, value, message):
 
 # The config files.
 
-_SIZES = [(family, profile) for family, (_, profiles)
-          in smac_configs.FAMILIES.items() for profile in profiles]
+_SIZES = [
+  (family, profile)
+  for family, (_, profiles) in smac_configs.FAMILIES.items()
+  for profile in profiles
+]
 
 
 @pytest.mark.parametrize('family, profile', _SIZES)
@@ -283,23 +341,35 @@ def test_every_profile_is_valid(family, profile):
 
 def test_all_profiles_exist():
   families = {
-      'point_robot', 'cheetah_vel', 'cheetah_dir', 'ant_dir', 'ant_goal',
-      'humanoid_dir', 'walker_params', 'hopper_params', 'manipulation',
-      'sparse_point_robot'}
+    'point_robot',
+    'cheetah_vel',
+    'cheetah_dir',
+    'ant_dir',
+    'ant_goal',
+    'humanoid_dir',
+    'walker_params',
+    'hopper_params',
+    'manipulation',
+    'sparse_point_robot',
+  }
   assert set(_SIZES) == {
-      (family, profile) for family in families
-      for profile in ('smoke', 'cpu', 'paper')}
+    (family, profile)
+    for family in families
+    for profile in ('smoke', 'cpu', 'paper')
+  }
 
 
 @pytest.mark.parametrize('family, profile', _SIZES)
 def test_command_line_wins_over_the_profile(family, profile):
   plain = configuration.resolve(smac_configs.get_config(family), profile, {})
   overrides = {
-      'num_seeds': plain.num_seeds + 1,
-      'smac.offline.num_updates': plain.settings.offline.num_updates + 1,
-      'collect.gather.tasks_per_iteration': 1}
+    'num_seeds': plain.num_seeds + 1,
+    'smac.offline.num_updates': plain.settings.offline.num_updates + 1,
+    'collect.gather.tasks_per_iteration': 1,
+  }
   config = configuration.resolve(
-      smac_configs.get_config(family), profile, overrides)
+    smac_configs.get_config(family), profile, overrides
+  )
   for key, value in overrides.items():
     assert _get(config, key) == value, key
   changed = [k for k, v in _leaves(config) if v != _get(plain, k)]
@@ -307,10 +377,11 @@ def test_command_line_wins_over_the_profile(family, profile):
 
 
 _UNLISTED = [  # options that the config files do not list
-    ('experiments/configs/smac.py:manipulation', 'aims', 'internal'),
-    ('experiments/configs/smac.py:ant_dir', 'terminate', False),
-    ('experiments/configs/smac.py:walker_params', 'log_scale_limit', 2.0),
-    ('examples/reacher.py', 'backend', 'spring')]
+  ('experiments/configs/smac.py:manipulation', 'aims', 'internal'),
+  ('experiments/configs/smac.py:ant_dir', 'terminate', False),
+  ('experiments/configs/smac.py:walker_params', 'log_scale_limit', 2.0),
+  ('examples/reacher.py', 'backend', 'spring'),
+]
 
 
 def _load(name):
@@ -324,29 +395,34 @@ def test_options_of_the_family_add_up(name, option, value):
   for profile in values.profiles:
     plain = configuration.resolve(values, profile, {}).family.options
     config = configuration.resolve(
-        values, profile, {f'family.options.{option}': value})
+      values, profile, {f'family.options.{option}': value}
+    )
     assert config.family.options == {**plain, option: value}
     assert plain.get(option) != value
     assert None not in plain.values()
     text = json.loads(json.dumps(configs.to_dict(config)))
     assert configs.config_hash(configs.from_dict(text)) == (
-        configs.config_hash(config))
+      configs.config_hash(config)
+    )
 
 
 def test_options_of_a_profile_add_to_those_of_the_config():
   values = base.make_config(
-      {'family': {'name': 'ant_dir', 'options': {'reward': 'forward'}}},
-      {'small': {'family': {'options': {'backend': 'mjx'}}}})
+    {'family': {'name': 'ant_dir', 'options': {'reward': 'forward'}}},
+    {'small': {'family': {'options': {'backend': 'mjx'}}}},
+  )
   plain = configuration.resolve(values, 'small', {})
   assert plain.family.options == {'reward': 'forward', 'backend': 'mjx'}
   given = configuration.resolve(
-      values, 'small', {'family.options.backend': 'spring'})
+    values, 'small', {'family.options.backend': 'spring'}
+  )
   assert given.family.options == {'reward': 'forward', 'backend': 'spring'}
 
 
 def test_families_that_take_any_option_and_unknown_ones(monkeypatch):
   make = lambda name: base.make_config(
-      {'family': {'name': name, 'options': {'size': 2}}}, {'cpu': {}})
+    {'family': {'name': name, 'options': {'size': 2}}}, {'cpu': {}}
+  )
   monkeypatch.setitem(envs.FAMILIES, 'any', lambda height=1, **options: None)
   for name in ('any', 'moon'):
     config = configuration.resolve(make(name), 'cpu', {})
@@ -362,8 +438,10 @@ def _parse(monkeypatch):
     known = flags.FlagValues()
     monkeypatch.setattr(flags, 'FLAGS', known)
     monkeypatch.setattr(
-        config_flags, 'DEFINE_config_file', functools.partial(
-            config_flags.DEFINE_config_file, flag_values=known))
+      config_flags,
+      'DEFINE_config_file',
+      functools.partial(config_flags.DEFINE_config_file, flag_values=known),
+    )
     flag = configuration.define_config_flag()
     configuration.parse_flags(sys.argv)
     values, overrides = configuration.from_flag(flag)
@@ -374,22 +452,34 @@ def _parse(monkeypatch):
 
 def test_options_from_the_command_line(parse):
   config = parse(
-      f'--config={configuration.ROOT}/experiments/configs/smac.py:ant_dir',
-      '--config.family.options.terminate=False',
-      '--config.family.options.n_frames=3')
+    f'--config={configuration.ROOT}/experiments/configs/smac.py:ant_dir',
+    '--config.family.options.terminate=False',
+    '--config.family.options.n_frames=3',
+  )
   assert config.family.options == {
-      'backend': 'spring', 'terminate': False, 'n_frames': 3}
+    'backend': 'spring',
+    'terminate': False,
+    'n_frames': 3,
+  }
 
 
-@pytest.mark.parametrize('key, messages', [
-    ('family.options.terminat', (
-        "'ant_dir': backend, episode_length, ", 'Did you mean "terminate"')),
-    ('smac.kl_wieght', ('offmeta/training/config.py', '"kl_weight"'))])
+@pytest.mark.parametrize(
+  'key, messages',
+  [
+    (
+      'family.options.terminat',
+      ("'ant_dir': backend, episode_length, ", 'Did you mean "terminate"'),
+    ),
+    ('smac.kl_wieght', ('offmeta/training/config.py', '"kl_weight"')),
+  ],
+)
 def test_a_misspelled_key_on_the_command_line(parse, capsys, key, messages):
   with pytest.raises(SystemExit):
-    parse(f'--config={configuration.ROOT}/experiments/configs/smac.py:ant_dir',
-          f'--config.{key}=1')
-  error, = capsys.readouterr().err.splitlines()
+    parse(
+      f'--config={configuration.ROOT}/experiments/configs/smac.py:ant_dir',
+      f'--config.{key}=1',
+    )
+  (error,) = capsys.readouterr().err.splitlines()
   assert error.startswith(f"error: unknown key '{key.split('.')[-1]}' in --con")
   assert all(message in error for message in messages), error
 
@@ -397,8 +487,11 @@ def test_a_misspelled_key_on_the_command_line(parse, capsys, key, messages):
 def test_config_files_that_cannot_be_loaded(tmp_path):
   file = tmp_path / 'mine.py'
   for text, message in (
-      (None, 'No such file'), ('import nowhere', "'nowhere'"),
-      ('x = 1', "'get_config'"), ('def', 'invalid syntax')):
+    (None, 'No such file'),
+    ('import nowhere', "'nowhere'"),
+    ('x = 1', "'get_config'"),
+    ('def', 'invalid syntax'),
+  ):
     if text:
       file.write_text(text)
     with pytest.raises(ConfigError, match=f'{file}: .*{message}'):
@@ -410,8 +503,10 @@ def test_config_files_that_cannot_be_loaded(tmp_path):
 def test_resolving_leaves_the_profiles_alone():
   before = copy.deepcopy(smac_configs.FAMILIES)
   configuration.resolve(
-      smac_configs.get_config('point_robot'), 'smoke',
-      {'online.gather.rewards': 'true', 'chunk': 1})
+    smac_configs.get_config('point_robot'),
+    'smoke',
+    {'online.gather.rewards': 'true', 'chunk': 1},
+  )
   assert smac_configs.FAMILIES == before
 
 

@@ -22,33 +22,40 @@ _FAMILY = probes.CountingFamily()
 _MORTAL = probes.CountingFamily(terminates=True)
 _H = _FAMILY.spec.episode_length
 _TASKS = {
-    'value': jnp.array([1.0, -2.0, 0.5, 3.0]),
-    'lifetime': jnp.array([2.0, 5.0, 3.0, 4.0]),
+  'value': jnp.array([1.0, -2.0, 0.5, 3.0]),
+  'lifetime': jnp.array([2.0, 5.0, 3.0, 4.0]),
 }
 _M, _OFFLINE = 4, 6
 _KEY = jax.random.key(0)
 # Per visit 2 prior episodes, then 1 prior and 2 posterior ones.
 _CONFIG = GatherConfig(
-    tasks_per_iteration=2, prior_steps=2 * _H, posterior_steps=3 * _H,
-    context_size=7, label_context_size=8)
+  tasks_per_iteration=2,
+  prior_steps=2 * _H,
+  posterior_steps=3 * _H,
+  context_size=7,
+  label_context_size=8,
+)
 
 
 def _offline(mark, capacity=60, sequences=4):
   """Offline rows whose rewards are 1000 * mark + 100 * task + row."""
-  reward = (1000.0 * mark + 100.0 * jnp.arange(_M)[:, None]
-            + jnp.arange(_OFFLINE))
-  data = jax.jit(lambda: probes.random_transitions(
-      _KEY, _FAMILY.spec, (_M, _OFFLINE)))()
+  reward = (
+    1000.0 * mark + 100.0 * jnp.arange(_M)[:, None] + jnp.arange(_OFFLINE)
+  )
+  data = jax.jit(
+    lambda: probes.random_transitions(_KEY, _FAMILY.spec, (_M, _OFFLINE))
+  )()
   return buffers.make(
-      data._replace(reward=reward), jnp.full(_M, _OFFLINE), capacity,
-      sequences)
+    data._replace(reward=reward), jnp.full(_M, _OFFLINE), capacity, sequences
+  )
 
 
 def _new(buffer, task):
   """Rows of a task after its offline data."""
   return jax.tree.map(
-      lambda x: np.asarray(x[task, _OFFLINE:int(buffer.size[task])]),
-      buffer.data)
+    lambda x: np.asarray(x[task, _OFFLINE : int(buffer.size[task])]),
+    buffer.data,
+  )
 
 
 def _spy():
@@ -67,18 +74,21 @@ def _spy():
     return jnp.full(data.action.shape[:-1], label)
 
   policy = Policy(
-      init=lambda params, key: jnp.zeros(()),
-      act=lambda params, state, observation, key: (state[None] / 1e5, {}),
-      observe=lambda params, state, transition, key: state,
-      adapt=lambda params, state, context, valid, key: mean(context, valid))
+    init=lambda params, key: jnp.zeros(()),
+    act=lambda params, state, observation, key: (state[None] / 1e5, {}),
+    observe=lambda params, state, transition, key: state,
+    adapt=lambda params, state, context, valid, key: mean(context, valid),
+  )
   return smac.make(_FAMILY.spec, helpers.SMAC)._replace(
-      explore=policy, relabel=relabel, actor_params=lambda state: ())
+    explore=policy, relabel=relabel, actor_params=lambda state: ()
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _gather_spied(family, config, replay, task_id, key):
   return gathering.gather(
-      family, _spy(), (), replay, _TASKS, task_id, key, config)[0]
+    family, _spy(), (), replay, _TASKS, task_id, key, config
+  )[0]
 
 
 _VISITED = jnp.array([2, 0])
@@ -98,10 +108,12 @@ def test_counts_order_and_places():
     rl, encoder = _new(replay.rl, task), _new(replay.encoder, task)
     value = float(_TASKS['value'][task])
     np.testing.assert_array_equal(
-        rl.reward, np.tile(value * np.arange(1, 6), 5))
+      rl.reward, np.tile(value * np.arange(1, 6), 5)
+    )
     np.testing.assert_array_equal(rl.discount, np.ones(25))
     jax.tree.map(
-        lambda a, b: np.testing.assert_array_equal(a[:10], b), rl, encoder)
+      lambda a, b: np.testing.assert_array_equal(a[:10], b), rl, encoder
+    )
     # Five different starts; prior for three episodes, then the posterior.
     assert len(np.unique(rl.observation[:, 1])) == 5
     assert not np.any(rl.action[:15])
@@ -114,7 +126,8 @@ def test_counts_order_and_places():
   # Offline data stay.
   for old, new in ((_offline(0), replay.rl), (_offline(1), replay.encoder)):
     np.testing.assert_array_equal(
-        new.data.reward[:, :_OFFLINE], old.data.reward[:, :_OFFLINE])
+      new.data.reward[:, :_OFFLINE], old.data.reward[:, :_OFFLINE]
+    )
     np.testing.assert_array_equal(new.offline_size, np.full(_M, _OFFLINE))
 
 
@@ -130,23 +143,27 @@ def test_sequences_are_recorded(shared):
     assert buffer.sequence_length[task, 0] == 10
   # A second iteration, with a task twice.
   replay = _gather_spied(
-      _FAMILY, config, replay, jnp.array([2, 2]), jax.random.key(1))
+    _FAMILY, config, replay, jnp.array([2, 2]), jax.random.key(1)
+  )
   buffer = replay.contexts()
   np.testing.assert_array_equal(buffer.num_sequences, [1, 0, 3, 0])
   first = 31 if shared else 16
   np.testing.assert_array_equal(
-      buffer.sequence_start[2, :3], [_OFFLINE, first, first + 10])
+    buffer.sequence_start[2, :3], [_OFFLINE, first, first + 10]
+  )
   np.testing.assert_array_equal(buffer.sequence_length[2, :3], [10, 10, 10])
   for start in (first, first + 10):  # whole episodes under the prior
     np.testing.assert_array_equal(
-        buffer.data.observation[2, start:start + 10, 0],
-        np.tile(np.arange(5), 2))
-    assert not np.any(buffer.data.action[2, start:start + 10])
+      buffer.data.observation[2, start : start + 10, 0],
+      np.tile(np.arange(5), 2),
+    )
+    assert not np.any(buffer.data.action[2, start : start + 10])
 
 
 def test_posterior_steps_into_the_encoder_by_switch():
   config = dataclasses.replace(
-      _CONFIG, rewards='true', posterior_to_encoder=True)
+    _CONFIG, rewards='true', posterior_to_encoder=True
+  )
   replay = _gather_spied(_FAMILY, config, _replay(), _VISITED, _KEY)
   np.testing.assert_array_equal(replay.encoder.size, [31, 6, 31, 6])
 
@@ -160,23 +177,33 @@ def test_terminating_episodes_fill_the_quota():
   for task, life, episodes in ((2, 3, 9), (0, 2, 13)):
     new = _new(replay.rl, task)
     np.testing.assert_array_equal(
-        new.observation[:, 0], np.tile(np.arange(life), episodes))
+      new.observation[:, 0], np.tile(np.arange(life), episodes)
+    )
     np.testing.assert_array_equal(
-        new.discount, np.tile([1.0] * (life - 1) + [0.0], episodes))
+      new.discount, np.tile([1.0] * (life - 1) + [0.0], episodes)
+    )
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(new))
   np.testing.assert_array_equal(
-      replay.encoder.sequence_length[:, 0], [10, 0, 12, 0])
+    replay.encoder.sequence_length[:, 0], [10, 0, 12, 0]
+  )
 
 
-@pytest.mark.parametrize('family, rewards, expected', [
+@pytest.mark.parametrize(
+  'family, rewards, expected',
+  [
     (probes.BlowsUp(), 'decoder', 2 * 5),  # once in each of five episodes
     # Episodes of three steps: 4 fill the prior quota, 5 the posterior one.
-    (probes.BlowsUp(terminates=True), 'true', 2 * (4 + 5))])
+    (probes.BlowsUp(terminates=True), 'true', 2 * (4 + 5)),
+  ],
+)
 def test_steps_that_blew_up_are_counted(family, rewards, expected):
   config = dataclasses.replace(_CONFIG, rewards=rewards)
   visited = jnp.array([1, 3])  # tasks that live longer than that
-  metrics = jax.jit(lambda: gathering.gather(
-      family, _spy(), (), _replay(), _TASKS, visited, _KEY, config)[1])()
+  metrics = jax.jit(
+    lambda: gathering.gather(
+      family, _spy(), (), _replay(), _TASKS, visited, _KEY, config
+    )[1]
+  )()
   assert metrics == {'gather/diverged': expected}
 
 
@@ -193,25 +220,28 @@ def test_labels():
     assert np.all(labels >= low) and np.all(labels <= low + 5.01)
     assert np.ptp(labels) > 0.0101
     np.testing.assert_array_equal(
-        _new(replay.encoder, task).reward, labels[:2].ravel())
+      _new(replay.encoder, task).reward, labels[:2].ravel()
+    )
 
 
 def test_label_contexts_are_frozen_offline_data_of_the_task():
   """NaN wherever a label context must not come from."""
   replay = _replay()
   online = jax.tree.map(
-      lambda x: jnp.full_like(x[0, :3], jnp.nan), replay.encoder.data)
+    lambda x: jnp.full_like(x[0, :3], jnp.nan), replay.encoder.data
+  )
   encoder = replay.encoder
   for task in range(_M):
     encoder = buffers.append(encoder, task, online, jnp.int32(3))
   for task in (1, 3):  # not visited
-    encoder = encoder._replace(data=jax.tree.map(
-        lambda x: x.at[task].set(jnp.nan), encoder.data))
+    encoder = encoder._replace(
+      data=jax.tree.map(lambda x: x.at[task].set(jnp.nan), encoder.data)
+    )
   rl = replay.rl._replace(
-      data=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), replay.rl.data))
+    data=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), replay.rl.data)
+  )
   config = dataclasses.replace(_CONFIG, posterior_steps=0)
-  after = _gather_spied(
-      _FAMILY, config, Replay(rl, encoder), _VISITED, _KEY)
+  after = _gather_spied(_FAMILY, config, Replay(rl, encoder), _VISITED, _KEY)
   for task in (0, 2):
     new = _new(after.rl, task)
     assert new.reward.shape == (10,)
@@ -220,29 +250,38 @@ def test_label_contexts_are_frozen_offline_data_of_the_task():
 
 def test_clear_encoder_buffer_leaves_the_last_visit():
   config = dataclasses.replace(
-      _CONFIG, rewards='true', clear_encoder_buffer=True)
+    _CONFIG, rewards='true', clear_encoder_buffer=True
+  )
   replay = _replay()
   for number in range(2):
     replay = _gather_spied(
-        _FAMILY, config, replay, _VISITED, jax.random.key(number))
+      _FAMILY, config, replay, _VISITED, jax.random.key(number)
+    )
   np.testing.assert_array_equal(replay.encoder.size, [10, 6, 10, 6])
   np.testing.assert_array_equal(replay.rl.size, [56, 6, 56, 6])
   for task in (0, 2):
     start = _OFFLINE + 25  # the second visit's prior steps in the RL buffer
     jax.tree.map(
-        lambda e, r: np.testing.assert_array_equal(
-            e[task, :10], r[task, start:start + 10]),
-        replay.encoder.data, replay.rl.data)
+      lambda e, r: np.testing.assert_array_equal(
+        e[task, :10], r[task, start : start + 10]
+      ),
+      replay.encoder.data,
+      replay.rl.data,
+    )
   # Contexts of the second visit are of it alone: means of small rewards.
-  means = 1e5 * replay.rl.data.action[0, _OFFLINE + 40:_OFFLINE + 50]
+  means = 1e5 * replay.rl.data.action[0, _OFFLINE + 40 : _OFFLINE + 50]
   assert np.all(means > 0) and np.all(means <= 5.01)
 
 
 def test_prior_episodes_alone_fill_every_task():
   config = dataclasses.replace(
-      _CONFIG, rewards='true', prior_steps=7, posterior_steps=0)
-  replay, _ = jax.jit(lambda: gathering.gather(
-      _MORTAL, _spy(), (), _replay(), _TASKS, jnp.arange(_M), _KEY, config))()
+    _CONFIG, rewards='true', prior_steps=7, posterior_steps=0
+  )
+  replay, _ = jax.jit(
+    lambda: gathering.gather(
+      _MORTAL, _spy(), (), _replay(), _TASKS, jnp.arange(_M), _KEY, config
+    )
+  )()
   # Lifetimes 2, 5, 3, 4: whole episodes to at least 7 steps.
   for buffer in (replay.rl, replay.encoder):
     np.testing.assert_array_equal(buffer.size - _OFFLINE, [8, 10, 9, 8])
@@ -252,30 +291,42 @@ def test_prior_episodes_alone_fill_every_task():
 # Reward-free.
 
 _CONFIGS = {
-    'frozen': helpers.SMAC,
-    'trained': dataclasses.replace(
-        helpers.SMAC, train_context_online=True, online=dataclasses.replace(
-            helpers.SMAC.online, context='episodes', sequence_size=10)),
+  'frozen': helpers.SMAC,
+  'trained': dataclasses.replace(
+    helpers.SMAC,
+    train_context_online=True,
+    online=dataclasses.replace(
+      helpers.SMAC.online, context='episodes', sequence_size=10
+    ),
+  ),
 }
 
 
-@pytest.mark.parametrize('name, family, poison', [
-    ('frozen', _FAMILY, float('nan')), ('trained', _MORTAL, 1e9)])
+@pytest.mark.parametrize(
+  'name, family, poison',
+  [('frozen', _FAMILY, float('nan')), ('trained', _MORTAL, 1e9)],
+)
 def test_true_rewards_are_absent_from_the_online_phase(name, family, poison):
   """Poisoned rewards and features change no bit of replay and learner."""
   make = functools.partial(smac.make, family.spec, _CONFIGS[name])
   algorithm = make()
   keys = jax.random.split(_KEY, 1)
   state = jax.jit(lambda key: algorithm.begin_online(algorithm.init(key)))(
-      keys[0])
+    keys[0]
+  )
   update = loop.make_update(
-      lambda axis: make(axis).online[0], helpers.seeds(keys), 3,
-      shared_replay=True)
+    lambda axis: make(axis).online[0],
+    helpers.seeds(keys),
+    3,
+    shared_replay=True,
+  )
 
   def iteration(family, config):
-    replay = jax.jit(lambda state, replay: gathering.gather(
-        family, algorithm, state, replay, _TASKS, _VISITED, _KEY, config)[0])(
-            state, _replay(shared=name == 'trained'))
+    replay = jax.jit(
+      lambda state, replay: gathering.gather(
+        family, algorithm, state, replay, _TASKS, _VISITED, _KEY, config
+      )[0]
+    )(state, _replay(shared=name == 'trained'))
     after, _ = update(jax.tree.map(lambda x: x[None], state), replay)
     return replay, after
 
@@ -283,7 +334,8 @@ def test_true_rewards_are_absent_from_the_online_phase(name, family, poison):
   poisoned = iteration(probes.PoisonedReward(family, poison), _CONFIG)
   helpers.assert_same(poisoned, clean)
   assert not any(
-      np.any(np.isnan(helpers.numbers(x))) for x in jax.tree.leaves(clean))
+    np.any(np.isnan(helpers.numbers(x))) for x in jax.tree.leaves(clean)
+  )
   assert clean[0].rl.size[0] > _OFFLINE and int(clean[1].step[0]) == 3
   if name == 'trained':
     return
@@ -292,7 +344,8 @@ def test_true_rewards_are_absent_from_the_online_phase(name, family, poison):
   replay, after = iteration(probes.PoisonedReward(family, poison), oracle)
   assert np.any(np.isnan(replay.rl.data.reward))
   assert any(
-      np.any(np.isnan(x)) for x in jax.tree.leaves(after.params['critic']))
+    np.any(np.isnan(x)) for x in jax.tree.leaves(after.params['critic'])
+  )
 
 
 @pytest.mark.parametrize('family', [_FAMILY, _MORTAL])
@@ -300,16 +353,30 @@ def test_no_round_copies_the_replay(family):
   """Seeds finish after different numbers of rounds; no select over a buffer."""
   seeds = helpers.seeds(jax.random.split(_KEY, 2))
   replay = jax.tree.map(lambda x: jnp.stack([x, x]), _replay())
-  gather = jax.jit(jax.vmap(
+  gather = jax.jit(
+    jax.vmap(
       lambda replay, task_id, key: gathering.gather(
-          family, _spy(), (), replay, _TASKS, task_id, key, _CONFIG,
-          seeds_axis=parallel.SEEDS)[0], axis_name=parallel.SEEDS))
+        family,
+        _spy(),
+        (),
+        replay,
+        _TASKS,
+        task_id,
+        key,
+        _CONFIG,
+        seeds_axis=parallel.SEEDS,
+      )[0],
+      axis_name=parallel.SEEDS,
+    )
+  )
   args = replay, jnp.array([[2, 0], [1, 3]]), seeds.keys
   capacity = replay.rl.data.reward.shape
   whole = 'tensor<' + 'x'.join(map(str, capacity))
   selects = [
-      line for line in gather.lower(*args).as_text().splitlines()
-      if 'stablehlo.select' in line]
+    line
+    for line in gather.lower(*args).as_text().splitlines()
+    if 'stablehlo.select' in line
+  ]
   assert selects and not [line for line in selects if whole in line]
   # One seed alone gives the same.
   both = gather(*args)
@@ -320,8 +387,8 @@ def test_no_round_copies_the_replay(family):
       np.testing.assert_array_equal(two.size[s], size)
       held = np.arange(capacity[-1]) < size[:, None]
       np.testing.assert_array_equal(
-          np.asarray(two.data.reward[s])[held],
-          np.asarray(one.data.reward)[held])
+        np.asarray(two.data.reward[s])[held], np.asarray(one.data.reward)[held]
+      )
 
 
 # Capacities.
@@ -331,27 +398,31 @@ def _uniform_algorithm():
   return _spy()._replace(explore=rollout.uniform_policy(1))
 
 
-@pytest.mark.parametrize('family, clear', [
-    (_FAMILY, False), (_MORTAL, True)])
+@pytest.mark.parametrize('family, clear', [(_FAMILY, False), (_MORTAL, True)])
 def test_scheduled_capacities_are_never_exceeded(family, clear):
   """The same rows as with far larger buffers, over random schedules."""
   config = GatherConfig(
-      tasks_per_iteration=3, prior_steps=7, posterior_steps=4,
-      posterior_to_encoder=not clear, clear_encoder_buffer=clear,
-      rewards='true')
+    tasks_per_iteration=3,
+    prior_steps=7,
+    posterior_steps=4,
+    posterior_to_encoder=not clear,
+    clear_encoder_buffer=clear,
+    rewards='true',
+  )
   seeds, iterations = 8, 4
   keys = schedule.seed_keys(3, seeds)
   visited = schedule.visits(keys, iterations, config, _M)
   assert visited.shape == (seeds, iterations, 3)
   size = schedule.sizes(
-      family.spec, config, visited, _M, _OFFLINE, _OFFLINE, shared=False)
+    family.spec, config, visited, _M, _OFFLINE, _OFFLINE, shared=False
+  )
   lifetimes = jax.random.randint(_KEY, (seeds, _M), 1, _H + 1)
 
   @functools.partial(jax.jit, static_argnums=(0, 1))
   def run(rl, encoder):
     start = Replay(
-        _offline(0, rl, size.sequences),
-        _offline(1, encoder, size.sequences))
+      _offline(0, rl, size.sequences), _offline(1, encoder, size.sequences)
+    )
 
     def one(key, visited, lifetime):
       tasks = {**_TASKS, 'lifetime': lifetime.astype(jnp.float32)}
@@ -359,11 +430,17 @@ def test_scheduled_capacities_are_never_exceeded(family, clear):
       def body(replay, item):
         number, task_id = item
         return gathering.gather(
-            family, _uniform_algorithm(), (), replay, tasks, task_id,
-            jax.random.fold_in(key, number), config)[0], None
+          family,
+          _uniform_algorithm(),
+          (),
+          replay,
+          tasks,
+          task_id,
+          jax.random.fold_in(key, number),
+          config,
+        )[0], None
 
-      return jax.lax.scan(
-          body, start, (jnp.arange(iterations), visited))[0]
+      return jax.lax.scan(body, start, (jnp.arange(iterations), visited))[0]
 
     return jax.vmap(one)(keys, visited, lifetimes)
 
@@ -386,13 +463,13 @@ def test_longest_is_the_longest():
   """Brute force over all lifetimes."""
   for horizon in (1, 3, 4):
     for quota in range(0, 9):
-      spec = probes.CountingFamily(
-          episode_length=horizon, terminates=True).spec
+      spec = probes.CountingFamily(episode_length=horizon, terminates=True).spec
       reach = {0}  # steps used so far, over all ways to get there
       ends = {0} if quota == 0 else set()
       while reach and quota:
-        reach = {used + life for used in reach
-                 for life in range(1, horizon + 1)}
+        reach = {
+          used + life for used in reach for life in range(1, horizon + 1)
+        }
         ends |= {used for used in reach if used >= quota}
         reach = {used for used in reach if used < quota}
       assert schedule.longest(spec, quota) == max(ends)

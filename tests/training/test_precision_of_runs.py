@@ -25,10 +25,13 @@ def _make_setup(finished_run, tmp_path):
 
   def make(precision, place='device'):
     return tiny_run.make_setup(
-        tmp_path, {
-            'collect': {'dataset': str(finished_run / 'dataset')},
-            'matmul_precision': precision},
-        runtime={'replay': place})
+      tmp_path,
+      {
+        'collect': {'dataset': str(finished_run / 'dataset')},
+        'matmul_precision': precision,
+      },
+      runtime={'replay': place},
+    )
 
   return make
 
@@ -42,8 +45,9 @@ def _start(setup):
 
 def _distance(a, b):
   """Largest difference of two trees."""
-  return helpers.largest(jax.tree.map(
-      lambda x, y: helpers.numbers(x) - helpers.numbers(y), a, b))
+  return helpers.largest(
+    jax.tree.map(lambda x, y: helpers.numbers(x) - helpers.numbers(y), a, b)
+  )
 
 
 def test_updates(make_setup):
@@ -53,11 +57,15 @@ def test_updates(make_setup):
     setup = make_setup(precision, place)
     _, states = _start(setup)
     updater = stages.make_updater(
-        setup, lambda axis: setup.algorithm(
-            'smac', setup.config.settings, axis).offline,
-        setup.seeds, setup.config.chunk, shared_replay=True)
+      setup,
+      lambda axis: setup.algorithm('smac', setup.config.settings, axis).offline,
+      setup.seeds,
+      setup.config.chunk,
+      shared_replay=True,
+    )
     states, count, _, metrics = updater(
-        states, phases.offline_replays(setup).train, 0)
+      states, phases.offline_replays(setup).train, 0
+    )
     assert count == setup.config.chunk
     return states.params, metrics
 
@@ -81,12 +89,20 @@ def test_gathering_does_not_change(make_setup, place):
     config = setup.config.online.gather
     assert config.rewards == 'decoder'
     replay = stages.new_replay(
-        setup, setup.seeds, lambda data: Replay(
-            buffers.make(data.rl.data, data.rl.size, 300, 4), None),
-        phases.offline_replays(setup).train)
+      setup,
+      setup.seeds,
+      lambda data: Replay(
+        buffers.make(data.rl.data, data.rl.size, 300, 4), None
+      ),
+      phases.offline_replays(setup).train,
+    )
     gather = stages.gatherer(
-        setup, algorithm, setup.seeds,
-        schedule.online_visits(setup.config, setup.seeds), config)
+      setup,
+      algorithm,
+      setup.seeds,
+      schedule.online_visits(setup.config, setup.seeds),
+      config,
+    )
     return gather(states, replay, 0)
 
   full, half = gathered('float32'), gathered('bfloat16')

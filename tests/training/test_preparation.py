@@ -27,31 +27,40 @@ def _data(**extras):
   time = np.zeros((2, _ROWS), np.float32)
   for m, lengths in enumerate(_LENGTHS):
     steps = np.concatenate([np.arange(n) for n in lengths])
-    time[m, :len(steps)] = steps
+    time[m, : len(steps)] = steps
   time[1, :2] += 2
   number = (np.arange(_ROWS) + 100.0 * np.arange(2)[:, None])[..., None]
   reward = np.einsum('mra,ma->mr', action, _TASKS['direction'])
   discount = np.ones((2, _ROWS), np.float32)
   discount[0, 4] = 0.0
   return MetaDataset(
-      transitions=Transition(
-          number, action, reward.astype(np.float32), discount, number + 0.5,
-          {'time': time, 'features': np.ones((2, _ROWS, 1)), **extras}),
-      size=_SIZE, context=None, context_size=None, tasks=_TASKS,
-      episode_return=np.zeros(2))
+    transitions=Transition(
+      number,
+      action,
+      reward.astype(np.float32),
+      discount,
+      number + 0.5,
+      {'time': time, 'features': np.ones((2, _ROWS, 1)), **extras},
+    ),
+    size=_SIZE,
+    context=None,
+    context_size=None,
+    tasks=_TASKS,
+    episode_return=np.zeros(2),
+  )
 
 
 def _replay(spec, data=None):
-  return jax.device_get(preparation.replay(
-      data or _data(), spec, _FAMILY, _TASKS, _KEY))
+  return jax.device_get(
+    preparation.replay(data or _data(), spec, _FAMILY, _TASKS, _KEY)
+  )
 
 
 def test_nothing_asked_for():
   data = _data()
   replay = _replay(DataSpec(), data)
   assert replay.encoder is None and replay.rl.data.extras == {}
-  np.testing.assert_array_equal(
-      replay.rl.data.reward, data.transitions.reward)
+  np.testing.assert_array_equal(replay.rl.data.reward, data.transitions.reward)
   np.testing.assert_array_equal(replay.rl.size, _SIZE)
   np.testing.assert_array_equal(replay.rl.offline_size, _SIZE)
 
@@ -62,7 +71,8 @@ def test_encoder_data_are_kept_apart():
   data = data._replace(context=context, context_size=np.array([5, 3]))
   replay = _replay(DataSpec(stride=2), data)
   np.testing.assert_array_equal(
-      replay.encoder.data.observation[0, :3, 0], [2, 4, 6])
+    replay.encoder.data.observation[0, :3, 0], [2, 4, 6]
+  )
   np.testing.assert_array_equal(replay.encoder.size, [3, 2])
   # Where order matters both roles are taken from the RL data.
   assert _replay(DataSpec(returns_discount=0.9), data).encoder is None
@@ -71,10 +81,8 @@ def test_encoder_data_are_kept_apart():
 def test_strides_keep_the_last_row():
   replay = _replay(DataSpec(stride=4)).rl
   np.testing.assert_array_equal(replay.size, [3, 2])
-  np.testing.assert_array_equal(
-      replay.data.observation[0, :3, 0], [1, 5, 9])
-  np.testing.assert_array_equal(
-      replay.data.observation[1, :2, 0], [100, 104])
+  np.testing.assert_array_equal(replay.data.observation[0, :3, 0], [1, 5, 9])
+  np.testing.assert_array_equal(replay.data.observation[1, :2, 0], [100, 104])
 
 
 def test_returns_are_computed_before_the_stride():
@@ -87,10 +95,13 @@ def test_returns_are_computed_before_the_stride():
     extras = {k: v[0, position] for k, v in replay.data.extras.items()}
     assert replay.data.observation[0, position, 0] == row
     np.testing.assert_allclose(
-        extras['return_to_go'],
-        sum(gamma ** k * reward[row + k] for k in range(end - row)), rtol=1e-5)
+      extras['return_to_go'],
+      sum(gamma**k * reward[row + k] for k in range(end - row)),
+      rtol=1e-5,
+    )
     np.testing.assert_allclose(
-        extras['bootstrap'], gamma ** (end - row), rtol=1e-6)
+      extras['bootstrap'], gamma ** (end - row), rtol=1e-6
+    )
     assert extras['last_observation'] == end - 0.5
     assert extras['last_discount'] == (end != 5)
   assert 'time' not in replay.data.extras
@@ -106,11 +117,13 @@ def test_contexts_from_a_part_of_each_log(discount):
   jax.tree.map(np.testing.assert_array_equal, part.rl, plain.rl)
   whole = _replay(spec._replace(stride=1)).rl
   jax.tree.map(
-      lambda a, b: np.testing.assert_array_equal(a, b[:, :4]),
-      part.encoder.data, whole.data)
+    lambda a, b: np.testing.assert_array_equal(a, b[:, :4]),
+    part.encoder.data,
+    whole.data,
+  )
   np.testing.assert_array_equal(part.encoder.size, [4, 4])
   with pytest.raises(DatasetError, match='context_rows=1000000: .* the last'):
-    _replay(spec._replace(context_part='last', context_rows=10 ** 6))
+    _replay(spec._replace(context_part='last', context_rows=10**6))
 
 
 def test_sequences_are_consecutive_episodes():
@@ -147,7 +160,7 @@ def test_mixed_rewards():
       begin = mixed.sequence_start[task, q]
       length = mixed.sequence_length[task, q]
       total += length
-      part = jax.tree.map(lambda x: x[task, begin:begin + length], mixed.data)
+      part = jax.tree.map(lambda x: x[task, begin : begin + length], mixed.data)
       source, row = np.divmod(part.observation[:, 0], 100)
       first = source != task
       count = int(first.sum())
@@ -158,15 +171,21 @@ def test_mixed_rewards():
       np.testing.assert_array_equal(row[:count], row[0] + np.arange(count))
       assert starts[task].index(row[count]) % 2 == 1
       np.testing.assert_array_equal(
-          row[count:], row[count] + np.arange(length - count))
+        row[count:], row[count] + np.arange(length - count)
+      )
       assert part.extras['time'][0] in (0, 2)
       # All rewards are this task's.
       np.testing.assert_allclose(
-          part.reward, part.action @ _TASKS['direction'][task], rtol=1e-5)
+        part.reward, part.action @ _TASKS['direction'][task], rtol=1e-5
+      )
     assert mixed.size[task] == total
   other = preparation.replay(
-      data, DataSpec(sequence_episodes=2, mix_rewards=True), _FAMILY, _TASKS,
-      jax.random.key(1))
+    data,
+    DataSpec(sequence_episodes=2, mix_rewards=True),
+    _FAMILY,
+    _TASKS,
+    jax.random.key(1),
+  )
   assert not np.array_equal(other.encoder.data.reward, mixed.data.reward)
 
 
@@ -174,14 +193,19 @@ def test_one_task_cannot_be_mixed():
   data = jax.tree.map(lambda x: np.asarray(x)[:1], _data())
   with pytest.raises(DatasetError, match='only one; set relabel_rewards'):
     preparation.replay(
-        data, DataSpec(sequence_episodes=2, mix_rewards=True), _FAMILY,
-        {'direction': _TASKS['direction'][:1]}, _KEY)
+      data,
+      DataSpec(sequence_episodes=2, mix_rewards=True),
+      _FAMILY,
+      {'direction': _TASKS['direction'][:1]},
+      _KEY,
+    )
 
 
 def test_annotate_runs_over_each_sequence_with_each_seeds_state(tmp_path):
   """A running sum of rewards, times a factor of the seed."""
   replay = preparation.replay(
-      _data(), DataSpec(sequence_episodes=2), _FAMILY, _TASKS, _KEY)
+    _data(), DataSpec(sequence_episodes=2), _FAMILY, _TASKS, _KEY
+  )
 
   def annotate(state, transitions, mask):
     total = jnp.cumsum(transitions.reward * mask)
@@ -189,8 +213,11 @@ def test_annotate_runs_over_each_sequence_with_each_seeds_state(tmp_path):
 
   stage = Stage('any', 1, BatchSpec(1, 1, 1), lambda *args: args, annotate)
   setup = tiny_run.make_setup(tmp_path)
-  added = jax.device_get(preparation.annotate(
-      setup, setup.seeds, stage, jnp.array([1.0, 10.0]), replay))
+  added = jax.device_get(
+    preparation.annotate(
+      setup, setup.seeds, stage, jnp.array([1.0, 10.0]), replay
+    )
+  )
   reward = np.asarray(replay.rl.data.reward)
   expected = np.zeros((2, _ROWS))
   for task, begin, end in (0, 0, 5), (0, 5, 10), (1, 0, 5):

@@ -20,32 +20,46 @@ from offmeta.training.setup import Runtime, Setup
 
 _FAMILY = probes.CountingFamily(terminates=True)
 _TASKS = {
-    'value': jnp.array([1.0, -2.0, 0.5]),
-    'lifetime': jnp.array([2.0, 5.0, 3.0]),
+  'value': jnp.array([1.0, -2.0, 0.5]),
+  'lifetime': jnp.array([2.0, 5.0, 3.0]),
 }
 # Two uniform rounds of at least 5 steps, then four of the policy; a round
 # takes 3, 1 and 2 episodes of the tasks' lifetimes.
 _CONFIG = SpecialistsConfig(
-    env_steps=30, initial_steps=10, steps_per_iteration=5, num_evaluations=2,
-    num_episodes=2, sac=sac.Config(
-        critic_hidden=(8,), actor_hidden=(8,), critic_lr=0.01, actor_lr=0.01,
-        num_updates=3, batch_size=4))
+  env_steps=30,
+  initial_steps=10,
+  steps_per_iteration=5,
+  num_evaluations=2,
+  num_episodes=2,
+  sac=sac.Config(
+    critic_hidden=(8,),
+    actor_hidden=(8,),
+    critic_lr=0.01,
+    actor_lr=0.01,
+    num_updates=3,
+    batch_size=4,
+  ),
+)
 _SIZES = 6 * np.array([6, 5, 6])
 
 
 def _setup(folder, tasks=_TASKS, keys=None, **kw):
   keys = schedule.seed_keys(0, 3) if keys is None else keys
   return Setup(
-      config=_CONFIG, workdir=folder, family=_FAMILY, train_tasks=tasks,
-      test_tasks=tasks,
-      seeds=schedule.Seeds(keys, parallel.make_layout(keys.shape[0])),
-      stop=kw.pop('stop', loop.StopRequest()),
-      runtime=Runtime(checkpoint_every_s=-1.0, quiet=True), **kw)
+    config=_CONFIG,
+    workdir=folder,
+    family=_FAMILY,
+    train_tasks=tasks,
+    test_tasks=tasks,
+    seeds=schedule.Seeds(keys, parallel.make_layout(keys.shape[0])),
+    stop=kw.pop('stop', loop.StopRequest()),
+    runtime=Runtime(checkpoint_every_s=-1.0, quiet=True),
+    **kw,
+  )
 
 
 def _train(setup, config=_CONFIG):
-  return specialists.train(
-      setup, config, specialists.Evaluator(setup, config))
+  return specialists.train(setup, config, specialists.Evaluator(setup, config))
 
 
 @pytest.fixture(name='finished', scope='module')
@@ -59,7 +73,8 @@ def _log(progress, learner):
   """A learner's whole replay."""
   size = int(progress.replay.rl.size[learner, 0])
   return jax.tree.map(
-      lambda x: np.asarray(x[learner, 0, :size]), progress.replay.rl.data)
+    lambda x: np.asarray(x[learner, 0, :size]), progress.replay.rl.data
+  )
 
 
 def test_budget(finished):
@@ -70,18 +85,19 @@ def test_budget(finished):
   # The 2nd, the 4th and the last of 5 iterations are evaluated; the first
   # has both uniform rounds.
   np.testing.assert_array_equal(
-      curve['eval/env_steps'], _SIZES / 6 * np.array([[3], [5], [6]]))
+    curve['eval/env_steps'], _SIZES / 6 * np.array([[3], [5], [6]])
+  )
   # value * (1 + ... + lifetime), whatever the policy does.
   np.testing.assert_allclose(
-      curve['eval/return'], np.tile([3.0, -30.0, 3.0], (3, 1)), rtol=1e-6)
+    curve['eval/return'], np.tile([3.0, -30.0, 3.0], (3, 1)), rtol=1e-6
+  )
   np.testing.assert_array_equal(curve['gather/diverged'], np.zeros((5, 3)))
 
 
 @pytest.mark.parametrize('learner', range(3))
 def test_the_replay_is_the_whole_life_in_order(finished, learner):
   log = _log(finished[1], learner)
-  life, value = (
-      float(_TASKS[name][learner]) for name in ('lifetime', 'value'))
+  life, value = (float(_TASKS[name][learner]) for name in ('lifetime', 'value'))
   episodes = int(_SIZES[learner] / life)
   time = np.tile(np.arange(life), episodes)
   np.testing.assert_array_equal(log.observation[:, 0], time)
@@ -98,10 +114,17 @@ def test_the_replay_is_the_whole_life_in_order(finished, learner):
 def test_the_replay_can_become_a_dataset(finished):
   _, progress = finished
   buffer = jax.tree.map(lambda x: np.asarray(x[:, 0]), progress.replay.rl)
-  validate(MetaDataset(
-      transitions=buffer.data, size=buffer.size, context=None,
-      context_size=None, tasks=jax.tree.map(np.asarray, _TASKS),
-      episode_return=np.zeros(3, np.float32)), _FAMILY.spec)
+  validate(
+    MetaDataset(
+      transitions=buffer.data,
+      size=buffer.size,
+      context=None,
+      context_size=None,
+      tasks=jax.tree.map(np.asarray, _TASKS),
+      episode_return=np.zeros(3, np.float32),
+    ),
+    _FAMILY.spec,
+  )
 
 
 def test_resumed_equals_uninterrupted(finished, tmp_path):
@@ -122,48 +145,64 @@ def test_learners_never_see_each_other(finished, tmp_path):
   keys = schedule.seed_keys(0, 3)
   others = schedule.seed_keys(7, 3)
   tasks = {
-      'value': jnp.array([100.0, -2.0, jnp.pi]),
-      'lifetime': jnp.array([5.0, 5.0, 1.0]),
+    'value': jnp.array([100.0, -2.0, jnp.pi]),
+    'lifetime': jnp.array([5.0, 5.0, 1.0]),
   }
-  progress = _train(_setup(
-      tmp_path, tasks, jnp.stack([others[0], keys[1], others[2]])))
+  progress = _train(
+    _setup(tmp_path, tasks, jnp.stack([others[0], keys[1], others[2]]))
+  )
   for part in ('state', 'replay'):
     mine, before = jax.tree.map(
-        lambda x: x[1], (getattr(progress, part), getattr(expected, part)))
+      lambda x: x[1], (getattr(progress, part), getattr(expected, part))
+    )
     helpers.assert_same(mine, before)
   assert not np.array_equal(
-      progress.state.params['temperature'][0],
-      expected.state.params['temperature'][0])
+    progress.state.params['temperature'][0],
+    expected.state.params['temperature'][0],
+  )
 
 
 def test_side_by_side_equals_alone(finished, tmp_path):
   _, expected = finished
-  alone = _train(_setup(
-      tmp_path, jax.tree.map(lambda x: x[2:], _TASKS),
-      schedule.seed_keys(0, 3)[2:]))
+  alone = _train(
+    _setup(
+      tmp_path,
+      jax.tree.map(lambda x: x[2:], _TASKS),
+      schedule.seed_keys(0, 3)[2:],
+    )
+  )
   ours, theirs = (
-      (p.state.params, p.state.target_params, p.replay.rl)
-      for p in (alone, expected))
+    (p.state.params, p.state.target_params, p.replay.rl)
+    for p in (alone, expected)
+  )
   # Adam makes whole steps (0.01) of rounding errors in tiny gradients.
   helpers.assert_close(
-      jax.tree.map(lambda x: x[0], ours),
-      jax.tree.map(lambda x: x[2], theirs), 1e-4, 1e-4)
+    jax.tree.map(lambda x: x[0], ours),
+    jax.tree.map(lambda x: x[2], theirs),
+    1e-4,
+    1e-4,
+  )
 
 
 def test_the_first_steps_are_uniform(finished, tmp_path):
   """They do not depend on the networks; what comes after does."""
-  wide = dataclasses.replace(_CONFIG, sac=dataclasses.replace(
-      _CONFIG.sac, actor_hidden=(9,)), env_steps=15)
+  wide = dataclasses.replace(
+    _CONFIG,
+    sac=dataclasses.replace(_CONFIG.sac, actor_hidden=(9,)),
+    env_steps=15,
+  )
   progress = _train(_setup(tmp_path), wide)
   for learner, rows in enumerate(_SIZES // 3):
     ours, theirs = (
-        _log(p, learner).action[:, 0] for p in (progress, finished[1]))
+      _log(p, learner).action[:, 0] for p in (progress, finished[1])
+    )
     np.testing.assert_array_equal(ours[:rows], theirs[:rows])
-    assert not np.any(ours[rows:] == theirs[rows:len(ours)])
+    assert not np.any(ours[rows:] == theirs[rows : len(ours)])
 
 
 def test_precision_of_updates(tmp_path, monkeypatch):
   """The run's own, where it has one."""
+
   class Made(Exception):
     pass
 
@@ -179,7 +218,8 @@ def test_precision_of_updates(tmp_path, monkeypatch):
 
 def test_steps_that_blew_up_are_counted(tmp_path):
   setup = dataclasses.replace(
-      _setup(tmp_path), family=probes.BlowsUp(terminates=True))
+    _setup(tmp_path), family=probes.BlowsUp(terminates=True)
+  )
   states = stages.init_states(setup.algorithm('sac', _CONFIG.sac), setup.seeds)
   returns, diverged = specialists.Evaluator(setup, _CONFIG).score(states)
   # In the third step of both episodes, if life is that long.
@@ -208,14 +248,26 @@ def _best_return(goal, steps=20):
 def test_sac_solves_the_point_robot(tmp_path):
   goals = jnp.array([[0.0, 1.0], [-0.8, 0.6], [1.0, 0.0], [0.6, 0.8]])
   config = SpecialistsConfig(
-      env_steps=3000, initial_steps=600, steps_per_iteration=200,
-      num_evaluations=1, num_episodes=1, sac=sac.Config(
-          critic_hidden=(32, 32), actor_hidden=(32, 32), critic_lr=3e-3,
-          actor_lr=3e-3, temperature_lr=3e-3, discount=0.9, batch_size=64,
-          num_updates=200))
+    env_steps=3000,
+    initial_steps=600,
+    steps_per_iteration=200,
+    num_evaluations=1,
+    num_episodes=1,
+    sac=sac.Config(
+      critic_hidden=(32, 32),
+      actor_hidden=(32, 32),
+      critic_lr=3e-3,
+      actor_lr=3e-3,
+      temperature_lr=3e-3,
+      discount=0.9,
+      batch_size=64,
+      num_updates=200,
+    ),
+  )
   setup = dataclasses.replace(
-      _setup(tmp_path, {'goal': goals}, schedule.seed_keys(0, 4)),
-      family=PointRobot())
+    _setup(tmp_path, {'goal': goals}, schedule.seed_keys(0, 4)),
+    family=PointRobot(),
+  )
   _train(setup, config)
   returns = specialists.curves(setup)['eval/return'][-1]
   best = np.array([_best_return(goal) for goal in np.asarray(goals)])

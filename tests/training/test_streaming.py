@@ -24,14 +24,17 @@ from offmeta.training.config import ConfigError, GatherConfig
 
 _M, _ROWS = 4, 6
 _TASKS = {
-    'value': jnp.array([1.0, -2.0, 0.5, 3.0]),
-    'lifetime': jnp.array([2.0, 5.0, 3.0, 4.0]),
+  'value': jnp.array([1.0, -2.0, 0.5, 3.0]),
+  'lifetime': jnp.array([2.0, 5.0, 3.0, 4.0]),
 }
 
 
 def _buffer(family, seed, capacity=120):
-  data = jax.jit(lambda: probes.random_transitions(
-      jax.random.key(seed), family.spec, (_M, _ROWS)))()
+  data = jax.jit(
+    lambda: probes.random_transitions(
+      jax.random.key(seed), family.spec, (_M, _ROWS)
+    )
+  )()
   return buffers.make(data, jnp.full(_M, _ROWS), capacity, 8)
 
 
@@ -39,16 +42,22 @@ def _stack(tree, number):
   return jax.tree.map(lambda x: jnp.stack([x] * number), tree)
 
 
-@pytest.mark.parametrize('layout', [
-    {}, {'share': 'seeds'}, {'num_tasks': 2, 'share': 'tasks'}],
-    ids=['one device', 'seeds', 'tasks'])
+@pytest.mark.parametrize(
+  'layout',
+  [{}, {'share': 'seeds'}, {'num_tasks': 2, 'share': 'tasks'}],
+  ids=['one device', 'seeds', 'tasks'],
+)
 @pytest.mark.parametrize('terminates', [False, True])
 def test_gather(terminates, layout):
   """The same rows, also where the seeds take different numbers of rounds."""
   family = probes.CountingFamily(terminates=terminates)
   config = GatherConfig(
-      prior_steps=9, posterior_steps=8, context_size=7, label_context_size=8,
-      clear_encoder_buffer=False)
+    prior_steps=9,
+    posterior_steps=8,
+    context_size=7,
+    label_context_size=8,
+    clear_encoder_buffer=False,
+  )
   algorithm = smac.make(family.spec, helpers.SMAC)
   seeds = helpers.seeds(jax.random.split(jax.random.key(1), 2), **layout)
   states = stages.init_states(algorithm, seeds)
@@ -56,26 +65,38 @@ def test_gather(terminates, layout):
 
   def run(place):
     setup = types.SimpleNamespace(
-        family=family, train_tasks=_TASKS,
-        runtime=setups.Runtime(replay=place))
+      family=family, train_tasks=_TASKS, runtime=setups.Runtime(replay=place)
+    )
     replay = stages.new_replay(
-        setup, seeds, lambda *parts: Replay(*parts), _buffer(family, 0),
-        _buffer(family, 1))
+      setup,
+      seeds,
+      lambda *parts: Replay(*parts),
+      _buffer(family, 0),
+      _buffer(family, 1),
+    )
     gather = stages.make_gather(setup, algorithm, seeds, config)
     for number in range(2):
       replay, metrics = gather(
-          states, replay, task_id, seeds.streams(f'round {number}'))
+        states, replay, task_id, seeds.streams(f'round {number}')
+      )
     return replay, metrics
 
   (device, logged), (host, logged_too) = run('device'), run('host')
   assert host.rl.data.reward.devices() == {streaming.host()}
-  np.testing.assert_array_equal(*[
-      m['gather/diverged'] for m in (logged, logged_too)])
+  np.testing.assert_array_equal(
+    *[m['gather/diverged'] for m in (logged, logged_too)]
+  )
   for one, other in zip(device, host):
-    for name in ('size', 'offline_size', 'sequence_start', 'sequence_length',
-                 'num_sequences'):
+    for name in (
+      'size',
+      'offline_size',
+      'sequence_start',
+      'sequence_length',
+      'num_sequences',
+    ):
       np.testing.assert_array_equal(
-          getattr(one, name), getattr(other, name), name)
+        getattr(one, name), getattr(other, name), name
+      )
     held = np.arange(120) < np.asarray(one.size)[..., None]
     valid = lambda data: jax.tree.map(lambda x: np.asarray(x)[held], data)
     helpers.assert_close(valid(one.data), valid(other.data), 1e-5, 1e-6)
@@ -84,9 +105,11 @@ def test_gather(terminates, layout):
   assert np.all(new[0] >= [34, 0, 68, 0]) and not new[0, 1] and not new[0, 3]
 
 
-@pytest.mark.parametrize('layout', [
-    {}, {'share': 'seeds'}, {'num_tasks': 4, 'share': 'tasks'}],
-    ids=['one device', 'seeds', 'tasks'])
+@pytest.mark.parametrize(
+  'layout',
+  [{}, {'share': 'seeds'}, {'num_tasks': 4, 'share': 'tasks'}],
+  ids=['one device', 'seeds', 'tasks'],
+)
 @pytest.mark.parametrize('shared', [True, False])
 def test_updates(shared, layout):
   family = probes.CountingFamily()
@@ -95,11 +118,16 @@ def test_updates(shared, layout):
   if not shared:  # every seed has its own
     replay = jax.tree.map(lambda x: jnp.stack([x, x]), replay)
     data = replay.rl.data
-    replay = replay._replace(rl=replay.rl._replace(
-        data=data._replace(reward=data.reward * jnp.array([1., 3.])[
-            :, None, None])))
-  make_stage = lambda axis: smac.make(
-      family.spec, helpers.SMAC, axis).offline[0]
+    replay = replay._replace(
+      rl=replay.rl._replace(
+        data=data._replace(
+          reward=data.reward * jnp.array([1.0, 3.0])[:, None, None]
+        )
+      )
+    )
+  make_stage = lambda axis: smac.make(family.spec, helpers.SMAC, axis).offline[
+    0
+  ]
 
   def run(make_update, replay):
     state = stages.init_states(smac.make(family.spec, helpers.SMAC), seeds)
@@ -124,15 +152,25 @@ def test_batches_come_to_the_learner(monkeypatch):
   seeds = helpers.seeds(jax.random.split(jax.random.key(0), 2))
   algorithm = smac.make(family.spec, helpers.SMAC)
   setup = types.SimpleNamespace(
-      family=family, train_tasks=_TASKS,
-      runtime=setups.Runtime(replay='host'))
+    family=family, train_tasks=_TASKS, runtime=setups.Runtime(replay='host')
+  )
   replay = stages.new_replay(
-      setup, seeds, lambda x: Replay(x, None), _buffer(family, 0))
+    setup, seeds, lambda x: Replay(x, None), _buffer(family, 0)
+  )
   update = streaming.make_update(
-      lambda axis: smac.make(family.spec, helpers.SMAC, axis).offline[0],
-      seeds, 2, shared_replay=False)
-  gather = stages.make_gather(setup, algorithm, seeds, GatherConfig(
-      prior_steps=5, posterior_steps=5, context_size=3, label_context_size=3))
+    lambda axis: smac.make(family.spec, helpers.SMAC, axis).offline[0],
+    seeds,
+    2,
+    shared_replay=False,
+  )
+  gather = stages.make_gather(
+    setup,
+    algorithm,
+    seeds,
+    GatherConfig(
+      prior_steps=5, posterior_steps=5, context_size=3, label_context_size=3
+    ),
+  )
   state = stages.init_states(algorithm, seeds)
   for committed in (False, True):
     if committed:
@@ -146,18 +184,22 @@ def test_batches_come_to_the_learner(monkeypatch):
 
 
 def test_whole_run(finished_run, tmp_path):
-  setup = tiny_run.make_setup(
-      tmp_path / 'run', runtime={'replay': 'host'})
+  setup = tiny_run.make_setup(tmp_path / 'run', runtime={'replay': 'host'})
   phases.run(setup, tiny_run.PHASES)
-  host, device = tiny_run.results(tmp_path / 'run'), tiny_run.results(
-      finished_run)
+  host, device = (
+    tiny_run.results(tmp_path / 'run'),
+    tiny_run.results(finished_run),
+  )
   assert host.keys() == device.keys()
-  for name in ('dataset/transitions.observation.npy',
-               'dataset/transitions.action.npy',
-               'evaluations/offline:test_self_returns',
-               'evaluations/online-matched:test_self_returns'):
+  for name in (
+    'dataset/transitions.observation.npy',
+    'dataset/transitions.action.npy',
+    'evaluations/offline:test_self_returns',
+    'evaluations/online-matched:test_self_returns',
+  ):
     np.testing.assert_allclose(
-        host[name], device[name], rtol=1e-3, atol=1e-3, err_msg=name)
+      host[name], device[name], rtol=1e-3, atol=1e-3, err_msg=name
+    )
 
 
 def test_no_cpu_backend(monkeypatch):
