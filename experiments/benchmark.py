@@ -5,7 +5,7 @@
   python -m experiments.benchmark --only=env --out=environments.json
   python -m experiments.benchmark --only=workdir --workdir=runs/cheetah
 
-Updates go through `offmeta.training.loop.make_update`, the code of real runs:
+Updates go through `offmeta.training.updates.make_update`, as those of runs do:
 sampling included, one compiled scan over updates. The data are synthetic, the
 sizes those of a profile: 'paper' (published networks and batches, cheetah_vel
 observations), 'cpu' (the main job of experiments/configs/) or 'smoke'.
@@ -71,7 +71,7 @@ from experiments.benchmarking import (
 from experiments.benchmarking.options import Options
 from experiments.benchmarking.results import Result
 from experiments.benchmarking.timing import rounded
-from offmeta.training.setup import write_json
+from offmeta import disk
 
 
 def run(
@@ -167,7 +167,7 @@ def _serve(options: Options, files: option_flags.Files):
     if files.resume:
       begin = lambda: results.resume_result(files.out)
     if files.out:
-      save = lambda result: write_json(files.out, result)
+      save = lambda result: disk.write_json(files.out, result)
     result = run(options, begin, save)
   if old:
     results.print_comparison(old, result, str(files.compare))

@@ -29,10 +29,11 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 from absl import app, flags  # pylint: disable=g-import-not-at-top
 
-from experiments import configuration, jax_settings, launch
 from experiments.configs import base, recipes
+from experiments.runs import configuration, jax_settings, launch
+from offmeta.phases import run as phases
 from offmeta.results import comparison
-from offmeta.training import config as configs, loop, phases
+from offmeta.training import config as configs, stopping
 from offmeta.training.config import ConfigError, ExperimentConfig
 
 ALGORITHMS = (
@@ -90,7 +91,7 @@ class Chosen(NamedTuple):
   ablations: dict[str, dict]
 
 
-def run(options: Options, command: str, stop: loop.StopRequest) -> int:
+def run(options: Options, command: str, stop: stopping.StopRequest) -> int:
   """Runs what is not finished and prints the table; returns the exit status.
 
   Args:
@@ -265,7 +266,7 @@ def _run_one(experiment, options, workdir, command, stop, failed):
     (folder / 'error.txt').write_text(traceback.format_exc())
     message += f' (more in {folder / "error.txt"})'
   if status == 143:
-    raise loop.Interrupted
+    raise stopping.Interrupted
   if status:
     failed[experiment.name] = _one_line(message)
 

@@ -28,13 +28,14 @@ from absl import app, flags, logging  # pylint: disable=g-import-not-at-top
 import jax
 import numpy as np
 
-from experiments import jax_settings
 from experiments.benchmarking import machine as machines
-from offmeta import envs, parallel
+from experiments.runs import jax_settings
+from offmeta import disk, envs, parallel
 from offmeta.algorithms import sac
+from offmeta.checkpoints.checkpointer import CheckpointError
+from offmeta.collection import single_task
 from offmeta.results import statistics
-from offmeta.training import loop, schedule, specialists
-from offmeta.training.checkpointing import CheckpointError
+from offmeta.training import seeds as seeds_lib, stopping
 from offmeta.training.config import (
   ConfigError,
   SpecialistsConfig,
@@ -42,7 +43,7 @@ from offmeta.training.config import (
   to_dict,
 )
 from offmeta.training.metrics import DivergenceError
-from offmeta.training.setup import Setup, write_json
+from offmeta.training.setup import Setup
 from offmeta.types import EnvSpec
 
 PROFILES = ('smoke', 'cpu', 'paper')
@@ -121,7 +122,7 @@ class Identity:
 
 
 def make_setup(
-  name: str, options: Options, workdir: pathlib.Path, stop: loop.StopRequest
+  name: str, options: Options, workdir: pathlib.Path, stop: stopping.StopRequest
 ) -> Setup:
   """One family with the tasks to train on, all of them if it has fewer."""
   family = envs.make(name)
@@ -130,7 +131,7 @@ def make_setup(
   number = min(options.num_tasks, known)
   index = np.linspace(0, known - 1, number).round().astype(int)
   tasks = envs.take_tasks(train, index)
-  root = schedule.stream(jax.random.key(options.seed), 'references')
+  root = seeds_lib.stream(jax.random.key(options.seed), 'references')
   return Setup(
     config=Identity(
       name, tuple(index.tolist()), options.seed, budget(family.spec, options)
@@ -139,7 +140,7 @@ def make_setup(
     family=family,
     train_tasks=tasks,
     test_tasks=tasks,
-    seeds=schedule.Seeds(
+    seeds=seeds_lib.Seeds(
       jax.vmap(lambda i: jax.random.fold_in(root, i))(index),
       parallel.make_layout(number),
     ),
@@ -170,8 +171,8 @@ def measure(setup: Setup) -> dict[str, Any]:
     DivergenceError: SAC's numbers are no longer finite.
   """
   config: SpecialistsConfig = setup.config.specialists
-  evaluator = specialists.Evaluator(setup, config)
-  progress = specialists.train(setup, config, evaluator)
+  evaluator = single_task.Evaluator(setup, config)
+  progress = single_task.train(setup, config, evaluator)
 
   def score(uniform):
     parts = [  # number 0 is the training's
@@ -183,7 +184,7 @@ def measure(setup: Setup) -> dict[str, Any]:
 
   random, random_diverged = score(True)
   final, final_diverged = score(False)
-  curve = specialists.curves(setup)
+  curve = single_task.curves(setup)
   evaluated = curve['eval/return']
   best = evaluated.argmax(axis=0)
   return {
@@ -269,7 +270,7 @@ def _known(setup: Setup, results: dict[str, Any], path: pathlib.Path) -> bool:
 
 
 def run(
-  options: Options, command: str, stop: loop.StopRequest
+  options: Options, command: str, stop: stopping.StopRequest
 ) -> dict[str, Any]:
   """Measures what the file does not have yet; returns what is in it.
 
@@ -292,12 +293,12 @@ def run(
         'command': 'python -m experiments.references --profile=paper'
         f' --families={name}',
       }
-      write_json(path, results)
+      disk.write_json(path, results)
       continue
     setup = make_setup(name, options, workdir, stop)
     if not _known(setup, results, path):
       _add(setup, results, command)
-      write_json(path, results)
+      disk.write_json(path, results)
   return results
 
 
@@ -400,7 +401,7 @@ def _main():
     logging.set_verbosity(logging.WARNING)
     jax_settings.prepare_environment(num_tasks.value)
     jax_settings.configure()
-    stop = loop.StopRequest()
+    stop = stopping.StopRequest()
     stop.install()
     try:
       if len(argv) > 1:
@@ -418,7 +419,7 @@ def _main():
         f'python -m experiments.references {shlex.join(sys.argv[1:])}'.strip(),
         stop,
       )
-    except loop.Interrupted:
+    except stopping.Interrupted:
       print(
         '\nstopped on request; the same command continues from here',
         file=sys.stderr,

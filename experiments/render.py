@@ -14,7 +14,7 @@ import sys
 
 from absl import app, flags
 
-from experiments import configuration, jax_settings
+from experiments.runs import configuration, jax_settings
 
 _FAMILY = flags.DEFINE_string(
   'family', None, 'A family without a run, e.g. ant_dir.'
@@ -80,7 +80,7 @@ def main(argv):
     )
     return 1
   jax_settings.prepare_environment()
-  from experiments import playback  # imports jax
+  from experiments.runs import rendering as playback
 
   show = playback.Show(
     task=_TASK.value,

@@ -18,7 +18,7 @@ import traceback
 
 from absl import app, flags
 
-from experiments import configuration, launch
+from experiments.runs import configuration, launch
 
 _CONFIG = configuration.define_config_flag()
 _PROFILE = flags.DEFINE_enum(

@@ -9,6 +9,7 @@ functions (`Policy`, `Stage`, `Algorithm`, `Network`) hold no arrays.
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax import struct
@@ -171,6 +172,20 @@ class LearnerState:
   target_params: Params
   opt_state: Any
   extras: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Visits:
+  """Data gathered before an iteration (specs smac 2.9, PEARL A1.4)."""
+
+  tasks_per_iteration: int = 5  # drawn uniformly with replacement
+  prior_steps: int = 400  # under the prior; into both buffers
+  posterior_steps: int = 600  # first episode prior, then posterior
+  posterior_to_encoder: bool = False  # released: RL buffer only
+  clear_encoder_buffer: bool = False  # PEARL: True, SMAC: False
+  context_size: int = 256  # transitions behind a posterior rollout
+  label_context_size: int = 256  # offline transitions behind a label
+  rewards: str = 'decoder'  # 'decoder' (self-supervised) or 'true' (oracle)
 
 
 class BatchSpec(NamedTuple):

@@ -54,8 +54,8 @@ def finished_run(tmp_path_factory):
   """
   import tiny_run
 
-  from experiments import run_record
-  from offmeta.training import phases
+  from experiments.runs import record
+  from offmeta.phases import run as phases
 
   folder = tmp_path_factory.getbasetemp()
   if 'PYTEST_XDIST_WORKER' in os.environ:
@@ -68,7 +68,7 @@ def finished_run(tmp_path_factory):
       shutil.rmtree(made, ignore_errors=True)  # the other one failed
       setup = tiny_run.make_setup(made)
       made.mkdir()
-      run_record.write(setup.config, made, 'smoke', 'the command')
+      record.write(setup.config, made, 'smoke', 'the command')
       with tiny_run.shared_programs():
         phases.run(setup, tiny_run.PHASES)
       made.rename(workdir)

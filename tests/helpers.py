@@ -6,7 +6,7 @@ import numpy as np
 
 from offmeta import parallel
 from offmeta.algorithms import pearl, smac
-from offmeta.training.schedule import Seeds
+from offmeta.training.seeds import Seeds
 from offmeta.types import EnvSpec
 
 SPEC = EnvSpec(

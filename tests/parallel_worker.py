@@ -25,8 +25,8 @@ from offmeta.algorithms import (
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.testing import probes
-from offmeta.training import loop, preparation
-from offmeta.training.schedule import Seeds
+from offmeta.training import updates
+from offmeta.training.seeds import Seeds
 from offmeta.training.setup import Runtime
 from offmeta.types import DataSpec
 
@@ -194,10 +194,10 @@ def run(case, replay, **layout):
   start = jax.jit(jax.vmap(make(helpers.SPEC, config).init))(keys)
   start = start.replace(params=helpers.shaken(start.params))
   start = jax.tree.map(seeds.mine, start)
-  update = loop.make_update(make_stage, seeds, UPDATES, shared_replay=True)
+  update = updates.make_update(make_stage, seeds, UPDATES, shared_replay=True)
   stage, extras = make_stage(None), {}
   if stage.annotate is not None:
-    extras = preparation.annotate(
+    extras = updates.annotate(
       types.SimpleNamespace(runtime=Runtime()), seeds, stage, start, replay
     )
   return start, *update(jax.tree.map(jnp.copy, start), replay, extras)

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import tiny_run
 
+from offmeta.collection import phase as collect
+from offmeta.phases import run as phases
 from offmeta.results import report
-from offmeta.training import collect, evaluator, phases
+from offmeta.training import evaluator
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _NUMBER = {'mean', 'low', 'high', 'seeds'}

@@ -14,6 +14,20 @@ _FILES = sorted(_PACKAGE.rglob('*.py'))
 
 # Part of the package -> the parts that it may import, itself aside. A part is
 # a top-level module or folder.
+_ENGINE = {
+  'types',
+  'parallel',
+  'processes',
+  'losses',
+  'algorithms',
+  'data',
+  'disk',
+  'envs',
+  'evaluation',
+  'results',
+  'rollout',
+  'checkpoints',
+}
 _ALLOWED = {
   'types': set(),
   'disk': set(),
@@ -24,24 +38,16 @@ _ALLOWED = {
   'losses': {'types', 'parallel'},
   'algorithms': {'types', 'parallel', 'optim', 'networks', 'losses'},
   'envs': {'types'},
-  'data': {'types', 'disk'},
+  'data': {'types', 'disk', 'losses'},
+  'checkpoints': {'types', 'disk', 'parallel', 'processes'},
   'rollout': {'types'},
   'evaluation': {'types', 'parallel', 'rollout', 'data', 'losses'},
   'results': set(),
   'testing': {'types'},
-  'training': {
-    'types',
-    'parallel',
-    'processes',
-    'losses',
-    'algorithms',
-    'data',
-    'disk',
-    'envs',
-    'evaluation',
-    'results',
-    'rollout',
-  },
+  'training': _ENGINE,
+  'collection': _ENGINE | {'training'},
+  'phases': _ENGINE | {'training', 'collection'},
+  'playback': {'types', 'rollout', 'training', 'collection'},
   '__init__': {'types'},
 }
 

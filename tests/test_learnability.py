@@ -11,7 +11,7 @@ from offmeta.algorithms import smac
 from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
 from offmeta.testing import probes
-from offmeta.training import loop
+from offmeta.training import updates
 from offmeta.types import Transition
 
 _FAMILY = probes.BanditFamily()
@@ -51,7 +51,7 @@ def _trained():
   )
   algorithm = smac.make(_FAMILY.spec, _CONFIG)
   keys = jax.random.split(jax.random.key(1), 1)
-  update = loop.make_update(
+  update = updates.make_update(
     lambda axis: smac.make(_FAMILY.spec, _CONFIG, axis).offline[0],
     helpers.seeds(keys),
     _CONFIG.offline.num_updates,

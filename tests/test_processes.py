@@ -12,7 +12,7 @@ import pytest
 import tiny_run
 
 from offmeta import processes
-from offmeta.training import phases
+from offmeta.phases import run as phases
 
 # One process.
 

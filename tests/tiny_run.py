@@ -14,9 +14,11 @@ from orbax.checkpoint import v1 as ocp
 from offmeta.training import (
   config as configs,
   evaluator as evaluators,
+  gatherers,
   loop,
   setup as setups,
-  stage as stages,
+  stopping,
+  updates,
 )
 
 PHASES = ('collect', 'offline', 'online', 'test')
@@ -98,7 +100,7 @@ def make_config(changes: Mapping = {}) -> configs.ExperimentConfig:
 def make_setup(
   workdir: str | os.PathLike[str],
   changes: Mapping = {},
-  stop: loop.StopRequest | None = None,
+  stop: stopping.StopRequest | None = None,
   runtime: Mapping = {},
 ) -> setups.Setup:
   """A quiet setup that saves a checkpoint after every chunk."""
@@ -126,8 +128,8 @@ def shared_programs() -> Iterator[None]:
   """
   make = {
     'evaluator': evaluators.Evaluator,
-    'gatherer': stages.gatherer,
-    'updater': loop.Updater,
+    'gatherer': gatherers.gatherer,
+    'updater': updates.Updater,
   }
 
   def once(kind, key, *args, **kw):
@@ -171,7 +173,7 @@ def shared_programs() -> Iterator[None]:
 
   with (
     mock.patch.object(evaluators, 'Evaluator', evaluator),
-    mock.patch.object(stages, 'gatherer', gatherer),
+    mock.patch.object(gatherers, 'gatherer', gatherer),
     mock.patch.object(loop, 'Updater', updater),
   ):
     yield
@@ -180,7 +182,7 @@ def shared_programs() -> Iterator[None]:
 _PROGRAMS: dict[tuple, Any] = {}
 
 
-class StopAt(loop.StopRequest):
+class StopAt(stopping.StopRequest):
   """Asks to stop once a stage has written the metrics of a step."""
 
   def __init__(self, stage: pathlib.Path, step: int):

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments import configuration
 from experiments.benchmarking import flops
 from experiments.configs import recipes, smac as smac_experiment
+from experiments.runs import configuration
 from offmeta.algorithms import ALGORITHMS, sac
 from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay

@@ -157,7 +157,8 @@ def _head(figure: Any, title: str, rows: Rows, result: Any, note: str):
   figure.suptitle(
     '\n'.join(
       (
-        f'{title}: profile {profiles}, {precisions}, {machine.get("device_kind")}'
+        f'{title}: profile {profiles}, {precisions},'
+        f' {machine.get("device_kind")}'
         f' ({machine.get("cpu")}, {machine.get("cores")} cores)',
         *textwrap.wrap(note, width),
       )

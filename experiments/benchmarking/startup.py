@@ -52,8 +52,8 @@ def _main():
   given = processes.argument()
   since_start = lambda: time.time() - given['begin']
   # What a run imports is part of its start.
-  from experiments import jax_settings
   from experiments.benchmarking import cases, updates
+  from experiments.runs import jax_settings
   from offmeta import parallel
 
   seconds = {'imported_s': since_start()}

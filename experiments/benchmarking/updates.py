@@ -19,7 +19,7 @@ from experiments.benchmarking.timing import (
 )
 from offmeta import parallel
 from offmeta.parallel import Layout
-from offmeta.training import loop, preparation, schedule
+from offmeta.training import seeds as seeds_lib, updates as updates_lib
 from offmeta.training.setup import Runtime
 
 
@@ -43,7 +43,7 @@ class UpdateRunner:
     matmul_precision: str = 'float32',
   ):
     number = layout.num_seeds
-    seeds = schedule.Seeds(schedule.seed_keys(0, number), layout)
+    seeds = seeds_lib.Seeds(seeds_lib.seed_keys(0, number), layout)
     shared = case.stage == 'offline'
     replay = cases.synthetic_replay(case)
     if not shared:
@@ -53,7 +53,7 @@ class UpdateRunner:
     self._state = layout.place(
       jax.jit(jax.vmap(case.make().init))(seeds.keys), 0
     )
-    self._update = loop.make_update(
+    self._update = updates_lib.make_update(
       case.get_stage,
       seeds,
       chunk,
@@ -62,7 +62,7 @@ class UpdateRunner:
     )
     stage, self._extras = case.get_stage(), {}
     if stage.annotate is not None:
-      self._extras = preparation.annotate(
+      self._extras = updates_lib.annotate(
         types.SimpleNamespace(runtime=Runtime()),
         seeds,
         stage,

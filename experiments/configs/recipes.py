@@ -1,5 +1,6 @@
 """What the families' experiments share: variants, ablations and sizes."""
 
+from collections.abc import Mapping
 import copy
 import math
 
@@ -23,11 +24,11 @@ RELEASED = {'description': 'released recipe: loose contexts, frozen encoder'}
 _TRUE_REWARDS = {'online': {'gather': {'rewards': 'true'}}}
 
 
-def merge(base: dict, changes: dict) -> dict:
+def merge(base: Mapping, changes: Mapping) -> dict:
   """`base` with nested `changes` applied; neither argument is altered."""
-  merged = copy.deepcopy(base)
+  merged = copy.deepcopy(dict(base))
   for key, value in changes.items():
-    if isinstance(value, dict) and isinstance(merged.get(key), dict):
+    if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
       merged[key] = merge(merged[key], value)
     else:
       merged[key] = copy.deepcopy(value)

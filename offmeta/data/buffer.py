@@ -1,7 +1,7 @@
 """Per-task replay on the device, in insertion order.
 
 Nothing is evicted: capacities are computed from the schedule before a run
-(`training/schedule.py`), so "the first 1200 transitions" and "what was there
+(`data/capacity.py`), so "the first 1200 transitions" and "what was there
 at the phase switch" are prefixes.
 """
 
@@ -113,7 +113,7 @@ def append(
 
   All T rows are written; those past `count` lie beyond `size` and the next
   append overwrites them. So the capacity must hold T rows more than the data:
-  the caller guarantees it (`training/schedule.py`).
+  the caller guarantees it (`data/capacity.py`).
   """
   start = buffer.size[task_id]
 

@@ -45,13 +45,13 @@ import numpy as np
 from offmeta.envs import (
   base,
   brax_family,
+  manipulation_script,
   manipulation_tasks as tasks,
   render,
   simulator as simulators,
 )
 from offmeta.types import Array, EnvState, Key, Policy, Task
 
-MAX_MOVE = 0.05  # metres per control step and unit of action
 _WORKSPACE = np.array([[0.5, -0.2, -0.36], [0.85, 0.2, -0.1]])  # metres
 _HAND_START = np.array([0.6, -0.15, -0.2])  # on side +1
 _AWAY = np.array([10.0, 0.0, 0.0])  # where absent things are, from their place
@@ -225,7 +225,7 @@ class Manipulation(brax_family.BraxFamily):
     self, physics: simulators.Physics, action: Array, task: Task
   ) -> Array:
     """What the actuators get, [6]: hand xyz, two fingers, button drawer."""
-    hand = physics.q[_HAND] + MAX_MOVE * action[:3]
+    hand = physics.q[_HAND] + tasks.MAX_MOVE * action[:3]
     finger = _FINGER_TRAVEL * (1.0 - action[3]) / 2.0
     down = -physics.q[_TRAVELS][2] > tasks.BUTTON_GOAL
     drive = _DRIVE * down * (1.0 - 2.0 * task['open'])
@@ -310,6 +310,4 @@ class Manipulation(brax_family.BraxFamily):
 
   def scripted_policy(self) -> Policy:
     """Collects data; its params are one task. See `manipulation_script`."""
-    from offmeta.envs import manipulation_script
-
     return manipulation_script.scripted_policy(self)

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta.envs import manipulation, manipulation_tasks as tasks
+from offmeta.envs import manipulation_tasks as tasks
 from offmeta.envs.manipulation_tasks import AIMS
-from offmeta.types import Array, Key, Policy, Task, Transition
+from offmeta.types import Array, EnvFamily, Key, Policy, Task, Transition
 
 # Phases; the gripper closes in steps GRIP to CARRY - 1, and after PLACE the
 # hand stays for STAY steps.
@@ -51,13 +51,11 @@ class Progress(NamedTuple):
   phase: Array
 
 
-def scripted_policy(
-  family: manipulation.Manipulation, noise: float = _NOISE
-) -> Policy:
+def scripted_policy(family: EnvFamily, noise: float = _NOISE) -> Policy:
   """A policy whose params are one task of the family.
 
   Args:
-    family: whose scene it knows.
+    family: a `manipulation.Manipulation`, whose scene it knows.
     noise: standard deviation of the noise on actions.
   """
 
@@ -66,7 +64,7 @@ def scripted_policy(
 
   def act(task, state, observation, key):
     target, grip = _intend(family, task, state, observation)
-    move = (target - observation[:3]) / manipulation.MAX_MOVE
+    move = (target - observation[:3]) / tasks.MAX_MOVE
     # Straight to the target, also where it is more than one step away.
     move = move / jnp.maximum(1.0, jnp.max(jnp.abs(move)))
     action = jnp.append(move, grip)
@@ -100,7 +98,7 @@ def _begin(choices: Array, key: Key) -> Progress:
 
 
 def _places(
-  family: manipulation.Manipulation, task: Task, observation: Array
+  family: EnvFamily, task: Task, observation: Array
 ) -> tuple[Array, Array]:
   """Where the hand has to go, for each aim: pick and place, both [9, 3]."""
   home = lambda fixture, *shift: tasks.mirrored(
@@ -130,7 +128,7 @@ def _places(
 
 
 def _intend(
-  family: manipulation.Manipulation,
+  family: EnvFamily,
   task: Task,
   state: Progress,
   observation: Array,
@@ -151,7 +149,7 @@ def _intend(
 
 
 def _next_phase(
-  family: manipulation.Manipulation,
+  family: EnvFamily,
   task: Task,
   state: Progress,
   observation: Array,

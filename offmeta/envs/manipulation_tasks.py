@@ -14,6 +14,7 @@ import numpy as np
 
 from offmeta.types import Array, Task
 
+MAX_MOVE = 0.05  # of the hand, metres per control step and unit of action
 PARTS = ('button_drawer', 'handle_drawer', 'button', 'tray', 'object')
 AIMS = (
   'move_hand',

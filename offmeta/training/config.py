@@ -19,6 +19,7 @@ from offmeta.algorithms import (
   sac as sac_lib,
   smac as smac_lib,
 )
+from offmeta.types import Visits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,20 +31,6 @@ class FamilyConfig:
   task_list: str = 'default'  # a published list, or 'random:SEED'
   num_train: int = 32  # first so many of the list's training tasks
   num_test: int = 20  # first so many of its test tasks
-
-
-@dataclasses.dataclass(frozen=True)
-class GatherConfig:
-  """Data gathered in one online iteration (specs smac 2.9, PEARL A1.4)."""
-
-  tasks_per_iteration: int = 5  # drawn uniformly with replacement
-  prior_steps: int = 400  # under the prior; into both buffers
-  posterior_steps: int = 600  # first episode prior, then posterior
-  posterior_to_encoder: bool = False  # released: RL buffer only
-  clear_encoder_buffer: bool = False  # PEARL: True, SMAC: False
-  context_size: int = 256  # transitions behind a posterior rollout
-  label_context_size: int = 256  # offline transitions behind a label
-  rewards: str = 'decoder'  # 'decoder' (self-supervised) or 'true' (oracle)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +57,7 @@ class CollectConfig:
   seed: int = 0
   iterations: int = 50  # of gathering and training the behaviour policy
   initial_steps: int = 2000  # per task with the untrained policy
-  gather: GatherConfig = GatherConfig(clear_encoder_buffer=True, rewards='true')
+  gather: Visits = Visits(clear_encoder_buffer=True, rewards='true')
   rl_slice: str = 'last'  # part of each log that is kept, of SLICES
   rl_size: int = 1200  # transitions per task for the losses
   encoder_size: int = 0  # last so many of the encoder buffer; 0: rl slice
@@ -83,7 +70,7 @@ class OnlineConfig:
 
   iterations: int = 501
   share_encoder_buffer: bool = True  # one buffer for both roles (Ant script)
-  gather: GatherConfig = GatherConfig()
+  gather: Visits = Visits()
   headline: str = 'smac'  # the variant reported as `online_*`
   oracle: str = 'oracle'  # the variant reported as `oracle`
   # name -> {'description': str, and what it changes in ExperimentConfig}

@@ -8,7 +8,7 @@ import numpy as np
 
 from offmeta import evaluation, rollout
 from offmeta.data.buffer import Replay
-from offmeta.training.schedule import Seeds
+from offmeta.training.seeds import Seeds
 from offmeta.training.setup import Setup
 from offmeta.types import Algorithm, LearnerState
 

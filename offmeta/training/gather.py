@@ -14,7 +14,7 @@ from offmeta import parallel, rollout
 from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
 from offmeta.losses import returns
-from offmeta.training.config import GatherConfig
+from offmeta.training.config import Visits
 from offmeta.types import (
   Algorithm,
   Array,
@@ -89,7 +89,7 @@ class Counts(NamedTuple):
 
 
 def prepare(
-  replay: Replay, tasks: Task, task_id: Array, key: Key, config: GatherConfig
+  replay: Replay, tasks: Task, task_id: Array, key: Key, config: Visits
 ) -> tuple[Replay, Visit, Counts]:
   """The start of a visit to the tasks `task_id` [K] of all `tasks`."""
   if config.clear_encoder_buffer and replay.encoder is not None:
@@ -113,7 +113,7 @@ def prepare(
   return replay, visit, Counts(none, none, zero, zero, zero)
 
 
-def unfinished(counts: Counts, config: GatherConfig) -> Array:
+def unfinished(counts: Counts, config: Visits) -> Array:
   """Whether a visit has not used its quotas."""
   return jnp.any(counts.prior < config.prior_steps) | jnp.any(
     counts.posterior < config.posterior_steps
@@ -129,7 +129,7 @@ def _round_keys(visit: Visit, counts: Counts) -> Key:
 
 
 def draw(
-  replay: Replay, visit: Visit, counts: Counts, config: GatherConfig
+  replay: Replay, visit: Visit, counts: Counts, config: Visits
 ) -> Contexts:
   """Contexts for the next round: `config.context_size` transitions of each
   task's current encoder buffer, and fresh offline ones for the labels."""
@@ -155,7 +155,7 @@ def act(
   visit: Visit,
   counts: Counts,
   contexts: Contexts,
-  config: GatherConfig,
+  config: Visits,
   axis_name: str | None,
 ) -> tuple[Transition, Array, Array]:
   """A round: one whole episode in each of K tasks, labelled.
@@ -212,7 +212,7 @@ def keep(
   data: Transition,
   steps: Array,
   diverged: Array,
-  config: GatherConfig,
+  config: Visits,
 ) -> tuple[Replay, Counts]:
   """Stores and books what `act` returned; nothing if the visit is over."""
   active = unfinished(counts, config)
@@ -298,7 +298,7 @@ def gather(
   tasks: Task,
   task_id: Array,
   key: Key,
-  config: GatherConfig,
+  config: Visits,
   axis_name: str | None = None,
   seeds_axis: str | None = None,
 ) -> tuple[Replay, Metrics]:

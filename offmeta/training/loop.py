@@ -4,8 +4,7 @@ One loop serves the behaviour policy's training, the offline phase (which
 gathers nothing) and the self-supervised phase.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-import signal
+from collections.abc import Callable
 import time
 from typing import Any, NamedTuple
 
@@ -13,31 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta import parallel, processes
-from offmeta.data import sampler
+from offmeta import processes
+from offmeta.checkpoints.checkpointer import Checkpointer
 from offmeta.data.buffer import Replay
-from offmeta.training import metrics as metrics_lib, schedule
-from offmeta.training.checkpointing import Checkpointer
-from offmeta.types import Array, LearnerState, Stage
-
-
-class Interrupted(Exception):
-  """The process was asked to stop; everything needed to go on is saved."""
-
-
-class StopRequest:
-  """Turns SIGTERM into a request that the loop honours at the next chunk."""
-
-  def __init__(self):
-    self.requested = False
-
-  def install(self):
-    """Starts listening (main thread only)."""
-    signal.signal(signal.SIGTERM, self._on_signal)
-
-  def _on_signal(self, number, frame):
-    del number, frame
-    self.requested = True
+from offmeta.training import metrics as metrics_lib
+from offmeta.training.seeds import Seeds
+from offmeta.training.setup import PhaseError
+from offmeta.training.stopping import Interrupted, StopRequest
+from offmeta.training.updates import Updater, init_states
+from offmeta.types import Array, LearnerState
 
 
 class Progress(NamedTuple):
@@ -61,124 +44,6 @@ def start(state: LearnerState, replay: Replay | None) -> Progress:
   """Nothing done yet."""
   zero = jnp.zeros((), jnp.int32)
   return Progress(state, replay, zero, zero)
-
-
-def make_update(
-  make_stage: Callable[[str | None], Stage],
-  seeds: schedule.Seeds,
-  num_updates: int,
-  shared_replay: bool,
-  matmul_precision: str = 'float32',
-) -> Callable:
-  """Compiles `num_updates` updates of a stage for all seeds.
-
-  Sampling is part of the compiled program; nothing returns to the host in
-  between.
-
-  Args:
-    make_stage: axis_name -> Stage.
-    seeds: whose; their layout shares out seeds or the meta-batch.
-    num_updates: length of the scan.
-    shared_replay: the replay has no seed axis.
-    matmul_precision: of the networks in the updates
-      (`networks.base.product`); acting is not touched by it.
-
-  Returns:
-    (state [S], replay, extras of its queries [S]) -> (state [S], metrics [S],
-    means over the updates).
-  """
-  axis_name = seeds.layout.axis_name
-  stage = make_stage(axis_name)
-
-  def one_seed(state, replay, extras, key):
-    replay = replay.with_extras(extras)
-    slots = parallel.local_slots(stage.batch.num_tasks, axis_name)
-
-    def body(state, _):
-      batch = sampler.sample_batch(key, state.step, slots, stage.batch, replay)
-      with jax.default_matmul_precision(matmul_precision):
-        return stage.update(state, batch)
-
-    state, metrics = jax.lax.scan(body, state, None, length=num_updates)
-    return state, jax.tree.map(jnp.mean, metrics)
-
-  compiled = seeds.layout.compile(
-    one_seed, (0, None if shared_replay else 0, 0, 0), donate=(0,)
-  )
-  keys = seeds.layout.place(seeds.streams('batches'), 0)
-  return lambda state, replay, extras={}: compiled(state, replay, extras, keys)
-
-
-class Updater:
-  """Compiled chunks of the stages of one phase.
-
-  Args:
-    make_stages: axis_name -> stages, run one after the other.
-    seeds, shared_replay, matmul_precision: see `make_update`.
-    chunk: updates per compiled call.
-    make_update: `make_update`, or another for a replay that is kept elsewhere.
-    annotate: (stage, state [S], replay) -> extras [S] of a stage that asks
-      for them, computed before its first update.
-  """
-
-  def __init__(
-    self,
-    make_stages: Callable[[str | None], Sequence[Stage]],
-    seeds: schedule.Seeds,
-    chunk: int,
-    shared_replay: bool,
-    matmul_precision: str = 'float32',
-    make_update: Callable = make_update,
-    annotate: Callable | None = None,
-  ):
-    self._annotate = annotate
-    self._extras: tuple[int, Mapping[str, Array]] = (-1, {})
-    self._make_stages = make_stages
-    self._stages = tuple(make_stages(None))
-    self.seeds = seeds
-    self._chunk = chunk
-    self._shared = shared_replay
-    self._precision = matmul_precision
-    self._make_update = make_update
-    self._compiled: dict[tuple[int, int], Callable] = {}
-    self.total = sum(stage.num_steps for stage in self._stages)
-
-  def __call__(
-    self, state: LearnerState, replay: Replay, done: int
-  ) -> tuple[LearnerState, int, str, Mapping[str, Array]]:
-    """Runs the next chunk after `done` updates of this iteration.
-
-    Returns:
-      (state, updates run, stage name, metrics [S]).
-    """
-    first = 0
-    for index, stage in enumerate(self._stages):
-      if done < first + stage.num_steps:
-        break
-      first += stage.num_steps
-    count = min(self._chunk, first + stage.num_steps - done)
-    if (index, count) not in self._compiled:
-      self._compiled[index, count] = self._make_update(
-        lambda axis: self._make_stages(axis)[index],
-        self.seeds,
-        count,
-        self._shared,
-        self._precision,
-      )
-    state, metrics = self._compiled[index, count](
-      state, replay, self._extras_of(index, state, replay)
-    )
-    return state, count, stage.name, metrics
-
-  def _extras_of(self, index, state, replay):
-    """They depend on nothing that the stage changes: a run that goes on in
-    its middle computes the same ones."""
-    stage = self._stages[index]
-    if stage.annotate is None:
-      return {}
-    if self._extras[0] != index:
-      self._extras = index, self._annotate(stage, state, replay)
-    return self._extras[1]
 
 
 def run(
@@ -267,3 +132,63 @@ def run(
 def _new(replay: Any) -> Array:
   """Environment steps [S] since the start."""
   return jnp.sum(replay.rl.size - replay.rl.offline_size, axis=-1)
+
+
+def run_stage(setup, stage, progress, updater, show=(), **kw):
+  """Restores, runs and saves one stage.
+
+  Args:
+    setup: of the run.
+    stage: folder under the workdir.
+    progress: where a run that was not interrupted begins; its replay is used
+      up.
+    updater: the updates, and whose they are.
+    show: metrics for the console.
+    **kw: further arguments of `loop.run`.
+  """
+  checkpointer = setup.checkpointer(stage, updater.seeds)
+  if checkpointer.latest_step() is not None:
+    template = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      progress,
+    )
+    # Two replays might not fit.
+    jax.tree.map(lambda x: x.delete(), progress.replay)
+    progress = checkpointer.restore(template)
+  done = int(progress.iteration) * updater.total + int(progress.updates)
+  writer = setup.writer(stage, kw['iterations'] * updater.total, show)
+  writer.truncate_after(done)
+  try:
+    progress = run(
+      progress,
+      updater,
+      writer=writer,
+      checkpointer=checkpointer,
+      checkpoint_every_s=setup.runtime.checkpoint_every_s,
+      stop=setup.stop,
+      **kw,
+    )
+  finally:
+    writer.close()
+    checkpointer.close()
+  final = setup.checkpointer(stage, updater.seeds, 'final')
+  final.save(0, progress.state)
+  final.close()
+  return progress
+
+
+def final_states(setup, stage, algorithm, seeds: Seeds) -> LearnerState:
+  """The learner states [S] that a finished stage left.
+
+  Raises:
+    PhaseError: it is not finished.
+  """
+  if not setup.is_done(stage):
+    raise PhaseError(
+      f'{setup.workdir / stage}: not finished; run the phase'
+      f' {stage.split("/")[0]!r} first (the same command with'
+      ' --phases=collect,offline,online continues it)'
+    )
+  return setup.checkpointer(stage, seeds, 'final').restore(
+    init_states(algorithm, seeds)
+  )

@@ -12,20 +12,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from offmeta import envs, parallel, processes
+from offmeta import disk, envs, parallel, processes
 from offmeta.algorithms import ALGORITHMS
-from offmeta.training import metrics as metrics_lib, schedule
-from offmeta.training.checkpointing import Checkpointer
+from offmeta.checkpoints.checkpointer import Checkpointer
+from offmeta.training import metrics as metrics_lib, seeds as seeds_lib
 from offmeta.training.config import (
   ConfigError,
   ExperimentConfig,
   config_hash,
   variant,
 )
-from offmeta.training.loop import StopRequest
+from offmeta.training.stopping import StopRequest
 from offmeta.types import Algorithm, EnvFamily, Key, Task
+
+
+class PhaseError(RuntimeError):
+  """A phase lacks what an earlier one should have left."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Setup:
   family: EnvFamily
   train_tasks: Task
   test_tasks: Task
-  seeds: schedule.Seeds
+  seeds: seeds_lib.Seeds
   stop: StopRequest
   runtime: Runtime = Runtime()
 
@@ -92,9 +95,9 @@ class Setup:
     config = config or self.config
     return self.algorithm(config.algorithm, config.settings, axis_name)
 
-  def make_seeds(self, keys: Key, num_tasks: int) -> schedule.Seeds:
+  def make_seeds(self, keys: Key, num_tasks: int) -> seeds_lib.Seeds:
     """Other learners than the run's, with meta-batches of `num_tasks`."""
-    return schedule.Seeds(
+    return seeds_lib.Seeds(
       keys,
       parallel.make_layout(
         keys.shape[0], num_tasks, self.runtime.max_devices, self.runtime.share
@@ -102,7 +105,7 @@ class Setup:
     )
 
   def checkpointer(
-    self, stage: str, seeds: schedule.Seeds, kind: str = 'checkpoints'
+    self, stage: str, seeds: seeds_lib.Seeds, kind: str = 'checkpoints'
   ) -> Checkpointer:
     """Of one stage, e.g. 'offline' or 'online/smac'.
 
@@ -142,7 +145,7 @@ class Setup:
     """Notes that a stage is finished, and drops what only it would need."""
 
     def mark():
-      write_json(self.workdir / stage / 'done.json', {'stage': stage})
+      disk.write_json(self.workdir / stage / 'done.json', {'stage': stage})
       if not self.runtime.keep_checkpoints:
         shutil.rmtree(self.workdir / stage / 'checkpoints', ignore_errors=True)
 
@@ -155,7 +158,7 @@ class Setup:
     path = self.workdir / 'timing.json'
     timing = json.loads(path.read_text()) if path.exists() else {}
     timing[stage] = round(timing.get(stage, 0.0) + seconds, 3)
-    write_json(path, timing)
+    disk.write_json(path, timing)
 
   def timed(self, stage: str, work: Callable[[], None]):
     """Runs `work` and books its wall time, also when it is interrupted."""
@@ -164,22 +167,6 @@ class Setup:
       work()
     finally:
       self.add_time(stage, time.monotonic() - begin)
-
-
-def write_json(path: pathlib.Path, value: Any):
-  """Writes a file in one step: a crash leaves the old one or the new one."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.tmp')
-  temporary.write_text(json.dumps(value, indent=1, default=list) + '\n')
-  os.replace(temporary, path)
-
-
-def write_arrays(path: pathlib.Path, arrays: dict[str, Any]):
-  """Writes an .npz of plain arrays in one step."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.stem}.tmp.npz')
-  np.savez(temporary, **{k: np.asarray(v) for k, v in arrays.items()})
-  os.replace(temporary, path)
 
 
 def _first(tasks: Task, count: int, what: str, name: str) -> Task:
@@ -269,7 +256,7 @@ def make_setup(
     config.family.num_train,
     config.family.num_test,
   )
-  keys = schedule.seed_keys(config.seed, config.num_seeds, config.first_seed)
+  keys = seeds_lib.seed_keys(config.seed, config.num_seeds, config.first_seed)
   meta_batch = _common_meta_batch(config, family)
   layout = parallel.make_layout(
     config.num_seeds, meta_batch, runtime.max_devices, runtime.share
@@ -295,7 +282,7 @@ def make_setup(
     family=family,
     train_tasks=train,
     test_tasks=test,
-    seeds=schedule.Seeds(keys, layout),
+    seeds=seeds_lib.Seeds(keys, layout),
     stop=stop or StopRequest(),
     runtime=runtime,
   )

@@ -15,7 +15,7 @@ from offmeta import parallel
 from offmeta.data import sampler
 from offmeta.training import gather as gathering
 from offmeta.training.config import ConfigError
-from offmeta.training.schedule import Seeds
+from offmeta.training.seeds import Seeds
 from offmeta.types import Stage
 
 # Blocks of a chunk: while one is computed, the next is sampled and sent.
@@ -49,7 +49,7 @@ def make_update(
   shared_replay: bool,
   matmul_precision: str = 'float32',
 ) -> Callable:
-  """`loop.make_update` for a replay of `to_host`."""
+  """`updates.make_update` for a replay of `to_host`."""
   axis_name = seeds.layout.axis_name
   stage = make_stage(axis_name)
   num_tasks = stage.batch.num_tasks

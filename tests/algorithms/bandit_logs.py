@@ -1,4 +1,4 @@
-"""Logs of the bandit probe, for tests of learning from other policies' lives."""
+"""Logs of the bandit probe, for learning from the lives of other policies."""
 
 import helpers
 import jax
@@ -9,7 +9,7 @@ from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Buffer, Replay
 from offmeta.losses import returns
 from offmeta.testing import probes
-from offmeta.training import loop
+from offmeta.training import updates
 from offmeta.types import Transition
 
 FAMILY = probes.BanditFamily()
@@ -55,7 +55,7 @@ def train(make, config):
   """What the policies take as params, after the offline stage."""
   keys = jax.random.split(jax.random.key(1), 1)
   algorithm = make(FAMILY.spec, config)
-  update = loop.make_update(
+  update = updates.make_update(
     lambda axis: make(FAMILY.spec, config, axis).offline[0],
     helpers.seeds(keys),
     config.num_updates,

@@ -11,7 +11,7 @@ from offmeta.algorithms import borel
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.testing import probes
-from offmeta.training import loop
+from offmeta.training import updates
 from offmeta.types import Transition
 
 _FAMILY = probes.BanditFamily()  # episodes of 4 steps
@@ -104,7 +104,7 @@ def _returns():
   replay, keys = _replay(), jax.random.split(jax.random.key(1), 2)
   state = jax.jit(jax.vmap(algorithm.init))(keys)
   vae, rl = [
-    loop.make_update(
+    updates.make_update(
       lambda axis, i=i: borel.make(_FAMILY.spec, _CONFIG, axis).offline[i],
       helpers.seeds(keys),
       stage.num_steps,

@@ -16,7 +16,7 @@ from offmeta.algorithms import focal
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.testing import probes
-from offmeta.training import loop
+from offmeta.training import updates
 from offmeta.types import Transition
 
 _FAMILY = probes.BanditFamily()
@@ -60,7 +60,7 @@ def _returns(config):
   """Mean held-out returns by context: right, of the opposite task, none."""
   algorithm = focal.make(_FAMILY.spec, config)
   keys = jax.random.split(jax.random.key(1), 1)
-  update = loop.make_update(
+  update = updates.make_update(
     lambda axis: focal.make(_FAMILY.spec, config, axis).offline[0],
     helpers.seeds(keys),
     config.num_updates,

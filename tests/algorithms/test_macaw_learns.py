@@ -12,7 +12,7 @@ from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.losses import returns
 from offmeta.testing import probes
-from offmeta.training import loop
+from offmeta.training import updates
 from offmeta.types import Transition
 
 _FAMILY = probes.BanditFamily()
@@ -70,7 +70,7 @@ def _trained():
   keys = jax.random.split(jax.random.key(1), 1)
   replay = Replay(_lives(_directions(0.0), jax.random.key(0)), None)
   algorithm = macaw.make(_FAMILY.spec, _CONFIG)
-  update = loop.make_update(
+  update = updates.make_update(
     lambda axis: macaw.make(_FAMILY.spec, _CONFIG, axis).offline[0],
     helpers.seeds(keys),
     _CONFIG.num_updates,

@@ -14,9 +14,9 @@ from offmeta.data import dataset as dataset_lib
 from offmeta.data.meta_dataset import (
   DatasetError,
   MetaDataset,
-  slice_transitions,
   validate,
 )
+from offmeta.data.slices import slice_transitions
 from offmeta.types import EnvSpec, Transition
 
 _SPEC = EnvSpec(

@@ -8,18 +8,15 @@ import numpy as np
 import pytest
 import tiny_run
 
-from experiments import compare, launch
+from experiments import compare
 from experiments.configs import base
+from experiments.runs import launch
 from offmeta.algorithms import ALGORITHMS
+from offmeta.collection import history, phase as collect
 from offmeta.data.meta_dataset import MetaDataset
+from offmeta.phases import run as phases
 from offmeta.results import plots
-from offmeta.training import (
-  collect,
-  evaluator as evaluators,
-  logs,
-  loop,
-  phases,
-)
+from offmeta.training import evaluator as evaluators, stopping
 from offmeta.training.config import ConfigError
 from offmeta.types import Transition
 
@@ -101,7 +98,7 @@ def _log(tasks, seed):
 
 def _make_log(setup):
   _made.append(setup.workdir.name)
-  return logs.Logs(
+  return history.Logs(
     _log(setup.train_tasks, 0),
     _log(setup.test_tasks, 1),
     'random numbers',
@@ -147,7 +144,7 @@ def _options(folder, *algorithms, **kw):
 
 
 def _run(options, stop=None):
-  return compare.run(options, 'the command', stop or loop.StopRequest())
+  return compare.run(options, 'the command', stop or stopping.StopRequest())
 
 
 @pytest.fixture(name='finished', scope='module')

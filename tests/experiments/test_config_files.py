@@ -5,8 +5,8 @@ import dataclasses
 import helpers
 import pytest
 
-from experiments import configuration
 from experiments.configs import base, robots
+from experiments.runs import configuration
 from offmeta.algorithms import ALGORITHMS
 
 _ALGORITHMS = sorted(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import references
-from offmeta.training import loop
+from offmeta.training import stopping
 from offmeta.training.config import ConfigError
 from offmeta.training.metrics import DivergenceError
 
@@ -33,7 +33,7 @@ def _options(folder, **kw):
 
 
 def _run(options):
-  return references.run(options, 'the command', loop.StopRequest())
+  return references.run(options, 'the command', stopping.StopRequest())
 
 
 @pytest.fixture(name='finished', scope='module')

@@ -11,11 +11,14 @@ from PIL import Image
 import pytest
 import tiny_run
 
-from experiments import jax_settings, playback, run_record
-from offmeta import envs, types
+from experiments.runs import (
+  jax_settings,
+  record,
+  rendering as playback,
+)
+from offmeta import envs, playback as restore, types
 from offmeta.results import animation, records
 from offmeta.testing import probes
-from offmeta.training import restore
 from offmeta.training.config import ConfigError
 
 _ROOT = pathlib.Path(playback.__file__).parents[1]
@@ -242,7 +245,7 @@ def test_a_family_that_its_config_file_brings_along(
   monkeypatch.setattr(restore, 'meta_test', lambda setup, *a, **k: 'adapted')
   config = tiny_run.make_config({'family': {'name': 'mine'}})
   file = tmp_path / 'own.py'
-  run_record.write(config, tmp_path, 'smoke', 'command', f'{file}:mine')
+  record.write(config, tmp_path, 'smoke', 'command', f'{file}:mine')
   show = _show(tmp_path / 'x.gif')
   restored = lambda: playback.restored(show, str(tmp_path), 'offline')
   assert playback.run(show, restored) == 1

@@ -10,8 +10,8 @@ from absl import flags
 from ml_collections import config_flags
 import pytest
 
-from experiments import configuration
 from experiments.configs import base, recipes, smac as smac_configs
+from experiments.runs import configuration
 from offmeta import algorithms, envs
 from offmeta.algorithms import ALGORITHMS
 from offmeta.training import config as configs

@@ -9,7 +9,7 @@ import tiny_run
 
 from offmeta.algorithms import smac
 from offmeta.testing import probes
-from offmeta.training import evaluator as evaluators, stage as stages
+from offmeta.training import evaluator as evaluators, updates
 
 
 def test_steps_that_blew_up_are_counted(tmp_path):
@@ -22,7 +22,7 @@ def test_steps_that_blew_up_are_counted(tmp_path):
   )
   algorithm = smac.make(family.spec, helpers.SMAC)
   evaluator = evaluators.Evaluator(setup, algorithm, setup.seeds)
-  states = stages.init_states(algorithm, setup.seeds)
+  states = updates.init_states(algorithm, setup.seeds)
   # Once in each episode of 5 steps; 40 steps, 2 repetitions, 2 seeds.
   curve = evaluator.curve(states, None)
   np.testing.assert_array_equal(

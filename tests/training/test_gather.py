@@ -11,11 +11,16 @@ import pytest
 
 from offmeta import parallel, rollout
 from offmeta.algorithms import smac
-from offmeta.data import buffer as buffers
+from offmeta.data import buffer as buffers, capacity
 from offmeta.data.buffer import Replay
 from offmeta.testing import probes
-from offmeta.training import gather as gathering, loop, schedule
-from offmeta.training.config import GatherConfig
+from offmeta.training import (
+  gather as gathering,
+  seeds as seeds_lib,
+  updates,
+  visits as visits_lib,
+)
+from offmeta.training.config import Visits
 from offmeta.types import Policy
 
 _FAMILY = probes.CountingFamily()
@@ -28,7 +33,7 @@ _TASKS = {
 _M, _OFFLINE = 4, 6
 _KEY = jax.random.key(0)
 # Per visit 2 prior episodes, then 1 prior and 2 posterior ones.
-_CONFIG = GatherConfig(
+_CONFIG = Visits(
   tasks_per_iteration=2,
   prior_steps=2 * _H,
   posterior_steps=3 * _H,
@@ -314,7 +319,7 @@ def test_true_rewards_are_absent_from_the_online_phase(name, family, poison):
   state = jax.jit(lambda key: algorithm.begin_online(algorithm.init(key)))(
     keys[0]
   )
-  update = loop.make_update(
+  update = updates.make_update(
     lambda axis: make(axis).online[0],
     helpers.seeds(keys),
     3,
@@ -401,7 +406,7 @@ def _uniform_algorithm():
 @pytest.mark.parametrize('family, clear', [(_FAMILY, False), (_MORTAL, True)])
 def test_scheduled_capacities_are_never_exceeded(family, clear):
   """The same rows as with far larger buffers, over random schedules."""
-  config = GatherConfig(
+  config = Visits(
     tasks_per_iteration=3,
     prior_steps=7,
     posterior_steps=4,
@@ -410,10 +415,10 @@ def test_scheduled_capacities_are_never_exceeded(family, clear):
     rewards='true',
   )
   seeds, iterations = 8, 4
-  keys = schedule.seed_keys(3, seeds)
-  visited = schedule.visits(keys, iterations, config, _M)
+  keys = seeds_lib.seed_keys(3, seeds)
+  visited = visits_lib.visits(keys, iterations, config, _M)
   assert visited.shape == (seeds, iterations, 3)
-  size = schedule.sizes(
+  size = capacity.sizes(
     family.spec, config, visited, _M, _OFFLINE, _OFFLINE, shared=False
   )
   lifetimes = jax.random.randint(_KEY, (seeds, _M), 1, _H + 1)
@@ -449,10 +454,10 @@ def test_scheduled_capacities_are_never_exceeded(family, clear):
     np.testing.assert_array_equal(got.size, expected.size)
     assert np.all(got.num_sequences <= size.sequences)
     np.testing.assert_array_equal(got.sequence_start, expected.sequence_start)
-    capacity = got.data.reward.shape[-1]
-    valid = np.arange(capacity) < np.asarray(got.size)[..., None]
+    rows = got.data.reward.shape[-1]
+    valid = np.arange(rows) < np.asarray(got.size)[..., None]
     for a, b in zip(jax.tree.leaves(got.data), jax.tree.leaves(expected.data)):
-      b = np.asarray(b)[:, :, :capacity]
+      b = np.asarray(b)[:, :, :rows]
       np.testing.assert_array_equal(np.asarray(a)[valid], b[valid])
   # Not wasteful: without termination the fullest task fills all but a margin.
   if not family.spec.terminates:
@@ -472,6 +477,6 @@ def test_longest_is_the_longest():
         }
         ends |= {used for used in reach if used >= quota}
         reach = {used for used in reach if used < quota}
-      assert schedule.longest(spec, quota) == max(ends)
+      assert capacity.longest(spec, quota) == max(ends)
       full = spec._replace(terminates=False)
-      assert schedule.longest(full, quota) == -(-quota // horizon) * horizon
+      assert capacity.longest(full, quota) == -(-quota // horizon) * horizon

@@ -164,7 +164,9 @@ _V1 = {
   # In a container the folder of the group is the mount itself.
   'sys/fs/cgroup/memory/memory.limit_in_bytes': '2000000000\n',
   'sys/fs/cgroup/memory/memory.usage_in_bytes': '700000000\n',
-  'sys/fs/cgroup/memory/memory.stat': 'inactive_file 1\ntotal_inactive_file 100000000\n',
+  'sys/fs/cgroup/memory/memory.stat': (
+    'inactive_file 1\ntotal_inactive_file 100000000\n'
+  ),
 }
 
 

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import tiny_run
 
-from experiments import run_record
+from experiments.runs import record
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
+from offmeta.phases import run as phases
 from offmeta.training import (
   config as configs,
-  phases,
-  schedule,
-  stage as stages,
+  gatherers,
+  updates,
+  visits as visits_lib,
 )
 
 
@@ -39,7 +40,7 @@ def _make_setup(finished_run, tmp_path):
 def _start(setup):
   """SMAC and its states [S]; parameters that are not small."""
   algorithm = setup.algorithm('smac', setup.config.settings)
-  states = stages.init_states(algorithm, setup.seeds)
+  states = updates.init_states(algorithm, setup.seeds)
   return algorithm, states.replace(params=helpers.shaken(states.params))
 
 
@@ -56,7 +57,7 @@ def test_updates(make_setup):
   def updated(precision, place):
     setup = make_setup(precision, place)
     _, states = _start(setup)
-    updater = stages.make_updater(
+    updater = updates.make_updater(
       setup,
       lambda axis: setup.algorithm('smac', setup.config.settings, axis).offline,
       setup.seeds,
@@ -88,7 +89,7 @@ def test_gathering_does_not_change(make_setup, place):
     algorithm, states = _start(setup)
     config = setup.config.online.gather
     assert config.rewards == 'decoder'
-    replay = stages.new_replay(
+    replay = gatherers.new_replay(
       setup,
       setup.seeds,
       lambda data: Replay(
@@ -96,11 +97,11 @@ def test_gathering_does_not_change(make_setup, place):
       ),
       phases.offline_replays(setup).train,
     )
-    gather = stages.gatherer(
+    gather = gatherers.gatherer(
       setup,
       algorithm,
       setup.seeds,
-      schedule.online_visits(setup.config, setup.seeds),
+      visits_lib.online_visits(setup.config, setup.seeds),
       config,
     )
     return gather(states, replay, 0)
@@ -116,8 +117,8 @@ def test_run_json_tells(make_setup, tmp_path):
     setup = make_setup(precision)
     folder = tmp_path / precision
     folder.mkdir()
-    run_record.write(setup.config, folder, 'smoke', 'the command')
-    record = json.loads((folder / 'run.json').read_text())
-    assert record['config']['matmul_precision'] == precision
-    hashes.add(record['config_hash'])
+    record.write(setup.config, folder, 'smoke', 'the command')
+    written = json.loads((folder / 'run.json').read_text())
+    assert written['config']['matmul_precision'] == precision
+    hashes.add(written['config_hash'])
   assert len(hashes) == 2

@@ -12,15 +12,15 @@ import tiny_run
 from offmeta.algorithms import smac
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
+from offmeta.phases import run as phases
 from offmeta.testing import probes
 from offmeta.training import (
-  loop,
-  phases,
+  gatherers,
   setup as setups,
-  stage as stages,
   streaming,
+  updates,
 )
-from offmeta.training.config import ConfigError, GatherConfig
+from offmeta.training.config import ConfigError, Visits
 
 _M, _ROWS = 4, 6
 _TASKS = {
@@ -51,7 +51,7 @@ def _stack(tree, number):
 def test_gather(terminates, layout):
   """The same rows, also where the seeds take different numbers of rounds."""
   family = probes.CountingFamily(terminates=terminates)
-  config = GatherConfig(
+  config = Visits(
     prior_steps=9,
     posterior_steps=8,
     context_size=7,
@@ -60,21 +60,21 @@ def test_gather(terminates, layout):
   )
   algorithm = smac.make(family.spec, helpers.SMAC)
   seeds = helpers.seeds(jax.random.split(jax.random.key(1), 2), **layout)
-  states = stages.init_states(algorithm, seeds)
+  states = updates.init_states(algorithm, seeds)
   task_id = np.array([[2, 0, 2], [1, 3, 3]])
 
   def run(place):
     setup = types.SimpleNamespace(
       family=family, train_tasks=_TASKS, runtime=setups.Runtime(replay=place)
     )
-    replay = stages.new_replay(
+    replay = gatherers.new_replay(
       setup,
       seeds,
       lambda *parts: Replay(*parts),
       _buffer(family, 0),
       _buffer(family, 1),
     )
-    gather = stages.make_gather(setup, algorithm, seeds, config)
+    gather = gatherers.make_gather(setup, algorithm, seeds, config)
     for number in range(2):
       replay, metrics = gather(
         states, replay, task_id, seeds.streams(f'round {number}')
@@ -130,13 +130,13 @@ def test_updates(shared, layout):
   ]
 
   def run(make_update, replay):
-    state = stages.init_states(smac.make(family.spec, helpers.SMAC), seeds)
+    state = updates.init_states(smac.make(family.spec, helpers.SMAC), seeds)
     update = make_update(make_stage, seeds, 8, shared_replay=shared)
     for _ in range(2):
       state, metrics = update(state, replay)
     return state, metrics
 
-  state, metrics = run(loop.make_update, replay)
+  state, metrics = run(updates.make_update, replay)
   streamed, logged = run(streaming.make_update, streaming.to_host(replay))
   # The same batches, other programs: rounding, which Adam makes steps of.
   helpers.assert_close(streamed, state, 1e-4, 2e-5, leaf_rtol=2e-6)
@@ -154,7 +154,7 @@ def test_batches_come_to_the_learner(monkeypatch):
   setup = types.SimpleNamespace(
     family=family, train_tasks=_TASKS, runtime=setups.Runtime(replay='host')
   )
-  replay = stages.new_replay(
+  replay = gatherers.new_replay(
     setup, seeds, lambda x: Replay(x, None), _buffer(family, 0)
   )
   update = streaming.make_update(
@@ -163,15 +163,15 @@ def test_batches_come_to_the_learner(monkeypatch):
     2,
     shared_replay=False,
   )
-  gather = stages.make_gather(
+  gather = gatherers.make_gather(
     setup,
     algorithm,
     seeds,
-    GatherConfig(
+    Visits(
       prior_steps=5, posterior_steps=5, context_size=3, label_context_size=3
     ),
   )
-  state = stages.init_states(algorithm, seeds)
+  state = updates.init_states(algorithm, seeds)
   for committed in (False, True):
     if committed:
       state = jax.device_put(state, jax.devices()[0])

@@ -1,0 +1,1 @@
+"""What commands share: flags to a run, its record, its failures in words."""

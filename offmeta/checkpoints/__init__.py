@@ -1,0 +1,1 @@
+"""Checkpoints on disk: whole or absent, checked, of any number of processes."""

@@ -1,0 +1,1 @@
+"""Where logged data come from: a file per source."""

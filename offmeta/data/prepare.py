@@ -1,0 +1,258 @@
+"""From a dataset to the replay that an algorithm trains on (`DataSpec`)."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offmeta.data import buffer as buffers, slices
+from offmeta.data.buffer import Buffer, Replay
+from offmeta.data.meta_dataset import DatasetError, MetaDataset
+from offmeta.losses import returns
+from offmeta.types import (
+  Array,
+  DataSpec,
+  EnvFamily,
+  Key,
+  Task,
+  Transition,
+)
+
+# Sequences that one call of `Stage.annotate` is batched over, per task.
+_BATCH = 16
+
+
+def replay(
+  data: MetaDataset, spec: DataSpec, family: EnvFamily, tasks: Task, key: Key
+) -> Replay:
+  """The replay that an algorithm asks for.
+
+  One buffer serves both roles unless the dataset has encoder data, or rewards
+  are mixed. An algorithm that needs returns or sequences takes both roles
+  from the RL data: encoder data need not be whole episodes.
+
+  Args:
+    data: offline data of the tasks.
+    spec: how to prepare them.
+    family: for rewards of other tasks.
+    tasks: parameters of the data's tasks, leaves [M, ...].
+    key: of what is random in it.
+
+  Raises:
+    DatasetError: the log does not tell where episodes begin, or is shorter
+      than the part that contexts are to come from.
+  """
+  log = _floats(data.transitions)
+  ordered = spec.returns_discount is not None or spec.sequence_episodes > 0
+  if not ordered:
+    encoder = None
+    if spec.context_part != 'all':
+      encoder = _context_part(log, data.size, spec)
+    elif data.context is not None and not spec.shared:
+      encoder = _strided(_floats(data.context), data.context_size, spec.stride)
+    return Replay(_strided(log, data.size, spec.stride), encoder)
+  if 'time' not in log.extras:
+    raise DatasetError(
+      "the dataset's extras lack 'time', the step within the episode, without"
+      ' which this algorithm cannot tell episodes apart; add it (0 at the'
+      ' first step of each)'
+    )
+  kept = {}
+  if spec.returns_discount is not None:
+    kept = _returns(log, data.size, spec)
+  if not spec.sequence_episodes:
+    encoder = None
+    if spec.context_part != 'all':
+      encoder = _context_part(log, data.size, spec)
+    return Replay(_strided(log, data.size, spec.stride, kept), encoder)
+  if spec.stride != 1:
+    raise ValueError('DataSpec: sequences of a strided log are not sequences')
+  if spec.context_part != 'all':
+    raise ValueError('DataSpec: sequences are not cut by context_part')
+  kept['time'] = log.extras['time']
+  episodes = [
+    _episodes(log.extras['time'][m], int(data.size[m]))
+    for m in range(len(data.size))
+  ]
+  rl = _with_sequences(
+    _buffer(log, data.size, kept), episodes, spec.sequence_episodes
+  )
+  if not spec.mix_rewards:
+    return Replay(rl, None)
+  return Replay(
+    rl, _mixed(log, episodes, spec.sequence_episodes, family, tasks, key)
+  )
+
+
+def _floats(log: Transition) -> Transition:
+  return jax.tree.map(lambda x: np.asarray(x, np.float32), log)
+
+
+def _buffer(log, size, extras: Mapping[str, Array] = {}) -> Buffer:
+  return buffers.make(
+    log._replace(extras=dict(extras)), size, log.reward.shape[1]
+  )
+
+
+def _kept_rows(size, stride: int) -> tuple[np.ndarray, np.ndarray]:
+  """Which rows of each task stay [M, C'], and how many of them count [M]."""
+  size = np.asarray(size)
+  count = -(-size // stride)
+  rows = (size - 1)[:, None] - stride * (
+    count[:, None] - 1 - np.arange(count.max())
+  )
+  return np.clip(rows, 0, None), count
+
+
+def _returns(log, size, spec: DataSpec) -> dict[str, np.ndarray]:
+  """`returns.annotate` of the rows that stay; one task at a time, since whole
+  lives of many learners are large."""
+  annotate = jax.jit(
+    lambda log, valid: returns.annotate(log, valid, spec.returns_discount)
+  )
+  kept, _ = _kept_rows(size, spec.stride)
+  position = np.arange(log.reward.shape[1])
+  found = []
+  for m, rows in enumerate(kept):
+    one = jax.tree.map(lambda x, m=m: x[m], log)
+    values = jax.device_get(annotate(one, position < size[m]))
+    if spec.stride != 1:
+      values = jax.tree.map(lambda x, rows=rows: x[rows], values)
+    found.append(values)
+  return jax.tree.map(lambda *x: np.stack(x), *found)
+
+
+def _strided(log, size, stride, extras: Mapping[str, Array] = {}) -> Buffer:
+  """Every `stride`th row of each task, the last one among them.
+
+  Args:
+    log: leaves [M, C, ...].
+    size: [M].
+    stride: 1 keeps all.
+    extras: of the rows that stay.
+  """
+  if stride == 1:
+    return _buffer(log, size, extras)
+  rows, count = _kept_rows(size, stride)
+  take = lambda x: np.take_along_axis(
+    np.asarray(x), rows.reshape(rows.shape + (1,) * (x.ndim - 2)), axis=1
+  )
+  return _buffer(jax.tree.map(take, log._replace(extras={})), count, extras)
+
+
+def _context_part(log: Transition, size, spec: DataSpec) -> Buffer:
+  """The rows that `context_part` names; returns are those of the whole log."""
+  extras = {}
+  if spec.returns_discount is not None:
+    extras = _returns(log, size, spec._replace(stride=1))
+  needed = spec.context_rows * (2 if spec.context_part == 'middle' else 1)
+  if needed > np.min(size):
+    raise DatasetError(
+      f'context_rows={spec.context_rows}: contexts from the'
+      f' {spec.context_part} of each log need logs of {needed} transitions,'
+      f' but one of task {int(np.argmin(size))} has {int(np.min(size))}; ask'
+      ' for fewer context_rows, or collect more'
+    )
+  rows, count = slices.cut(
+    log._replace(extras=extras),
+    np.asarray(size),
+    spec.context_part,
+    spec.context_rows,
+  )
+  return _buffer(rows, count, rows.extras)
+
+
+def _episodes(time: np.ndarray, size: int) -> np.ndarray:
+  """First row and length of each episode of one task, [E, 2]."""
+  starts = np.flatnonzero(time[:size] == 0)
+  if size and (not len(starts) or starts[0]):
+    starts = np.insert(starts, 0, 0)  # a log may begin in the middle of one
+  return np.stack([starts, np.diff(np.append(starts, size))], axis=1)
+
+
+def _with_sequences(
+  buffer: Buffer, episodes: list[np.ndarray], each: int
+) -> Buffer:
+  """Notes `each` consecutive episodes as one sequence, and what is left."""
+  found = [
+    [
+      (part[0, 0], part[:, 1].sum())
+      for part in np.split(task, np.arange(each, len(task), each))
+      if len(part)
+    ]
+    for task in episodes
+  ]
+  table = np.zeros((len(found), max(map(len, found)), 2), np.int32)
+  for m, task in enumerate(found):
+    if task:
+      table[m, : len(task)] = task
+  return buffer._replace(
+    sequence_start=jnp.asarray(table[..., 0]),
+    sequence_length=jnp.asarray(table[..., 1]),
+    num_sequences=jnp.asarray([len(task) for task in found], jnp.int32),
+  )
+
+
+def _mixed(
+  log: Transition,
+  episodes: list[np.ndarray],
+  each: int,
+  family: EnvFamily,
+  tasks: Task,
+  key: Key,
+) -> Buffer:
+  """BOReL's relabelled sequences (spec baselines A2.3).
+
+  As many sequences per task as there are. Each is drawn with replacement from
+  the task's own, and its first episode is replaced by one of another task,
+  whose rewards are recomputed with the family's known reward function.
+  """
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  num_tasks = len(episodes)
+  if num_tasks < 2:
+    raise DatasetError(
+      'rewards are mixed between tasks, but the dataset has only one; set'
+      ' relabel_rewards to False'
+    )
+  relabel = jax.jit(jax.vmap(family.reward, (0, 0, 0)))
+  sources, firsts, found = [], [], []
+  for m, own in enumerate(episodes):
+    rows, first, lengths = [], [], []
+    starts = np.arange(0, len(own), each)
+    for start in rng.choice(starts, len(starts)):
+      other = rng.choice(np.delete(np.arange(num_tasks), m))
+      begin, length = rng.permutation(episodes[other])[0]
+      rest = own[start + 1 : start + each]
+      rows += [(other, begin + np.arange(length))]
+      rows += [(m, begin + np.arange(n)) for begin, n in rest]
+      first += [np.arange(length + rest[:, 1].sum()) < length]
+      lengths += [length + rest[:, 1].sum()]
+    sources.append(
+      np.concatenate(
+        [np.stack([np.full(len(r), task), r]) for task, r in rows], axis=1
+      )
+    )
+    firsts.append(np.concatenate(first))
+    found.append(lengths)
+  size = np.array([len(first) for first in firsts])
+  index = np.zeros((2, num_tasks, size.max()), int)
+  replaced = np.zeros((num_tasks, size.max()), bool)
+  for m, (source, first) in enumerate(zip(sources, firsts)):
+    index[:, m, : size[m]] = source
+    replaced[m, : size[m]] = first
+  mixed = jax.tree.map(lambda x: x[index[0], index[1]], log)
+  reward = relabel(mixed.extras['features'], mixed.action, tasks)
+  mixed = mixed._replace(
+    reward=np.where(replaced, reward, mixed.reward).astype(np.float32)
+  )
+  buffer = _buffer(mixed, size, {'time': mixed.extras['time']})
+  ends = [np.cumsum(lengths) for lengths in found]
+  return _with_sequences(
+    buffer,
+    [
+      np.stack([end - lengths, lengths], axis=1)
+      for end, lengths in zip(ends, found)
+    ],
+    1,
+  )

@@ -1,0 +1,345 @@
+"""How much memory each phase of a run will keep, before it starts.
+
+Capacities are a function of the configuration (`data/capacity.py`), so this
+is known to the byte; nothing is allocated here.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from offmeta import processes
+from offmeta.collection import phase as collecting, single_task
+from offmeta.collection.sources import (
+  pearl as collect_pearl,
+  sac as collect_sac,
+)
+from offmeta.data import capacity
+from offmeta.losses import returns
+from offmeta.training import (
+  config as configs,
+  gather as gathering,
+  memory,
+  seeds as seeds_lib,
+  streaming,
+  visits as visits_lib,
+)
+from offmeta.training.config import ConfigError
+from offmeta.training.setup import Setup
+from offmeta.types import Algorithm, DataSpec, LearnerState, Transition
+
+_ADVICE = (
+  "Keep the replay in the host's memory with --replay=host, run fewer"
+  ' --seeds at a time (--config.first_seed continues), or shorten the phase'
+  ' (iterations, gather.*_steps); devices that share tasks hold a copy each.'
+)
+
+_SAC_ADVICE = (
+  'Shorten the lives (config.collect.specialists.env_steps), or take fewer'
+  ' tasks (config.family): these replays stay on the devices.'
+)
+
+
+class _Phase(NamedTuple):
+  """A phase still to run.
+
+  Attributes:
+    name: for people.
+    seeds: its learners.
+    demands: what stays in memory.
+    on_host: whether all that stays in the host's memory.
+    advice: what to change if it does not fit.
+  """
+
+  name: str
+  seeds: seeds_lib.Seeds
+  demands: list[memory.Demand]
+  on_host: bool
+  advice: str = _ADVICE
+
+
+def _example(setup: Setup, extras: bool) -> Transition:
+  example = jax.eval_shape(
+    lambda: gathering.example_transition(setup.family, setup.train_tasks)
+  )
+  return example if extras else example._replace(extras={})
+
+
+def _replay(
+  num_tasks: int,
+  example: Transition,
+  sizes: capacity.Sizes,
+  num_seeds: int,
+  one_buffer: bool,
+  table: int,
+  whose: str = '',
+) -> list[memory.Demand]:
+  """Both buffers, or the one that serves both roles."""
+  parts = [(f'replay{whose}', sizes.rl)]
+  if not one_buffer:
+    parts.append((f'replay for contexts{whose}', sizes.encoder))
+  return [
+    memory.replay_demand(example, num_tasks, rows, num_seeds, what, table)
+    for what, rows in parts
+  ]
+
+
+def _prepared_row(setup: Setup, spec: DataSpec) -> Transition:
+  """A row of the RL data that `prepare.replay` makes."""
+
+  def row():
+    example = gathering.example_transition(setup.family, setup.train_tasks)
+    extras = {}
+    if spec.returns_discount is not None:
+      log = jax.tree.map(lambda x: x[None], example)
+      extras = jax.tree.map(
+        lambda x: x[0],
+        returns.annotate(log, jnp.ones(1), spec.returns_discount),
+      )
+    if spec.sequence_episodes:
+      extras['time'] = example.extras['time']
+    return example._replace(extras=extras)
+
+  return jax.eval_shape(row)
+
+
+def _dataset(
+  setup: Setup,
+  spec: DataSpec,
+  rows: tuple[int, int],
+  num_tasks: int,
+  what: str,
+) -> memory.Demand:
+  """Logged data as `prepare.replay` makes them; every device has a copy.
+
+  Args:
+    setup: of the run.
+    spec: how they are prepared.
+    rows: per task, RL and encoder data.
+    num_tasks: M.
+    what: name of the demand.
+  """
+  layout = setup.seeds.layout
+  places = len(layout.local_devices)
+  if setup.runtime.replay == 'host' or layout.axis_name:
+    places = 1  # all that devices share tasks of is multiplied later
+  rl, encoder = rows
+  length = spec.sequence_episodes * setup.family.spec.episode_length
+  table = -(-rl // length) if length else 0
+  if spec.mix_rewards:
+    encoder, table = table * length, 2 * table
+  elif length or spec.returns_discount is not None:
+    encoder = 0
+  strided = -(-rl // spec.stride) - (-encoder // spec.stride)
+  if spec.context_part != 'all':
+    strided = -(-rl // spec.stride) + spec.context_rows
+  return memory.replay_demand(
+    _prepared_row(setup, spec),
+    num_tasks,
+    strided,
+    places,
+    what,
+    table,
+    unit='place',
+  )
+
+
+def _datasets(
+  setup: Setup, spec: DataSpec, rows: tuple[int, int]
+) -> list[memory.Demand]:
+  """Of the training tasks and, if there are any, of the held-out ones."""
+  family = setup.config.family
+  demands = [_dataset(setup, spec, rows, family.num_train, 'dataset')]
+  held_out = collecting.test_dataset_sizes(setup)
+  if held_out:
+    demands.append(
+      _dataset(
+        setup,
+        spec._replace(mix_rewards=False),
+        held_out,
+        family.num_test,
+        'dataset of held-out tasks',
+      )
+    )
+  return demands
+
+
+def _annotations(
+  setup: Setup, algorithm: Algorithm, rows: int, num_seeds: int
+) -> list[memory.Demand]:
+  """The most that a stage adds to the queries of every seed."""
+  log = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype),
+    _prepared_row(setup, algorithm.data),
+  )
+  state = jax.eval_shape(algorithm.init, jax.random.key(0))
+  sizes = [
+    memory.nbytes(jax.eval_shape(stage.annotate, state, log, jnp.ones(1)))
+    for stage in algorithm.offline
+    if stage.annotate is not None
+  ]
+  if not sizes:
+    return []
+  num_tasks = setup.config.family.num_train
+  return [
+    memory.Demand(
+      'annotations',
+      num_seeds * num_tasks * rows * max(sizes),
+      f'{memory.times(num_seeds, "seed")} x {num_tasks:,} tasks x {rows:,}'
+      f' transitions x {max(sizes):,} B',
+    )
+  ]
+
+
+def _learners(
+  algorithm: Algorithm, number: int, unit: str = 'seed'
+) -> memory.Demand:
+  state: LearnerState = jax.eval_shape(algorithm.init, jax.random.key(0))
+  size = memory.nbytes(state)
+  return memory.Demand(
+    'learners', number * size, f'{memory.times(number, unit)} x {size:,} B'
+  )
+
+
+def _collect(setup: Setup) -> Iterator[_Phase]:
+  """The phase `collect`, if it trains anything."""
+  config, family = setup.config.collect, setup.config.family
+  if config.dataset or config.source == 'script':
+    return
+  example = _example(setup, True)
+  if config.source == 'sac':
+    seeds = collect_sac.learners(setup).seeds
+    number = len(seeds.layout.seeds)
+    capacity = single_task.rows(setup.family.spec, config.specialists)
+    sac = setup.algorithm('sac', config.specialists.sac)
+    yield _Phase(
+      'collect',
+      seeds,
+      [
+        memory.replay_demand(
+          example, 1, capacity, number, 'replay', unit='learner'
+        ),
+        _learners(sac, number, 'learner'),
+      ],
+      False,
+      _SAC_ADVICE,
+    )
+    return
+  seeds = collect_pearl.behaviour_seeds(setup)
+  yield _Phase(
+    'collect',
+    seeds,
+    [
+      *_replay(
+        family.num_train,
+        example,
+        collect_pearl.sizes(setup, seeds),
+        1,
+        False,
+        0,
+      ),
+      *_replay(
+        family.num_test,
+        example,
+        collect_pearl.visit_sizes(setup),
+        1,
+        False,
+        0,
+        ' of held-out tasks',
+      ),
+      _learners(setup.algorithm('pearl', config.behaviour), 1),
+    ],
+    setup.runtime.replay == 'host',
+  )
+
+
+def _phases(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
+  """Phases still to run."""
+  config, on_host = setup.config, setup.runtime.replay == 'host'
+  if 'collect' in phases and not setup.is_done('collect'):
+    yield from _collect(setup)
+  if not {'offline', 'online'} & set(phases):
+    return
+  start = collecting.dataset_sizes(setup)
+  algorithm = setup.learner()
+  data = _datasets(setup, algorithm.data, start)
+  num_seeds = len(setup.seeds.layout.seeds)
+  if 'offline' in phases and not setup.is_done('offline'):
+    yield _Phase(
+      'offline',
+      setup.seeds,
+      [
+        *data,
+        *_annotations(setup, algorithm, start[0], num_seeds),
+        _learners(algorithm, num_seeds),
+      ],
+      on_host,
+    )
+  if 'online' in phases:
+    for name in config.online.variants:
+      if setup.is_done(f'online/{name}'):
+        continue
+      changed = configs.variant(config, name)
+      sizes = visits_lib.online_sizes(
+        setup.family.spec, changed, setup.seeds, *start
+      )
+      yield _Phase(
+        f'online/{name}',
+        setup.seeds,
+        [
+          *_replay(
+            config.family.num_train,
+            _example(setup, False),
+            sizes,
+            num_seeds,
+            changed.online.share_encoder_buffer,
+            sizes.sequences,
+          ),
+          *data,
+          _learners(setup.learner(config=changed), num_seeds),
+        ],
+        on_host,
+      )
+
+
+def check(setup: Setup, phases: tuple[str, ...]) -> list[str]:
+  """What the phases still to run will keep in memory, for people.
+
+  Returns:
+    One line per phase, and one with what is available.
+
+  Raises:
+    ConfigError: one would not fit; names the sizes and what to change.
+    ProcessError: it would not fit in another process.
+  """
+  planned = list(_phases(setup, phases))  # asks the main process
+  return processes.in_all(lambda: _fitting(planned))
+
+
+def _fitting(planned: list[_Phase]) -> list[str]:
+  """`check`, for the memory of this process."""
+  lines, free = [], {}
+  for name, seeds, demands, on_host, advice in planned:
+    devices = seeds.layout.local_devices
+    if on_host:
+      devices = [streaming.host()]
+    elif seeds.layout.axis_name:  # every device has all of it
+      demands = [
+        demand._replace(nbytes=demand.nbytes * len(devices))
+        for demand in demands
+      ]
+    available = memory.available_bytes(devices)
+    try:
+      memory.check(demands, available, advice)
+    except memory.MemoryBudgetError as error:
+      raise ConfigError(f'phase {name}: {error}') from error
+    total = memory.readable(sum(demand.nbytes for demand in demands))
+    lines.append(f'memory, {name}: {total} ({demands[0].detail})')
+    if available is not None:
+      place = 'in the host' if on_host else 'on the devices in use'
+      free[place] = memory.readable(available)
+  return lines + [
+    f'memory available {place}: {size}' for place, size in free.items()
+  ]

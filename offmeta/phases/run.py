@@ -1,0 +1,317 @@
+"""The phases of a run: files in, files out.
+
+`collect` (a file of its own) makes the dataset, `offline` meta-trains on it,
+`online` runs every self-supervised variant from the same offline checkpoint
+(where the algorithm has such a phase), `finetune` (a file of its own) trains on
+in each held-out task, `test` scores the meta-trained ones. Each phase can be
+rerun, resumed or replaced; `offmeta.results.report` reads what they wrote.
+"""
+
+import contextlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from offmeta import disk, processes
+from offmeta.collection import phase as collecting
+from offmeta.data import (
+  buffer as buffers,
+  prepare,
+)
+from offmeta.data.buffer import Replay
+from offmeta.phases import finetune as finetuning
+from offmeta.training import (
+  config as configs,
+  evaluator as evaluators,
+  gatherers,
+  loop,
+  seeds as seeds_lib,
+  stopping,
+  streaming,
+  updates,
+  visits as visits_lib,
+)
+from offmeta.training.setup import Setup
+from offmeta.types import Task
+
+PHASES = ('collect', 'offline', 'online', 'finetune', 'test', 'report')
+
+
+# Offline.
+
+
+def offline_replays(setup: Setup) -> evaluators.OfflineData:
+  """The datasets as replays (no seed axis), where the run keeps its replays."""
+  spec = setup.learner().data
+  # What is random in the preparation is the same for all seeds.
+  key = seeds_lib.stream(jax.random.key(setup.config.seed), 'preparation')
+  on_host = setup.runtime.replay == 'host'
+
+  def build(data, spec, tasks):
+    place = (
+      jax.default_device(streaming.host())
+      if on_host
+      else (contextlib.nullcontext())
+    )
+    with place:
+      replay = prepare.replay(data, spec, setup.family, tasks, key)
+    return replay if on_host else setup.seeds.layout.place(replay, None)
+
+  held_out = collecting.load_test_dataset(setup)
+  data = build(collecting.load_dataset(setup), spec, setup.train_tasks)
+  _check_rows(setup, int(jnp.min(data.rl.size)))
+  return evaluators.OfflineData(
+    data,
+    None
+    if held_out is None
+    else build(held_out, spec._replace(mix_rewards=False), setup.test_tasks),
+  )
+
+
+def _check_rows(setup: Setup, rows: int):
+  """Refuses batches without replacement that would be the whole log."""
+  name = setup.config.algorithm
+  for stage in setup.learner().offline:
+    batch = stage.batch
+    asked = max(batch.context_size, batch.query_size)
+    if not batch.replacement and rows < asked:
+      raise configs.ConfigError(
+        f'config.{name}: batches of {asked} rows without replacement, but a'
+        f' task has only {rows} (after a stride of'
+        f' {setup.learner().data.stride}); make context_size, query_size or'
+        ' stride smaller, or use longer logs (config.collect)'
+      )
+
+
+def make_evaluator(setup: Setup) -> evaluators.Evaluator:
+  """Compiled evaluations for all phases after `collect`."""
+  return evaluators.Evaluator(setup, setup.learner(), setup.seeds)
+
+
+def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
+  """Meta-trains on the fixed data.
+
+  Args:
+    setup: of the run.
+    evaluator: see `make_evaluator`; phases of one process share it.
+  """
+  if setup.is_done('offline'):
+    return
+  config = setup.config
+  data = offline_replays(setup)
+  progress = loop.start(updates.init_states(setup.learner(), setup.seeds), None)
+  updater = updates.make_updater(
+    setup,
+    lambda axis: setup.learner(axis).offline,
+    setup.seeds,
+    config.chunk,
+    shared_replay=True,
+  )
+  evaluator = evaluator or make_evaluator(setup)
+  every = config.evaluation.every_updates
+  loop.run_stage(
+    setup,
+    'offline',
+    progress,
+    updater,
+    show=(
+      'eval/test/self_context/final_return',
+      'eval/train/offline_context/final_return',
+    ),
+    label=config.algorithm,
+    iterations=1,
+    replay=data.train,
+    evaluate=lambda state, replay: evaluator.curve(state, data),
+    evaluate_due=lambda iteration, updates: (
+      updates % every < config.chunk or updates == updater.total
+    ),
+  )
+  setup.mark_done('offline')
+
+
+# Online.
+
+
+def _online_start(setup, config, algorithm, data: Replay):
+  """States and replays [S, ...] at the phase switch, from the dataset."""
+  states = loop.final_states(setup, 'offline', algorithm, setup.seeds)
+  shared = config.online.share_encoder_buffer
+  if shared and data.encoder is not None:
+    raise configs.ConfigError(
+      'config.online.share_encoder_buffer: the dataset has encoder data of'
+      ' its own; set it to False, or config.collect.encoder_size to 0'
+    )
+  sizes = visits_lib.online_sizes(
+    setup.family.spec, config, setup.seeds, *collecting.dataset_sizes(setup)
+  )
+
+  def make(data):
+    widen = lambda buffer, capacity: buffers.make(
+      buffer.data, buffer.size, capacity, sizes.sequences
+    )
+    return Replay(
+      widen(data.rl, sizes.rl),
+      None if shared else widen(data.contexts(), sizes.encoder),
+    )
+
+  replays = gatherers.new_replay(setup, setup.seeds, make, data)
+  begin = setup.seeds.layout.compile(algorithm.begin_online, (0,))
+  return loop.start(begin(states), replays)
+
+
+def online(
+  setup: Setup, name: str, evaluator: evaluators.Evaluator | None = None
+):
+  """Runs one variant of the self-supervised phase.
+
+  Rewards are dropped inside the rollout unless the variant asks for true
+  ones; labels come from the decoder and frozen offline data of the task.
+
+  Args:
+    setup: of the run.
+    name: of the variant.
+    evaluator: see `make_evaluator`; variants act alike, so they share it.
+  """
+  stage = f'online/{name}'
+  if setup.is_done(stage):
+    return
+  config = configs.variant(setup.config, name)
+  algorithm = setup.learner(config=config)
+  visited = visits_lib.online_visits(config, setup.seeds)
+  data = offline_replays(setup)
+  progress = _online_start(setup, config, algorithm, data.train)
+  updater = updates.make_updater(
+    setup,
+    lambda axis: setup.learner(axis, config).online,
+    setup.seeds,
+    config.chunk,
+    shared_replay=False,
+  )
+  evaluator = evaluator or make_evaluator(setup)
+  every = config.evaluation.every_iterations
+  last = config.online.iterations - 1
+  loop.run_stage(
+    setup,
+    stage,
+    progress,
+    updater,
+    show=(
+      'eval/test/self_context/final_return',
+      'eval/train/offline_context/final_return',
+    ),
+    label=config.algorithm,
+    iterations=config.online.iterations,
+    gather=gatherers.gatherer(
+      setup,
+      algorithm,
+      setup.seeds,
+      setup.seeds.mine(visited),
+      config.online.gather,
+    ),
+    evaluate=lambda state, replay: evaluator.curve(state, data),
+    evaluate_due=lambda iteration, updates: (
+      updates == updater.total
+      and (iteration % every == every - 1 or iteration == last)
+    ),
+  )
+  setup.mark_done(stage)
+
+
+# Test.
+
+
+def test(setup: Setup, evaluator: evaluators.Evaluator | None = None):
+  """Scores the offline stage and every finished variant."""
+  config = setup.config
+  algorithm = setup.learner()
+  evaluator = evaluator or make_evaluator(setup)
+  data = offline_replays(setup)
+  for stage in ('offline', *(f'online/{n}' for n in config.online.variants)):
+    if stage == 'offline' or setup.is_done(stage):
+      states = loop.final_states(setup, stage, algorithm, setup.seeds)
+      _score(setup, evaluator, stage.replace('/', '-'), states, data)
+
+
+def _score(setup, evaluator, point, states, data):
+  arrays, adaptation = evaluator.full(states, data)
+  arrays = setup.seeds.layout.all_seeds(arrays)
+  color = task_color(setup.train_tasks)
+  if color is not None:
+    arrays['train_task_color'] = color
+  if setup.family.spec.name.endswith('point_robot'):
+    arrays.update(_point_robot_paths(setup, adaptation))
+  processes.on_main(
+    lambda: disk.write_arrays(
+      setup.workdir / 'evaluations' / f'{point}.npz', arrays
+    )
+  )
+
+
+def task_color(tasks: Task) -> np.ndarray | None:
+  """One number per task [M] to colour pictures by: a value or an angle.
+
+  None where tasks are neither one number [M] nor one pair [M, 2].
+  """
+  leaf, *others = map(np.asarray, jax.tree.leaves(tasks))
+  if others or leaf.shape[1:] not in ((), (2,)):
+    return None
+  return leaf if leaf.ndim == 1 else np.arctan2(leaf[:, 1], leaf[:, 0])
+
+
+def _point_robot_paths(setup, adaptation):
+  """Positions [4, E, T + 1, 2] and goals [4, 2]: seed 0, held-out tasks that
+  are spread over the angles of their goals."""
+  goals = np.asarray(setup.test_tasks['goal'])
+  order = np.argsort(task_color({'goal': goals}), kind='stable')
+  shown = order[np.linspace(0, len(order) - 1, min(4, len(order))).astype(int)]
+  transitions = jax.tree.map(
+    lambda x: np.asarray(x[0, shown, 0]), adaptation.transitions
+  )
+  horizon = setup.family.spec.episode_length
+  position = transitions.observation
+  episodes = position.shape[1] // horizon
+  shape = (position.shape[0], episodes, horizon, 2)
+  after = transitions.next_observation.reshape(shape)
+  return {
+    'trajectories': np.concatenate(
+      [position.reshape(shape), after[:, :, -1:]], axis=2
+    ),
+    'trajectory_goals': goals[shown],
+  }
+
+
+def run(setup: Setup, phases: tuple[str, ...]):
+  """Runs the named phases, except 'report', and books their time.
+
+  Raises:
+    ConfigError: a phase that cannot be run; before anything is.
+    Interrupted: a stop was requested; the same call continues.
+  """
+  if 'finetune' in phases and setup.config.finetune.iterations:
+    finetuning.check(setup)
+  evaluator = make_evaluator(setup)
+  for phase in phases:
+    _honour_stop(setup)
+    if phase == 'collect':
+      setup.timed('collect', lambda: collecting.collect(setup))
+    elif phase == 'offline':
+      setup.timed('offline', lambda: offline(setup, evaluator))
+    elif phase == 'online':
+      for name in setup.config.online.variants:
+        _honour_stop(setup)
+        setup.timed(
+          f'online/{name}', lambda n=name: online(setup, n, evaluator)
+        )
+    elif phase == 'finetune' and setup.config.finetune.iterations:
+      setup.timed('finetune', lambda: finetuning.finetune(setup))
+    elif phase == 'test':
+      setup.timed('test', lambda: test(setup, evaluator))
+    sys.stdout.flush()
+
+
+def _honour_stop(setup: Setup):
+  """Stops between two stages; within one the loop does."""
+  if processes.any_process([setup.stop.requested])[0]:
+    raise stopping.Interrupted

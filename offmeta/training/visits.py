@@ -1,0 +1,53 @@
+"""Which tasks are visited when: a function of the seeds, known before a run."""
+
+import jax
+
+from offmeta.data import capacity
+from offmeta.training.config import ExperimentConfig
+from offmeta.training.seeds import Seeds, stream
+from offmeta.types import Array, EnvSpec, Key, Visits
+
+
+def visits(keys: Key, iterations: int, gather: Visits, num_train: int) -> Array:
+  """Task numbers [S, iterations, K], uniform with replacement."""
+  shape = (iterations, gather.tasks_per_iteration)
+  return jax.vmap(
+    lambda k: jax.random.randint(stream(k, 'visits'), shape, 0, num_train)
+  )(keys)
+
+
+def online_visits(config: ExperimentConfig, seeds: Seeds) -> Array:
+  """Task numbers [S, iterations, K] of the online phase, of all seeds."""
+  return visits(
+    seeds.all_keys,
+    config.online.iterations,
+    config.online.gather,
+    config.family.num_train,
+  )
+
+
+def online_sizes(
+  spec: EnvSpec,
+  config: ExperimentConfig,
+  seeds: Seeds,
+  start_rl: int,
+  start_encoder: int,
+) -> capacity.Sizes:
+  """Capacities of the online phase, the same in all processes.
+
+  Args:
+    spec: of the family.
+    config: of the variant.
+    seeds: of the run.
+    start_rl, start_encoder: rows of the dataset; without encoder data of its
+      own 0, and the RL data serve.
+  """
+  return capacity.sizes(
+    spec,
+    config.online.gather,
+    online_visits(config, seeds),
+    config.family.num_train,
+    start_rl,
+    start_encoder or start_rl,
+    config.online.share_encoder_buffer,
+  )

@@ -1,0 +1,293 @@
+"""Memory that phases announce, against the replays that they make."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import helpers
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny_run
+
+from offmeta import disk
+from offmeta.collection.sources import pearl as collect_pearl
+from offmeta.data import dataset as datasets, prepare
+from offmeta.data.slices import slice_transitions
+from offmeta.phases import budget, run as phases
+from offmeta.training import (
+  config as configs,
+  loop,
+  memory,
+  streaming,
+  updates,
+)
+from offmeta.types import DataSpec
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_PLACES = [{}, {'share': 'tasks'}, {'replay': 'host'}]
+
+
+@pytest.fixture(name='asked')
+def _asked(monkeypatch):
+  """Every (demands, devices) that a budget was checked for."""
+  asked = []
+
+  def available(devices):
+    asked.append(devices)
+    return None
+
+  def check(demands, available, advice):
+    asked[-1] = (demands, asked[-1])
+
+  monkeypatch.setattr(memory, 'available_bytes', available)
+  monkeypatch.setattr(memory, 'check', check)
+  return asked
+
+
+def _held(tree):
+  """Bytes of a tree on all devices together."""
+  return sum(
+    shard.data.nbytes
+    for leaf in jax.tree.leaves(tree)
+    for shard in leaf.addressable_shards
+  )
+
+
+def _assert_announced(asked, setup, seeds, progress, **data):
+  """Of the one phase that was asked for: data by name, learners, devices."""
+  ((demands, devices),) = asked
+  found = {demand.what: demand.nbytes for demand in demands}
+  one = sum(
+    helpers.numbers(leaf).nbytes for leaf in jax.tree.leaves(progress.state)
+  )
+  on_host = setup.runtime.replay == 'host'
+  copied = seeds.layout.axis_name and not on_host
+  expected = {'learners': one * (len(devices) if copied else 1)}
+  if progress.replay is not None:
+    data['replay'], data['replay for contexts'] = progress.replay
+  expected.update(
+    {
+      name.replace('_', ' '): _held(x)
+      for name, x in data.items()
+      if x is not None
+    }
+  )
+  assert found == expected
+  assert devices == (
+    [streaming.host()] if on_host else seeds.layout.local_devices
+  )
+  assert set(devices) == {
+    shard.device
+    for leaf in jax.tree.leaves(data)
+    for shard in leaf.addressable_shards
+  }
+
+
+@pytest.mark.parametrize('runtime', _PLACES, ids=str)
+def test_collect(asked, tmp_path, runtime):
+  setup = tiny_run.make_setup(tmp_path, runtime=runtime)
+  budget.check(setup, ('collect',))
+  seeds = collect_pearl.behaviour_seeds(setup)
+  algorithm = setup.algorithm('pearl', setup.config.collect.behaviour)
+  progress = collect_pearl.start(setup, algorithm, seeds, fresh=False)
+  assert progress.replay.encoder is not None
+  visit = collect_pearl.visit_held_out(setup, algorithm, seeds, progress.state)
+  _assert_announced(
+    asked,
+    setup,
+    seeds,
+    progress,
+    **{
+      'replay of held-out tasks': visit.rl,
+      'replay for contexts of held-out tasks': visit.encoder,
+    },
+  )
+
+
+@pytest.mark.parametrize('runtime', _PLACES, ids=str)
+@pytest.mark.parametrize('one_buffer', [True, False])
+def test_offline_and_online(
+  finished_run, asked, tmp_path, monkeypatch, runtime, one_buffer
+):
+  setup = tiny_run.make_setup(
+    tmp_path,
+    {
+      'collect': {
+        'dataset': str(finished_run / 'dataset'),
+        'test_dataset': (one_buffer * str(finished_run / 'dataset_test')),
+      },
+      'online': {'share_encoder_buffer': one_buffer},
+    },
+    runtime=runtime,
+  )
+  algorithm = setup.algorithm('smac', setup.config.settings)
+  monkeypatch.setattr(
+    loop,
+    'final_states',
+    lambda setup, stage, algorithm, seeds: updates.init_states(
+      algorithm, seeds
+    ),
+  )
+  dataset, test = phases.offline_replays(setup)
+  assert (test is not None) == one_buffer
+  data = {'dataset': dataset.rl, 'dataset of held-out tasks': test and test.rl}
+  progress = phases._online_start(
+    setup, configs.variant(setup.config, 'matched'), algorithm, dataset
+  )
+  assert (progress.replay.encoder is None) == one_buffer
+  budget.check(setup, ('offline',))
+  _assert_announced(
+    asked, setup, setup.seeds, progress._replace(replay=None), **data
+  )
+  asked.clear()
+  disk.write_json(tmp_path / 'online/oracle/done.json', {})
+  budget.check(setup, ('online',))
+  _assert_announced(asked, setup, setup.seeds, progress, **data)
+
+
+_PREPARED = [
+  DataSpec(stride=7),
+  DataSpec(returns_discount=0.9),
+  DataSpec(returns_discount=0.9, stride=3),
+  DataSpec(sequence_episodes=2),
+  DataSpec(sequence_episodes=2, mix_rewards=True),
+]
+
+
+@pytest.mark.parametrize('spec', _PREPARED, ids=str)
+@pytest.mark.parametrize('encoder', [0, 20])
+def test_prepared_data(finished_run, tmp_path, spec, encoder):
+  """What an algorithm asks for is counted as it is made."""
+  data = datasets.load(finished_run / 'dataset_test')
+  if encoder:
+    part = slice_transitions(data, 0, encoder)
+    data = data._replace(context=part.transitions, context_size=part.size)
+  setup = tiny_run.make_setup(tmp_path, {'num_seeds': 1})
+  made = prepare.replay(
+    data, spec, setup.family, setup.test_tasks, jax.random.key(0)
+  )
+  demand = budget._dataset(setup, spec, (80, encoder), 2, 'log')
+  # The numbers of rows are kept once per buffer.
+  assert demand.nbytes == _held(made) - (made.encoder is not None) * 3 * _held(
+    made.rl.size
+  )
+
+
+def test_annotations(finished_run, tmp_path):
+  setup = tiny_run.make_setup(tmp_path)
+  spec = DataSpec(sequence_episodes=1)
+  algorithm = setup.learner()._replace(data=spec)
+  annotate = lambda state, log, mask: {
+    'belief': jnp.tile(log.extras['time'][:, None], 3)
+  }
+  stage = algorithm.offline[0]
+  assert not budget._annotations(setup, algorithm, 80, 2)
+  (demand,) = budget._annotations(
+    setup,
+    algorithm._replace(offline=(stage._replace(annotate=annotate), stage)),
+    80,
+    2,
+  )
+  log = prepare.replay(
+    datasets.load(finished_run / 'dataset_test'),
+    spec,
+    setup.family,
+    setup.test_tasks,
+    jax.random.key(0),
+  )
+  added = updates.annotate(
+    setup,
+    setup.seeds,
+    stage._replace(annotate=annotate),
+    updates.init_states(algorithm, setup.seeds),
+    log,
+  )
+  assert added['belief'].shape == (2, 2, 80, 3)
+  assert demand.nbytes == added['belief'].nbytes // 2 * 3  # 3 training tasks
+
+
+def test_before_there_is_a_dataset_its_size_is_known(finished_run, tmp_path):
+  """From the configuration as from the files."""
+  before = budget.check(tiny_run.make_setup(tmp_path), phases.PHASES)
+  for stage in ('collect', 'dataset', 'dataset_test'):
+    shutil.copytree(finished_run / stage, tmp_path / stage)
+  after = budget.check(tiny_run.make_setup(tmp_path), phases.PHASES)
+  assert [line.split(':')[0] for line in before[:-1]] == [
+    f'memory, {name}' for name in tiny_run.STAGES
+  ]
+  assert after[:-1] == before[1:-1]
+
+
+def test_finished_phases_are_left_out(finished_run):
+  setup = tiny_run.make_setup(finished_run)
+  assert not budget.check(setup, phases.PHASES)
+
+
+def test_only_what_is_asked_for(asked, tmp_path):
+  setup = tiny_run.make_setup(tmp_path)
+  assert not budget.check(setup, ('test', 'report')) and not asked
+  assert len(budget.check(setup, ('collect',))) == len(asked) == 1
+
+
+@pytest.mark.parametrize(
+  'replay, place',
+  [('device', 'on the devices in use'), ('host', 'in the host')],
+)
+def test_what_is_available_is_told(tmp_path, monkeypatch, replay, place):
+  monkeypatch.setattr(memory, 'available_bytes', lambda devices: 5 * 10**9)
+  setup = tiny_run.make_setup(tmp_path, runtime={'replay': replay})
+  *_, last = budget.check(setup, phases.PHASES)
+  assert last == f'memory available {place}: 5.00 GB'
+
+
+def test_the_phase_that_does_not_fit_is_named(tmp_path, monkeypatch):
+  """Collecting fits, with the margin; a later phase does not."""
+  setup = tiny_run.make_setup(tmp_path)
+  monkeypatch.setattr(memory, 'available_bytes', lambda devices: 10**9)
+  lines = budget.check(setup, phases.PHASES)
+  assert lines[0].startswith('memory, collect: 60.9 kB')
+  size = lines[2].removeprefix('memory, online/matched: ').split(' (')[0]
+  monkeypatch.setattr(memory, 'available_bytes', lambda devices: 70_000)
+  with pytest.raises(configs.ConfigError) as error:
+    budget.check(setup, phases.PHASES)
+  message = str(error.value)
+  assert message.startswith(
+    f'phase online/matched: this run would keep {size} in memory'
+  )
+  assert '2 seeds x 3 tasks x' in message and '70.0 kB  available' in message
+  assert '--replay=host' in message
+
+
+def test_a_run_that_cannot_fit_ends_before_it_starts(tmp_path):
+  """The command, asked for 14 TB per task."""
+  workdir = tmp_path / 'run'
+  done = subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'experiments.run',
+      f'--workdir={workdir}',
+      '--config=tests/tiny_config.py',
+      '--profile=smoke',
+      '--config.collect.initial_steps=300000000000',
+    ],
+    cwd=_ROOT,
+    text=True,
+    capture_output=True,
+    timeout=120,
+    env={
+      **os.environ,
+      'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'xla'),
+      'PYTHONPATH': f'{_ROOT}{os.pathsep}{_ROOT / "tests"}',
+    },
+  )
+  assert done.returncode == 1, done.stderr
+  assert done.stderr.startswith(
+    '\nerror: phase collect: this run would keep 86.4 TB in memory'
+  )
+  assert '1 seed x 3 tasks x 300,000,000,180 transitions x 48 B' in done.stderr
+  assert 'Traceback' not in done.stderr and not done.stdout
+  assert not workdir.exists()

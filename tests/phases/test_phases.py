@@ -1,0 +1,588 @@
+"""Phases: kill and resume, absent rewards, bad input, kinds of buffers."""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import types
+
+from absl import logging
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import tiny_run
+
+from experiments.runs import configuration, jax_settings, launch
+from offmeta.checkpoints import checkpointer as checkpointing
+from offmeta.collection import phase as collect
+from offmeta.collection.sources import pearl as collect_pearl
+from offmeta.data import dataset as datasets
+from offmeta.phases import run as phases
+from offmeta.results import records
+from offmeta.testing import probes
+from offmeta.training import config as configs, loop
+from offmeta.training.stopping import Interrupted
+from offmeta.types import Transition
+
+pytestmark = pytest.mark.usefixtures('programs')
+
+
+class _NoEvaluator:
+  """Where scores do not matter."""
+
+  curve = staticmethod(lambda state, replay: {})
+
+
+@pytest.fixture(name='programs')
+def _programs():
+  with tiny_run.shared_programs():
+    yield
+
+
+@pytest.fixture(name='copied')
+def _copied(finished_run, tmp_path):
+  """A copy of the finished run, to be damaged."""
+  return shutil.copytree(finished_run, tmp_path / 'run')
+
+
+def _unfinish(workdir, stage):
+  """As if the process had been killed before the stage was complete."""
+  (workdir / stage / 'done.json').unlink()
+  shutil.rmtree(workdir / stage / 'final')
+
+
+def test_task_color():
+  values, goals = np.array([1.0, 3.0]), np.array([[1.0, 0.0], [0.0, 2.0]])
+  np.testing.assert_array_equal(phases.task_color({'v': values}), values)
+  np.testing.assert_allclose(
+    phases.task_color({'goal': goals}), [0.0, np.pi / 2]
+  )
+  for tasks in (
+    {'a': values, 'b': values},
+    {'v': values[:, None]},
+    {'goal': np.ones((2, 3))},
+    {'matrix': np.ones((2, 2, 2))},
+  ):
+    assert phases.task_color(tasks) is None
+
+
+# Kill and resume.
+
+
+def test_stopped_in_every_phase(finished_run, tmp_path):
+  """Each stop is honoured where it was asked for; the sum is one run."""
+  asked = [
+    ('collect', 6),
+    ('offline', 2),
+    ('offline', 6),
+    ('online/matched', 6),
+    ('online/oracle', 2),
+  ]
+  for stage, step in asked:
+    setup = tiny_run.make_setup(
+      tmp_path, stop=tiny_run.StopAt(tmp_path / stage, step)
+    )
+    with pytest.raises(Interrupted):
+      phases.run(setup, tiny_run.PHASES)
+    assert tiny_run.checkpoint_steps(tmp_path, stage)[-1] == step
+    complete = (stage, step) == ('offline', 6)
+    assert setup.is_done(stage) == complete
+    following = tiny_run.STAGES[tiny_run.STAGES.index(stage) + 1 :]
+    assert not any((tmp_path / later).exists() for later in following)
+  phases.run(tiny_run.make_setup(tmp_path), tiny_run.PHASES)
+  assert not tiny_run.differing(
+    tiny_run.results(finished_run), tiny_run.results(tmp_path)
+  )
+
+
+@pytest.mark.parametrize('stage', ['collect', 'offline', 'online/matched'])
+def test_killed_without_warning(finished_run, copied, stage):
+  """Goes on from the checkpoint before; what came after it is forgotten."""
+  _unfinish(copied, stage)
+  checkpoints = copied / stage / 'checkpoints'
+  *_, before, last = tiny_run.checkpoint_steps(copied, stage)
+  (checkpoints / str(last)).rename(checkpoints / f'.tmp-{last}')
+  with (copied / stage / 'metrics.jsonl').open('a') as file:
+    file.write('{"step": 9, "valu')
+  if stage == 'collect':
+    (copied / 'dataset').rename(copied / '.dataset.tmp')
+  seen = []
+  setup = tiny_run.make_setup(copied)
+  with pytest.MonkeyPatch.context() as patch:
+    run = loop.run
+    patch.setattr(
+      loop,
+      'run',
+      lambda progress, updater, **kw: (
+        seen.append(
+          int(progress.iteration) * updater.total + int(progress.updates)
+        ),
+        run(progress, updater, **kw),
+      )[1],
+    )
+    phases.run(setup, (stage.split('/')[0],))
+  assert seen == [before]
+  assert not tiny_run.differing(
+    tiny_run.results(finished_run), tiny_run.results(copied)
+  )
+
+
+def test_damaged_checkpoint_falls_back(finished_run, copied):
+  _unfinish(copied, 'online/matched')
+  checkpoints = copied / 'online' / 'matched' / 'checkpoints'
+  last = tiny_run.checkpoint_steps(copied, 'online/matched')[-1]
+  largest = max(
+    (p for p in (checkpoints / str(last)).rglob('*') if p.is_file()),
+    key=lambda p: p.stat().st_size,
+  )
+  os.truncate(largest, largest.stat().st_size // 2)
+  with pytest.warns(UserWarning, match=f'step {last} is damaged'):
+    phases.run(tiny_run.make_setup(copied), ('online',))
+  assert not tiny_run.differing(
+    tiny_run.results(finished_run), tiny_run.results(copied)
+  )
+
+
+def test_finished_phases_are_not_repeated(copied, monkeypatch):
+  monkeypatch.setattr(
+    loop, 'run', lambda *a, **k: pytest.fail('a stage ran again')
+  )
+  phases.run(tiny_run.make_setup(copied), ('collect', 'offline', 'online'))
+
+
+def test_finished_stages_drop_their_replays(finished_run, copied):
+  """What later phases read stays."""
+  setup = tiny_run.make_setup(copied, runtime={'keep_checkpoints': False})
+  for stage in ('collect', 'offline'):
+    setup.mark_done(stage)
+    assert not (copied / stage / 'checkpoints').exists()
+  assert (copied / 'online' / 'matched' / 'checkpoints').exists()
+  _unfinish(copied, 'online/matched')
+  shutil.rmtree(copied / 'online' / 'matched')
+  phases.run(setup, tiny_run.PHASES)
+  online = ('online/oracle',)
+  ours, theirs = (
+    {k: v for k, v in tiny_run.results(where, online).items()}
+    for where in (copied, finished_run)
+  )
+  assert not tiny_run.differing(ours, theirs)
+  assert not (copied / 'online' / 'matched' / 'checkpoints').exists()
+  assert (copied / 'online' / 'matched' / 'final').exists()
+
+
+# Rewards are absent from the self-supervised phase.
+
+
+def _online_with_poison(finished_run, workdir, variant, value):
+  """(unpoisoned, poisoned) learner state, replay and metrics at the end."""
+  shutil.copytree(finished_run, workdir)
+  stage = f'online/{variant}'
+  shutil.rmtree(workdir / 'online')
+  setup = tiny_run.make_setup(workdir)
+  clean = phases.make_evaluator(setup)
+  poisoned = dataclasses.replace(
+    setup, family=probes.PoisonedReward(setup.family, value)
+  )
+  phases.online(poisoned, variant, clean)
+  return [
+    {
+      **tiny_run.last_progress(folder, stage),
+      'metrics': tiny_run.metrics(folder / stage / 'metrics.jsonl'),
+    }
+    for folder in (finished_run, workdir)
+  ]
+
+
+def test_self_supervision_reads_no_reward(finished_run, tmp_path):
+  clean, poisoned = _online_with_poison(
+    finished_run, tmp_path / 'run', 'matched', float('nan')
+  )
+  assert any(name.startswith('replay.rl.') for name in clean)
+  assert any(name.startswith('state.params.') for name in clean)
+  assert not tiny_run.differing(clean, poisoned)
+
+
+def test_oracle_does_read_it(finished_run, tmp_path):
+  clean, poisoned = _online_with_poison(
+    finished_run, tmp_path / 'run', 'oracle', 7.0
+  )
+  differing = tiny_run.differing(clean, poisoned)
+  assert 'replay.rl.data.reward' in differing
+  assert any('params.critic' in name for name in differing)
+
+
+# Bad input: one message, a non-zero status, earlier results intact.
+
+
+@pytest.fixture(name='command')
+def _command(monkeypatch, capsys):
+  """(workdir, phases, overrides, profile) -> (exit status, message)."""
+  handler = signal.getsignal(signal.SIGTERM)
+  verbosity = logging.get_verbosity()
+  monkeypatch.setattr(jax_settings, 'configure', lambda: None)
+
+  def run(workdir, names, overrides={}, profile='smoke'):
+    values = ml_collections.ConfigDict(
+      configs.to_dict(configs.from_dict(tiny_run.CONFIG))
+    )
+    values.profiles = ml_collections.ConfigDict({'smoke': {}})
+    monkeypatch.setattr(
+      configuration, 'from_flag', lambda flag: (values, dict(overrides))
+    )
+    monkeypatch.setattr(configuration, 'config_file', lambda flag: '')
+    capsys.readouterr()
+    status = launch.run(
+      None,
+      profile,
+      str(workdir),
+      tuple(names),
+      {},
+      {'checkpoint_every_s': -1.0, 'keep_checkpoints': True},
+      None,
+      ['x'],
+    )
+    error = capsys.readouterr().err
+    lines = [x for x in error.splitlines() if x.startswith('error: ')]
+    assert len(lines) == (status == 1), error
+    return status, error[error.find('error: ') :]
+
+  yield run
+  signal.signal(signal.SIGTERM, handler)
+  logging.set_verbosity(verbosity)
+
+
+def _digests(workdir):
+  """Every file that must survive a failure."""
+  kept = ('dataset', 'final', 'checkpoints', 'evaluations', 'report')
+  found = {
+    str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in workdir.rglob('*')
+    if path.is_file() and set(kept) & set(path.relative_to(workdir).parts)
+  }
+  assert found
+  return found
+
+
+_BAD_SETTINGS = [
+  ({'smac.kl_wieght': 1.0}, r'config\.smac\.kl_wieght: unknown key; known'),
+  ({'chunk': 'many'}, r"config\.chunk: 'many' is str, but int is needed"),
+  ({'chunk': 0}, r'config\.chunk: must be at least 1'),
+  ({'family.name': 'moon'}, "unknown family 'moon'; known: ant_dir"),
+  ({'family.options': {'goal': 1}}, "unknown option 'goal' of family"),
+  ({'family.task_list': 'lost'}, r"task_list: .*'lost'"),
+  ({'family.task_list': 'random:x'}, 'write "random:SEED"'),
+  ({'family.num_train': 10_000}, 'num_train: 10000 asked for, but task list'),
+  ({'seed': 5}, r'another configuration(.|\n)*seed: 0 -> 5'),
+]
+
+
+@pytest.mark.parametrize(
+  'overrides, message', _BAD_SETTINGS, ids=[str(x[0]) for x in _BAD_SETTINGS]
+)
+def test_bad_setting(copied, command, overrides, message):
+  before = _digests(copied)
+  run_json = (copied / 'run.json').read_text()
+  status, error = command(copied, tiny_run.PHASES, overrides)
+  assert status == 1
+  assert re.search(message, error), error
+  assert _digests(copied) == before
+  assert (copied / 'run.json').read_text() == run_json
+
+
+def test_seeds_that_do_not_divide_over_processes(monkeypatch, tmp_path):
+  """All processes would do the same."""
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(
+    configs.ConfigError, match='num_seeds: 3 seeds .* over 2 processes'
+  ):
+    tiny_run.make_setup(tmp_path, {'num_seeds': 3})
+  setup = tiny_run.make_setup(tmp_path, {'num_seeds': 4})
+  assert setup.seeds.layout.split and setup.seeds.keys.shape == (2,)
+
+
+def test_unknown_phase_and_profile(tmp_path, command):
+  status, error = command(tmp_path / 'run', ('collect', 'tune'))
+  assert status == 1 and 'unknown tune; known: collect,off' in error
+  status, error = command(tmp_path / 'run', ('collect',), profile='huge')
+  assert status == 1 and "no profile 'huge'; it has: smoke" in error
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_package_that_is_missing(tmp_path, command, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'brax', None)
+  status, error = command(
+    tmp_path / 'run', ('collect',), {'family.name': 'ant_goal'}
+  )
+  assert status == 1 and 'need brax, mujoco, mujoco-mjx: ' in error, error
+
+
+@pytest.mark.parametrize(
+  'name, message',
+  [
+    ('offline', 'no dataset; run --phases=collect first'),
+    ('online', "not finished; run the phase 'offline' first"),
+    ('test', 'no dataset; run --phases=collect first'),
+    ('report', 'offline stage has not been tested'),
+  ],
+)
+def test_phase_before_its_input(finished_run, tmp_path, command, name, message):
+  if name == 'online':
+    for name_ in ('dataset', 'dataset_test'):
+      shutil.copytree(finished_run / name_, tmp_path / 'run' / name_)
+  status, error = command(tmp_path / 'run', (name,))
+  assert status == 1 and message in error, error
+
+
+@pytest.mark.parametrize(
+  'overrides, message',
+  [
+    ({'family.name': 'sparse_point_robot'}, 'family of the data is'),
+    ({'family.options': {'goals': 'circle'}}, 'made with other options: goals'),
+    ({'family.task_list': 'random:3'}, "task parameter 'goal' differs"),
+    ({'family.num_train': 2}, "task parameter 'goal' differs"),
+    ({'collect.dataset': '/nowhere'}, 'not a dataset; check the path'),
+  ],
+  ids=['family', 'options', 'task_list', 'num_train', 'missing'],
+)
+def test_dataset_of_something_else(
+  finished_run, tmp_path, command, overrides, message
+):
+  data = {'collect.dataset': str(finished_run / 'dataset')}
+  status, error = command(tmp_path / 'run', ('collect',), data | overrides)
+  assert status == 1 and message in error, error
+  assert not (tmp_path / 'run' / 'collect' / 'done.json').exists()
+
+
+def _rewrite(dataset, name, change):
+  """Alters an array and makes the manifest agree with it."""
+  path = dataset / f'{name}.npy'
+  array = np.load(path)
+  change(array)
+  np.save(path, array)
+  manifest = json.loads((dataset / 'manifest.json').read_text())
+  manifest['leaves'][name]['sha256'] = hashlib.sha256(
+    path.read_bytes()
+  ).hexdigest()
+  (dataset / 'manifest.json').write_text(json.dumps(manifest))
+
+
+def _truncate(dataset):
+  path = dataset / 'transitions.reward.npy'
+  os.truncate(path, path.stat().st_size - 8)
+
+
+def _alter(dataset):
+  path = dataset / 'transitions.reward.npy'
+  data = bytearray(path.read_bytes())
+  data[-1] ^= 1
+  path.write_bytes(data)
+
+
+def _put_nan(dataset):
+  def change(array):
+    array[1, 2] = np.nan
+
+  _rewrite(dataset, 'transitions.reward', change)
+
+
+@pytest.mark.parametrize(
+  'damage, message',
+  [
+    (lambda d: (d / 'transitions.reward.npy').unlink(), 'file is missing'),
+    (lambda d: shutil.rmtree(d), 'no dataset; run'),
+    (_truncate, 'is truncated'),
+    (_alter, 'was altered'),
+    (_put_nan, r'transitions.reward(.|\n)*finite'),
+  ],
+  ids=['leaf', 'all', 'truncated', 'altered', 'nan'],
+)
+def test_damaged_dataset(copied, command, damage, message):
+  damage(copied / 'dataset')
+  _unfinish(copied, 'offline')
+  before = _digests(copied)
+  for name in ('offline', 'test'):
+    status, error = command(copied, (name,))
+    assert status == 1 and re.search(message, error), error
+  assert _digests(copied) == before
+
+
+def test_diverged_run(finished_run, tmp_path, command):
+  """The second update cannot be finite; what the first left still can be."""
+  overrides = {
+    'collect.dataset': str(finished_run / 'dataset'),
+    'chunk': 1,
+    'smac.critic_lr': 1e30,
+    'smac.actor_lr': 1e30,
+    'smac.context_lr': 1e30,
+  }
+  workdir = tmp_path / 'run'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(collect, '_score_references', lambda *args: None)
+    patch.setattr(phases, 'make_evaluator', lambda setup: _NoEvaluator)
+    status, error = command(workdir, ('collect', 'offline'), overrides)
+  assert status == 1 and 'training diverged at smac, step ' in error, error
+  last = tiny_run.last_progress(workdir, 'offline')
+  assert all(np.isfinite(x).all() for k, x in last.items() if 'params' in k)
+  assert not (workdir / 'offline' / 'done.json').exists()
+
+
+def test_disk_full_while_checkpointing(
+  finished_run, copied, command, monkeypatch
+):
+  _unfinish(copied, 'offline')
+  shutil.rmtree(copied / 'offline')
+  before = _digests(copied)
+  save, calls = checkpointing.ocp.save, []
+
+  def full(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == 2:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return save(*args, **kwargs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpointing.ocp, 'save', full)
+    status, error = command(copied, ('offline',))
+  assert status == 1 and 'disk is full' in error, error
+  assert 'checkpoint of step 2 is intact' in error
+  assert {k: v for k, v in _digests(copied).items() if k in before} == before
+  assert command(copied, ('offline',))[0] == 0
+  assert not tiny_run.differing(
+    tiny_run.results(finished_run), tiny_run.results(copied)
+  )
+
+
+def test_disk_full_while_scoring(copied, command, monkeypatch):
+  def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(np, 'savez', full)
+  before = _digests(copied)
+  status, error = command(copied, ('test',))
+  assert status == 1
+  assert error.startswith('error: No space left on device; what was finished')
+  assert _digests(copied) == before
+
+
+# Slices and buffers.
+
+
+@pytest.mark.parametrize(
+  'key, value', [('collect.rl_size', 999), ('collect.encoder_size', 41)]
+)
+def test_slice_that_no_log_will_hold(
+  tmp_path, command, monkeypatch, key, value
+):
+  monkeypatch.setattr(
+    loop, 'run_stage', lambda *a, **k: pytest.fail('began to train')
+  )
+  status, error = command(tmp_path / 'run', ('collect',), {key: value})
+  assert status == 1 and f'config.{key}: {value} transitions' in error, error
+
+
+def _behaviour_replay(workdir):
+  """The behaviour policy's two buffers at the end, as `collect` cuts them."""
+  arrays = tiny_run.last_progress(workdir, 'collect')
+
+  def part(name):
+    get = lambda field: arrays[f'replay.{name}.{field}'][0]
+    data = Transition(
+      *(get(f'data.{field}') for field in Transition._fields[:-1]),
+      extras={x: get(f'data.extras.{x}') for x in ('features', 'time')},
+    )
+    return types.SimpleNamespace(data=data, size=get('size'))
+
+  return types.SimpleNamespace(rl=part('rl'), encoder=part('encoder'))
+
+
+@pytest.mark.parametrize('rl_slice', ['first', 'last'])
+def test_slices_of_the_behaviour_log(finished_run, tmp_path, rl_slice):
+  replay = _behaviour_replay(finished_run)
+  setup = tiny_run.make_setup(
+    tmp_path,
+    {'collect': {'rl_slice': rl_slice, 'rl_size': 30, 'encoder_size': 20}},
+  )
+  data = collect_pearl.cut(setup, replay)
+  assert (data.size == 30).all() and (data.context_size == 20).all()
+  assert len(set(replay.rl.size)) > 1 or rl_slice == 'first'
+  for task, size in enumerate(replay.rl.size):
+    rows = slice(0, 30) if rl_slice == 'first' else slice(size - 30, size)
+    np.testing.assert_array_equal(
+      data.transitions.reward[task], replay.rl.data.reward[task, rows]
+    )
+    end = replay.encoder.size[task]
+    np.testing.assert_array_equal(
+      data.context.observation[task],
+      replay.encoder.data.observation[task, end - 20 : end],
+    )
+
+
+def test_steps_that_blew_up_are_recorded(finished_run):
+  record = records.load(finished_run)
+  for point, name, size in (
+    ('collect', 'dataset_diverged', 1),
+    ('collect', 'random_diverged', 2),
+    ('collect', 'behaviour_diverged', 1),
+    ('offline', 'diverged', 2),
+    ('online-matched', 'diverged', 2),
+  ):
+    np.testing.assert_array_equal(record.array(point, name), np.zeros(size))
+
+
+def test_default_dataset_is_the_last_part(finished_run):
+  replay = _behaviour_replay(finished_run)
+  data = datasets.load(finished_run / 'dataset')
+  assert data.context is None
+  for task, size in enumerate(replay.rl.size):
+    np.testing.assert_array_equal(
+      data.transitions.action[task],
+      replay.rl.data.action[task, size - 40 : size],
+    )
+
+
+def test_shared_buffer_is_one(finished_run):
+  setup = tiny_run.make_setup(finished_run)
+  data = phases.offline_replays(setup).train
+  assert data.encoder is None
+  algorithm = setup.algorithm('smac', setup.config.settings)
+  config = configs.from_dict(
+    {'online': {'share_encoder_buffer': False}}, setup.config
+  )
+  separate = phases._online_start(setup, config, algorithm, data).replay
+  size = data.rl.data.reward.shape[1]
+  for buffer in separate:
+    assert buffer.data.reward.shape[2] > size
+    for seed in range(2):
+      np.testing.assert_array_equal(
+        buffer.data.reward[seed, :, :size], data.rl.data.reward
+      )
+  names = tiny_run.last_progress(finished_run, 'online/matched')
+  assert not any(name.startswith('replay.encoder') for name in names)
+
+
+def test_separate_encoder_data(finished_run, tmp_path):
+  """Own encoder data: posterior episodes go to the RL buffer alone."""
+  changes = {
+    'collect': {'encoder_size': 20, 'dataset': str(tmp_path / 'data')},
+    'online': {'share_encoder_buffer': False},
+  }
+  setup = tiny_run.make_setup(tmp_path / 'run', changes)
+  data = collect_pearl.cut(setup, _behaviour_replay(finished_run))
+  datasets.save(tmp_path / 'data', data, setup.family.spec, {})
+  phases.offline(setup, _NoEvaluator)
+  phases.online(setup, 'matched', _NoEvaluator)
+  last = tiny_run.last_progress(tmp_path / 'run', 'online/matched')
+  rl = last['replay.rl.size'] - data.size
+  encoder = last['replay.encoder.size'] - data.context_size
+  assert (encoder.sum(-1) == 2 * 2 * 40).all()  # prior steps of 4 visits
+  np.testing.assert_array_equal(rl, 2 * encoder)  # and as many posterior ones
+  new = last['replay.encoder.data.observation'][:, :, :20]
+  np.testing.assert_array_equal(
+    new, np.broadcast_to(data.context.observation, new.shape)
+  )
