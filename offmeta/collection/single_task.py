@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offmeta import rollout
-from offmeta.data import buffer as buffers
+from offmeta.data import buffer as buffers, capacity
 from offmeta.data.buffer import Replay
 from offmeta.results import records
 from offmeta.training import (
