@@ -15,7 +15,6 @@ from offmeta.training import (
   config as configs,
   evaluator as evaluators,
   gatherers,
-  loop,
   setup as setups,
   stopping,
   updates,
@@ -174,7 +173,7 @@ def shared_programs() -> Iterator[None]:
   with (
     mock.patch.object(evaluators, 'Evaluator', evaluator),
     mock.patch.object(gatherers, 'gatherer', gatherer),
-    mock.patch.object(loop, 'Updater', updater),
+    mock.patch.object(updates, 'Updater', updater),
   ):
     yield
 

@@ -15,7 +15,7 @@ from offmeta.collection import single_task
 from offmeta.data.meta_dataset import MetaDataset, validate
 from offmeta.envs.point_robot import PointRobot
 from offmeta.testing import probes
-from offmeta.training import loop, seeds as seeds_lib, stopping, updates
+from offmeta.training import seeds as seeds_lib, stopping, updates
 from offmeta.training.config import ConfigError, SpecialistsConfig
 from offmeta.training.setup import Runtime, Setup
 
@@ -210,7 +210,7 @@ def test_precision_of_updates(tmp_path, monkeypatch):
   def updater(*args, **kw):
     raise Made(kw['matmul_precision'])
 
-  monkeypatch.setattr(loop, 'Updater', updater)
+  monkeypatch.setattr(updates, 'Updater', updater)
   setup = _setup(tmp_path)
   for given, expected in (((), 'float32'), (('s', 'bfloat16'), 'bfloat16')):
     with pytest.raises(Made, match=expected):

@@ -29,7 +29,6 @@ from experiments.benchmarking import (
 )
 from experiments.benchmarking.timing import Timed
 from offmeta import parallel
-from offmeta.training import loop
 
 ROOT = pathlib.Path(benchmark.__file__).parents[1]
 QUICK = options.Options(
@@ -129,7 +128,7 @@ def test_timed_calls_find_their_arguments_in_place(stage, monkeypatch):
 
     return update
 
-  monkeypatch.setattr(loop, 'make_update', make_update)
+  monkeypatch.setattr(updates.updates_lib, 'make_update', make_update)
   [case] = [
     c
     for c in cases.make_cases('smoke')
