@@ -110,7 +110,13 @@ class EnvState(NamedTuple):
 
 @runtime_checkable
 class EnvFamily(Protocol):
-  """A distribution of MDPs that share spaces; a task is a dict of arrays."""
+  """A distribution of MDPs that share spaces; a task is a dict of arrays.
+
+  A family may also have `position(observation [..., O]) -> [..., 2]`: where the
+  agent is on a plane, in units of length. If it does, the report draws paths of
+  held-out episodes, and a task's 'goal' [2], where it has one, in the same
+  coordinates.
+  """
 
   spec: EnvSpec
 
@@ -304,6 +310,13 @@ class Algorithm(NamedTuple):
       LearnerState, adapted to one task, that `finetune` trains further.
     finetune: stages that train one task's learner on its own new data, in
       order, after each round of collecting; empty if there is no such thing.
+    diagnose: (LearnerState, Evidence) -> {name: array}, what the report shows
+      of a learner besides its returns, of one seed: [], [K], [K, L], or points
+      [n, 2]. It gets the whole state, because models and critics are not among
+      what acting needs. A name is words with underscores; in 'y_by_x' they are
+      the labels of the axes, and an entry 'x' of shape [K], if there is one,
+      holds the places (points have both as columns: x, y); in 'value_by_y_by_x'
+      they are those of a heat map [K, L]. None if there is nothing to show.
   """
 
   init: Callable[[Key], LearnerState]
@@ -319,3 +332,27 @@ class Algorithm(NamedTuple):
   data: DataSpec = DataSpec()
   begin_finetune: Callable[..., LearnerState] | None = None
   finetune: tuple[Stage, ...] = ()
+  diagnose: Callable[..., Mapping[str, Array]] | None = None
+
+
+class Evidence(NamedTuple):
+  """What `Algorithm.diagnose` may look at: M training tasks, one seed.
+
+  Attributes:
+    logged: leaves [M, N, ...], contexts from the logs, as they are handed over.
+    logged_mask: [M, N], 1 where an entry counts.
+    own: leaves [M, W, ...], what the policy collected itself, in order.
+    own_mask: [M, W].
+    rows: leaves [M, B, ...], consecutive rows of the logs of the RL data, from
+      a random start; episodes begin where extras['time'] is 0.
+    rows_mask: [M, B].
+    key: random key.
+  """
+
+  logged: Transition
+  logged_mask: Array
+  own: Transition
+  own_mask: Array
+  rows: Transition
+  rows_mask: Array
+  key: Key

@@ -45,6 +45,7 @@ from offmeta.algorithms.smac_config import (
   SacActorConfig as SacActorConfig,
   validate,
 )
+from offmeta.losses.latent import kl_to_standard_normal
 from offmeta.networks import actors, context, critics
 from offmeta.networks.distributions import Gaussian, task_noise
 from offmeta.types import (
@@ -52,6 +53,7 @@ from offmeta.types import (
   Array,
   BatchSpec,
   EnvSpec,
+  Evidence,
   Key,
   LearnerState,
   MetaBatch,
@@ -288,6 +290,56 @@ def predicted_reward(
   )
 
 
+def diagnose(
+  state: LearnerState, evidence: Evidence, networks: Networks
+) -> dict[str, Array]:
+  """How much a context tells, by how many of its transitions are given.
+
+  Contexts are from the logs, or what the policy collected itself. KL to the
+  prior is in nats. The error of the decoder is absolute, in units of reward, on
+  logged transitions and under one latent per context. All are means over tasks.
+
+  Args:
+    state: of one seed.
+    evidence: on M tasks.
+    networks: see `make_networks`.
+
+  Returns:
+    See `types.Algorithm.diagnose`.
+  """
+  params, rows = state.params['context'], evidence.rows
+
+  def measure(size, context_, mask, rows, rows_mask, key):
+    valid = mask * (jnp.cumsum(mask) <= size)
+    posterior = networks.encoder.apply(params['encoder'], context_, valid)
+    noise = jax.random.normal(key, posterior.mean.shape)
+    reward = predicted_reward(params, networks, context_, valid, rows, noise)
+    error = jnp.sum(jnp.abs(reward - rows.reward) * rows_mask)
+    return {
+      'kl_to_prior': kl_to_standard_normal(posterior.mean, posterior.variance),
+      'reward_error': error / jnp.maximum(jnp.sum(rows_mask), 1),
+    }
+
+  keys = jax.random.split(evidence.key, rows.reward.shape[0])
+  found = {}
+  for kind in ('logged', 'own'):
+    context_, mask = getattr(evidence, kind), getattr(evidence, f'{kind}_mask')
+    longest = mask.shape[1]
+    sizes = [2**i for i in range(longest.bit_length()) if 2**i < longest]
+    sizes = jnp.array([*sizes, longest])
+    x = f'{kind}_transitions'
+    found[x] = sizes
+    per_task = jax.vmap(measure, (None, 0, 0, 0, 0, 0))
+    values = jax.vmap(per_task, (0,) + (None,) * 5)(
+      sizes, context_, mask, rows, evidence.rows_mask, keys
+    )
+    found |= {
+      f'{name}_by_{x}': jnp.mean(value, axis=1)
+      for name, value in values.items()
+    }
+  return found
+
+
 def make(
   spec: EnvSpec, config: Config, axis_name: str | None = None
 ) -> Algorithm:
@@ -385,6 +437,7 @@ def make(
     online=(online,),
     begin_online=begin_online,
     relabel=relabel,
+    diagnose=lambda state, evidence: diagnose(state, evidence, networks),
     **latent.context_acting(
       networks.encoder,
       networks.actor,

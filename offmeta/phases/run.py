@@ -7,6 +7,7 @@ in each held-out task, `test` scores the meta-trained ones. Each phase can be
 rerun, resumed or replaced; `offmeta.results.report` reads what they wrote.
 """
 
+from collections.abc import Mapping
 import contextlib
 import sys
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta import disk, processes
+from offmeta import disk, processes, rollout
 from offmeta.collection import phase as collecting
 from offmeta.data import (
   buffer as buffers,
@@ -240,8 +241,7 @@ def _score(setup, evaluator, point, states, data):
   color = task_color(setup.train_tasks)
   if color is not None:
     arrays['train_task_color'] = color
-  if setup.family.spec.name.endswith('point_robot'):
-    arrays.update(_point_robot_paths(setup, adaptation))
+  arrays.update(_paths(setup, adaptation))
   processes.on_main(
     lambda: disk.write_arrays(
       setup.workdir / 'evaluations' / f'{point}.npz', arrays
@@ -260,26 +260,52 @@ def task_color(tasks: Task) -> np.ndarray | None:
   return leaf if leaf.ndim == 1 else np.arctan2(leaf[:, 1], leaf[:, 0])
 
 
-def _point_robot_paths(setup, adaptation):
-  """Positions [4, E, T + 1, 2] and goals [4, 2]: seed 0, held-out tasks that
-  are spread over the angles of their goals."""
-  goals = np.asarray(setup.test_tasks['goal'])
-  order = np.argsort(task_color({'goal': goals}), kind='stable')
+def _paths(setup: Setup, adaptation: rollout.Adaptation) -> dict:
+  """Where the agent went, for families that say where it is (`position`).
+
+  Args:
+    setup: of the run.
+    adaptation: on held-out tasks, leaves [S, M, R, ...].
+
+  Returns:
+    'trajectories' [4, E, T + 1, 2], NaN after the end of an episode: seed 0,
+    first repetition, held-out tasks that are spread over their values or
+    angles; and 'trajectory_goals' [4, 2] where tasks have a goal. Else nothing.
+  """
+  family, tasks = setup.family, setup.test_tasks
+  if not hasattr(family, 'position'):
+    return {}
+  color = task_color(tasks)
+  order = np.arange(setup.config.family.num_test)
+  order = order if color is None else np.argsort(color, kind='stable')
   shown = order[np.linspace(0, len(order) - 1, min(4, len(order))).astype(int)]
-  transitions = jax.tree.map(
-    lambda x: np.asarray(x[0, shown, 0]), adaptation.transitions
+  valid, steps = jax.tree.map(
+    lambda x: np.asarray(x[0, shown, 0]),
+    (adaptation.valid, adaptation.transitions),
   )
-  horizon = setup.family.spec.episode_length
-  position = transitions.observation
-  episodes = position.shape[1] // horizon
-  shape = (position.shape[0], episodes, horizon, 2)
-  after = transitions.next_observation.reshape(shape)
-  return {
-    'trajectories': np.concatenate(
-      [position.reshape(shape), after[:, :, -1:]], axis=2
-    ),
-    'trajectory_goals': goals[shown],
-  }
+  here = np.asarray(family.position(steps.observation))
+  there = np.asarray(family.position(steps.next_observation))
+  horizon = family.spec.episode_length
+  # A step that blew up restarts an episode of fixed length within it.
+  starts = [
+    np.flatnonzero(time == 0)
+    if family.spec.terminates
+    else np.arange(0, len(time), horizon)
+    for time in np.where(valid > 0, steps.extras['time'], -1)
+  ]
+  paths = np.full(
+    (len(shown), max(map(len, starts)), horizon + 1, 2), np.nan, here.dtype
+  )
+  for task, begins in enumerate(starts):
+    ends = [*begins[1:], int(valid[task].sum())]
+    for episode, (begin, end) in enumerate(zip(begins, ends)):
+      paths[task, episode, : end - begin] = here[task, begin:end]
+      paths[task, episode, end - begin] = there[task, end - 1]
+  goal = tasks.get('goal') if isinstance(tasks, Mapping) else None
+  found = {'trajectories': paths}
+  if goal is not None and goal.shape[1:] == (2,):
+    found['trajectory_goals'] = np.asarray(goal)[shown]
+  return found
 
 
 def run(setup: Setup, phases: tuple[str, ...]):
