@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from offmeta.results import charts, drawing, records, statistics
+from offmeta.results import charts, drawing, panels, records
 
 
 def draw_all(
@@ -22,6 +22,7 @@ def draw_all(
     'z_space': z_space(record),
     'trajectories': trajectories(record),
     'finetune': charts.finetune_curve(record),
+    'diagnoses': panels.diagnoses(record),
     'wall_time': charts.wall_time(record.timing),
   }
   return {name: item for name, item in figures.items() if item is not None}
@@ -151,11 +152,7 @@ def _draw_curves(
     for name in sorted(online, key=run.headline_variant.__eq__)
   ]
   for axis, name, series, color in parts:
-    mean, low, high = statistics.band(series.values)
-    axis.fill_between(series.step, low, high, color=color, alpha=0.16, lw=0)
-    axis.plot(
-      series.step, mean, color=color, marker='o' if len(mean) <= 25 else None
-    )
+    mean = drawing.line(axis, series.step, series.values, color)
     if name in online or not online:
       labels.append((mean[-1], _variant_label(name, run), color))
   return labels
@@ -292,15 +289,14 @@ def _draw_episodes(
   counts = np.isfinite(returns).sum((1, 2))
   per_seed = np.where(counts > 0, np.nansum(returns, (1, 2)), np.nan)
   per_seed = per_seed / np.maximum(counts, 1)  # [S, E]
-  mean, low, high = statistics.band(per_seed.T)
-  episode = np.arange(1, len(mean) + 1)
-  if ls == '-':
-    axis.fill_between(episode, low, high, color=color, alpha=0.15, lw=0)
-  axis.plot(
+  episode = np.arange(1, per_seed.shape[1] + 1)
+  drawing.line(
+    axis,
     episode,
-    mean,
+    per_seed.T,
+    color,
+    band=ls == '-',
     ls=ls,
-    color=color,
     label=label,
     marker='o',
     markerfacecolor=color if ls == '-' else 'white',
@@ -456,7 +452,7 @@ def _z_legend(figure: Any, axes: Sequence[Any]) -> None:
 
 
 def trajectories(record: records.Record, max_tasks: int = 6) -> Any | None:
-  """Point-robot paths: columns are held-out tasks, rows before and after."""
+  """Paths on the plane: columns are held-out tasks, rows before and after."""
   headline = record.run.headline_variant
   rows = [
     (

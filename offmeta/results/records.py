@@ -8,7 +8,7 @@ Layout (all but `run.json` and `evaluations/offline.npz` may be missing):
   run.json                       what ran: config, variants, versions
   timing.json                    {phase: seconds}
   <stage>/metrics.jsonl          stage: collect, offline, online/<variant>,
-                                 finetune
+                                 finetune, or any other loop
   evaluations/<point>.npz        point: the same, with - for /
 """
 
@@ -53,6 +53,9 @@ ARRAYS = {
   'trajectories': 'm e t 2',
   'trajectory_goals': 'm 2',
 }
+# The beginning of the names of what an algorithm says of itself: [S, ...] with
+# at most two more axes.
+DIAGNOSE = 'diagnose/'
 _AXIS_NAMES = {
   'S': 'seeds',
   'M': 'held-out tasks',
@@ -65,6 +68,22 @@ _REQUIRED = {
   'online': ('test_self_returns',),
   'finetune': ('finetune_returns', 'finetune_env_steps'),
 }
+
+
+def _axes(name: str, array: np.ndarray) -> list[str]:
+  """The axes of a known array."""
+  if name.startswith(DIAGNOSE):
+    return ['S', *'ab'[: max(array.ndim - 1, 0)]]
+  return ARRAYS[name].split()
+
+
+def diagnoses(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Those of a point's arrays that an algorithm says of itself, by name."""
+  return {
+    name.removeprefix(DIAGNOSE): array
+    for name, array in arrays.items()
+    if name.startswith(DIAGNOSE)
+  }
 
 
 class Series(NamedTuple):
@@ -159,12 +178,21 @@ def load(workdir: str | pathlib.Path, tested: bool = True) -> Record:
         'again with --phases=collect,offline,test,report'
       )
   _check_axes(evaluations, run.num_seeds, workdir / 'evaluations')
-  for stage in stages:
+  for stage in dict.fromkeys([*stages, *_loops(workdir)]):
     path = workdir / stage / 'metrics.jsonl'
     if path.exists():
       metrics[stage] = load_metrics(path)
   return Record(
     workdir, run, load_timing(workdir / 'timing.json'), evaluations, metrics
+  )
+
+
+def _loops(workdir: pathlib.Path) -> list[str]:
+  """Folders in which anything was logged: 'offline', 'online/NAME', ..."""
+  return sorted(
+    path.parent.relative_to(workdir).as_posix()
+    for pattern in ('*/metrics.jsonl', '*/*/metrics.jsonl')
+    for path in workdir.glob(pattern)
   )
 
 
@@ -230,7 +258,11 @@ def load_evaluation(path: pathlib.Path) -> dict[str, np.ndarray]:
     )
   try:
     with np.load(path, allow_pickle=False) as archive:
-      arrays = {name: archive[name] for name in archive.files if name in ARRAYS}
+      arrays = {
+        name: archive[name]
+        for name in archive.files
+        if name in ARRAYS or name.startswith(DIAGNOSE)
+      }
   except (
     OSError,
     EOFError,
@@ -243,7 +275,7 @@ def load_evaluation(path: pathlib.Path) -> dict[str, np.ndarray]:
       f'{path} cannot be read as plain arrays ({error}); {redo}'
     ) from error
   for name, array in arrays.items():
-    axes = ARRAYS[name].split()
+    axes = _axes(name, array)
     fits = (
       array.ndim == len(axes)
       and 0 not in array.shape
@@ -358,7 +390,7 @@ def _check_axes(
   sizes = {'S': (num_seeds, 'run.json')}
   for point, arrays in evaluations.items():
     for name, array in arrays.items():
-      for axis, size in zip(ARRAYS[name].split(), array.shape):
+      for axis, size in zip(_axes(name, array), array.shape):
         if axis not in _AXIS_NAMES:
           continue
         expected, source = sizes.setdefault(axis, (size, f'{point}.npz:{name}'))
