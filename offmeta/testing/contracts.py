@@ -42,7 +42,8 @@ def check_env_family(
   their termination) are finite, with terminal in {0, 1}; `reward(features,
   action, task)` equals the reward of `step`, also for clipped and for stacked
   actions; vmap over tasks equals one by one; the same key gives the same
-  episode; task lists have the leaves of sampled tasks.
+  episode; task lists have the leaves of sampled tasks; `position`, where there
+  is one, gives finite points on a plane.
 
   Args:
     family: what to check.
@@ -108,6 +109,7 @@ def check_env_family(
   ), 'different keys gave the same task and the same episode'
   for i, states in enumerate(single):
     _check_reward(family, states, actions[i], take(tasks, i), tolerance)
+    _check_position(family, states)
   _check_vmap(family, single, keys, actions, tasks, tolerance)
 
 
@@ -224,6 +226,20 @@ def _check_reward(
       err_msg=f'reward(features, {what} action, task) is not the reward '
       'that step gave',
     )
+
+
+def _check_position(family: EnvFamily, states: list[EnvState]) -> None:
+  if not hasattr(family, 'position'):
+    return
+  observations = jnp.stack([state.observation for state in states])
+  places = np.asarray(family.position(observations))
+  assert places.shape == (len(states), 2) and np.all(np.isfinite(places)), (
+    f'position(observation) of observations {observations.shape} has shape'
+    f' {places.shape} or is not finite, expected finite [{len(states)}, 2]'
+  )
+  assert np.array_equal(
+    places[0], np.asarray(family.position(observations[0]))
+  ), 'position of stacked observations is not that of one'
 
 
 def _check_vmap(

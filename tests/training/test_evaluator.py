@@ -3,13 +3,18 @@
 import dataclasses
 
 import helpers
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny_run
 
+from offmeta import rollout
 from offmeta.algorithms import smac
+from offmeta.data import buffer as buffers
 from offmeta.testing import probes
 from offmeta.training import evaluator as evaluators, updates
+from offmeta.types import Transition
 
 
 def test_steps_that_blew_up_are_counted(tmp_path):
@@ -30,3 +35,62 @@ def test_steps_that_blew_up_are_counted(tmp_path):
   )
   scores, _ = evaluator.full(states, None)
   np.testing.assert_array_equal(scores['diverged'], np.full(2, (2 + 3) * 2 * 8))
+
+
+def test_diagnoses_are_shown_the_right_data(tmp_path):
+  """Of each seed: its state, and what belongs to some training tasks."""
+  setup = tiny_run.make_setup(tmp_path)
+
+  def diagnose(state, evidence):
+    return {
+      'step': state.step,
+      'logged': evidence.logged.reward * evidence.logged_mask,
+      'own': evidence.own.reward * evidence.own_mask,
+      'rows': evidence.rows.reward * evidence.rows_mask,
+    }
+
+  algorithm = smac.make(setup.family.spec, helpers.SMAC)
+  evaluator = evaluators.Evaluator(
+    setup, algorithm._replace(diagnose=diagnose), setup.seeds
+  )
+  # Three training tasks, of which the configuration evaluates two.
+  tasks = np.asarray(evaluator._some)  # pylint: disable=protected-access
+  reward = 100.0 * jnp.arange(3)[:, None] + jnp.arange(20.0)
+
+  def steps(reward):
+    wide = reward[..., None]
+    return Transition(wide, wide, reward, jnp.ones_like(reward), wide)
+
+  logs = buffers.Replay(buffers.make(steps(reward), jnp.full(3, 20), 20), None)
+  # [S, M, R, W]: tens are repetitions, thousands seeds.
+  own = (
+    1000.0 * jnp.arange(2)[:, None, None, None]
+    + 100.0 * jnp.arange(3)[:, None, None]
+    + 10.0 * jnp.arange(2)[:, None]
+    + jnp.arange(4.0)
+  )
+  adaptation = rollout.Adaptation(
+    own[..., :1],
+    steps(own),
+    jnp.ones_like(own).at[..., 3].set(0.0),
+    jnp.zeros((2, 3, 2), jnp.int32),
+  )
+  states = jax.vmap(algorithm.init)(setup.seeds.streams('initial'))
+  states = states.replace(step=jnp.array([5, 6]))
+  found = evaluator._diagnose(states, logs, adaptation)  # pylint: disable=protected-access
+  np.testing.assert_array_equal(found['step'], [5, 6])
+  np.testing.assert_array_equal(
+    found['own'], own[:, tasks, 0] * np.array([1, 1, 1, 0])
+  )
+  # 8 rows (`context_size`) of the own task; drawn apart, for each seed.
+  for name in ('logged', 'rows'):
+    assert found[name].shape == (2, 2, 8)
+    assert set(np.unique(found[name] // 100)) == set(tasks)
+    np.testing.assert_array_equal(found[name][:, 1] // 100, tasks[1])
+    assert not np.array_equal(found[name][0], found[name][1])
+  np.testing.assert_array_equal(np.diff(found['rows']), 1.0)
+
+
+def test_diagnoses_that_no_report_can_show():
+  with pytest.raises(ValueError, match=r"'cube' has shape \[2, 2, 2\]; return"):
+    evaluators.checked_diagnosis({'cube': jnp.ones((2, 2, 2))})
