@@ -16,6 +16,7 @@ from offmeta.results import drawing, records, statistics
 _COLUMNS = 3  # panels side by side
 _LOGARITHMIC = 30  # places whose ratio exceeds this get a logarithmic axis
 _SMALL = 9.0  # points, text of small panels
+_FITTING = 28  # letters of a title
 # A mean that leaves this multiple of the middle range is cut off.
 _REACH = 4.0
 
@@ -49,7 +50,7 @@ def colors(run: records.Run, stages: Iterable[str]) -> dict[str, str]:
 
 def _grid(panels: list[_Panel], width: float, height: float) -> Any:
   """One figure of panels; width and height of each in inches."""
-  columns = min(_COLUMNS, len(panels))
+  columns = 2 if len(panels) == 4 else min(_COLUMNS, len(panels))
   rows = -(-len(panels) // columns)
   figure = drawing.figure(
     width * columns + 0.4, height * rows + 0.5, layout='constrained'
@@ -57,7 +58,9 @@ def _grid(panels: list[_Panel], width: float, height: float) -> Any:
   axes = figure.subplots(rows, columns, squeeze=False).ravel()
   for axis, panel in zip(axes, panels):
     panel.draw(axis)
-    axis.set_title(panel.title, fontsize=_SMALL + 0.5)
+    # Long names stay within their panel.
+    fits = _FITTING / max(len(panel.title), 1)
+    axis.set_title(panel.title, fontsize=(_SMALL + 0.5) * min(1.0, fits))
     axis.tick_params(labelsize=_SMALL - 1)
     axis.xaxis.label.set_size(_SMALL)
     axis.yaxis.label.set_size(_SMALL)
@@ -186,22 +189,27 @@ def _panels(
     for point, values in points.items():
       mean, low, high = (float(x) for x in statistics.band(values))
       interval = (low, high) if np.isfinite(values).sum() > 1 else (None, None)
-      entries.append(drawing.Dot(point, mean, *interval, shades[point]))
+      entries.append(drawing.Dot(_label(point), mean, *interval, shades[point]))
     drawing.dots(axis, entries, '{:.3g}')
 
   def lines(axis):
     for point, values in points.items():
       x = along(point, axes[0] if axes else '', values.shape[1])
-      drawing.line(axis, x, values.T, shades[point], label=point, lw=1.6)
-      if x.min() > 0 and x.max() > _LOGARITHMIC * x.min():
-        axis.set_xscale('log')
-    axis.set(xlabel=words(axes[0]) if axes else 'index', ylabel=words(title))
+      drawing.line(
+        axis, x, values.T, shades[point], label=_label(point), lw=1.6
+      )
+    if x.min() > 0 and x.max() > _LOGARITHMIC * x.min():
+      axis.set_xscale('log')
+      axis.set_xticks(x if len(x) <= 10 else x[:: len(x) // 5])
+      axis.set_xticks([], minor=True)
+    axis.xaxis.set_major_formatter(lambda value, _: drawing.count(value))
+    axis.set_xlabel(words(axes[0]) if axes else 'index')
 
   def scatter(axis):
     for point, values in points.items():
       axis.scatter(
         *values.reshape(-1, 2).T, s=9, alpha=0.6, lw=0, color=shades[point],
-        label=point,
+        label=_label(point),
       )  # fmt: skip
     axis.set(ylabel=words(title), xlabel=words(axes[0]) if axes else '')
 
@@ -222,9 +230,16 @@ def _panels(
   if len(axes) < 2 and all(x.shape[-1] == 2 for x in points.values()):
     return [_Panel(words(title), scatter)]
   return [
-    _Panel(f'{words(title)}, {point}', lambda axis, p=point: heat(axis, p))
+    _Panel(
+      f'{words(title)}, {_label(point)}', lambda axis, p=point: heat(axis, p)
+    )
     for point in points
   ]
+
+
+def _label(point: str) -> str:
+  """An evaluation point as it is read: a variant by its name alone."""
+  return point.removeprefix('online-')
 
 
 def words(name: str) -> str:

@@ -55,7 +55,7 @@ def build(workdir: str | pathlib.Path) -> dict[str, Any]:
   }
   # There are many: they should weigh little.
   logged = {
-    name: drawing.to_png(figure, dpi=80, shades=64)
+    name: drawing.to_png(figure, dpi=80)
     for name, figure in panels.logged(record).items()
   }
   for name, png in pictures.items():
