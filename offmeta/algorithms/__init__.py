@@ -43,7 +43,7 @@ ALGORITHMS = {
   'macaw': Entry(macaw.Config, macaw.make, macaw.validate),
   'meta_bc': Entry(meta_bc.Config, meta_bc.make, meta_bc.validate),
   'multitask': Entry(multitask.Config, multitask.make),
-  'pearl': Entry(pearl.Config, pearl.make),
+  'pearl': Entry(pearl.Config, pearl.make, pearl.validate),
   'sac': Entry(sac.Config, sac.make),
   'smac': Entry(
     smac.Config,

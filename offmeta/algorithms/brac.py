@@ -41,6 +41,8 @@ class Config:
   critic_hidden: tuple[int, ...] = (256, 256)
   actor_hidden: tuple[int, ...] = (256, 256)
   hidden_bias: float = 0.1  # initial hidden biases, of all networks
+  max_log_std: float = 2.0  # log-std is clipped to [-20, this]; 0 in A3.3, A4
+  tanh_correction: str = 'shifted'  # of log pi: 1e-6 added; or 'exact'
   critic_lr: float = 3e-4
   actor_lr: float = 3e-4
   discount: float = 0.99
@@ -92,7 +94,14 @@ def make_networks(spec: EnvSpec, latent_size: int, config: Config) -> Networks:
     divergence = critics.scalar((o, a, z), config.divergence_hidden, bias)
   return Networks(
     critic=critics.q_ensemble((o, a, z), config.critic_hidden, 2, bias),
-    actor=actors.tanh_gaussian_actor((o, z), a, config.actor_hidden, bias),
+    actor=actors.tanh_gaussian_actor(
+      (o, z),
+      a,
+      config.actor_hidden,
+      bias,
+      max_log_std=config.max_log_std,
+      tanh_correction=config.tanh_correction,
+    ),
     value=value,
     divergence=divergence,
   )

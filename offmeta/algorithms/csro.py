@@ -5,7 +5,7 @@ Shift Reduction for Offline Meta-Reinforcement Learning", NeurIPS 2023, arXiv
 2311.03695 (spec baselines A4). A model p(z | s, a) of single transitions is
 trained beside the encoder; the encoder then also descends a CLUB bound on
 I(z; (s, a)). All else is FOCAL's first release, whose switches are the
-defaults here, but for the slope of the dual critic (`focal`).
+defaults here, but for `DIFFERENCES`.
 
 The bound's pairs are those of one task, as released. Left out: the release
 lets the model see the reward too where the context has next observations.
@@ -21,12 +21,19 @@ from offmeta.losses import metric, policy as policy_losses
 from offmeta.networks import context
 from offmeta.types import Algorithm, Problem
 
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = {
+  'gradient_penalty': focal.DIFFERENCES['gradient_penalty'],
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(focal.Config):
   """Hyper-parameters (spec baselines A4; cheetah-vel)."""
 
   mi_weight: float = 10.0  # lambda_MI on the CLUB bound; 10 to 50 by family
+  metric_weight: float = 10.0
+  max_log_std: float = 0.0
   model_weight: float = 10.0  # on the likelihood of p(z | s, a)
   model_hidden: tuple[int, ...] = (200, 200, 200)
   latent_size: int = 20

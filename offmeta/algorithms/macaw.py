@@ -2,9 +2,10 @@
 
 Mitchell, Rafailov, Peng, Levine, Finn: "Offline Meta-Reinforcement Learning
 with Advantage Weighting", ICML 2021, arXiv 2008.06043. Written against the
-released code (spec macaw), whose settings are the defaults. Per task, one step
-of gradient descent on the value network, then one on the policy; the losses of
-what comes out are descended through these steps, second order included.
+released code (spec macaw), whose settings are the defaults, all of them
+(`DIFFERENCES` is empty). Per task, one step of gradient descent on the value
+network, then one on the policy; the losses of what comes out are descended
+through these steps, second order included.
 
 Switches that leave it are in `macaw_config.py`. Other differences:
 
@@ -22,6 +23,7 @@ import optax
 from offmeta import optim, parallel
 from offmeta.algorithms import macaw_losses, maml
 from offmeta.algorithms.macaw_config import (
+  DIFFERENCES as DIFFERENCES,
   Config,
   FinetuneConfig as FinetuneConfig,
   validate,

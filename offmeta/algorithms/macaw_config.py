@@ -8,6 +8,9 @@ import dataclasses
 
 from offmeta.networks import weight_transform
 
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = {}
+
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:

@@ -37,6 +37,9 @@ from offmeta.types import (
   Transition,
 )
 
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = {}
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

@@ -8,6 +8,7 @@ the data of one specialist per task (spec macaw 4.1).
 
 Deviations: the three gradients of an update are taken at the same parameters,
 as in SMAC, and networks start as everywhere here (rlkit's initialisers).
+`hidden_bias` and `tanh_correction` are for BOReL, whose release has others.
 """
 
 from collections.abc import Callable
@@ -39,6 +40,10 @@ from offmeta.types import (
   Transition,
 )
 
+# Settings whose defaults are not the release's: (here, released, why).
+# Released: table 1 of the paper.
+DIFFERENCES = {}
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -46,6 +51,9 @@ class Config:
 
   critic_hidden: tuple[int, ...] = (256, 256)
   actor_hidden: tuple[int, ...] = (256, 256)
+  hidden_bias: float = 0.0  # initial hidden biases, of all networks
+  max_log_std: float = 2.0  # log-std of the policy is clipped to [-20, this]
+  tanh_correction: str = 'exact'  # of log pi, or 'shifted': 1e-6 added
   critic_lr: float = 3e-4
   actor_lr: float = 3e-4
   temperature_lr: float = 3e-4
@@ -70,8 +78,17 @@ def make_networks(spec: EnvSpec, config: Config) -> Networks:
   """Twin critics and a tanh-Gaussian actor."""
   o, a = spec.observation_size, spec.action_size
   return Networks(
-    critic=critics.q_ensemble((o, a), config.critic_hidden),
-    actor=actors.tanh_gaussian_actor((o,), a, config.actor_hidden),
+    critic=critics.q_ensemble(
+      (o, a), config.critic_hidden, 2, config.hidden_bias
+    ),
+    actor=actors.tanh_gaussian_actor(
+      (o,),
+      a,
+      config.actor_hidden,
+      config.hidden_bias,
+      max_log_std=config.max_log_std,
+      tanh_correction=config.tanh_correction,
+    ),
   )
 
 

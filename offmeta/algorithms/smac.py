@@ -3,7 +3,8 @@
 Pong, Nair, Smith, Huang, Levine: "Offline Meta-Reinforcement Learning with
 Online Self-Supervision", ICML 2022, arXiv 2107.03974. Written against the
 authors' released configuration; where paper and release differ, the release
-is the default. Switches that leave it (`smac_config.py`):
+is the default, but for `DIFFERENCES` (`smac_config.py`). Switches that leave
+it (there, too):
 
 * `train_context_online` (release: False): the encoder and decoder keep
   training in the online phase on self-labelled data. Labels then come from a
@@ -23,6 +24,8 @@ is the default. Switches that leave it (`smac_config.py`):
 * `kl_over_tasks='sum'` (release: 'mean').
 * `independent_next_latent` (release: True): the next action is drawn under a
   second sample of the posterior.
+* `zero_last_bias` (release: True): last layers' biases, those of log-std
+  aside, start at 0, else as the weights in U(+-3e-3), the policy's U(+-1e-3).
 * Targets start as a copy of the critics; the release draws them anew.
 * All gradients are taken at the same parameters; the release takes the
   actor's after the critic's step.
@@ -38,6 +41,7 @@ import optax
 from offmeta import optim, parallel
 from offmeta.algorithms import latent, smac_losses
 from offmeta.algorithms.smac_config import (
+  DIFFERENCES as DIFFERENCES,
   VARIANT_FIXED as VARIANT_FIXED,
   Config,
   OfflineConfig as OfflineConfig,
@@ -76,13 +80,14 @@ class Networks(NamedTuple):
 def make_networks(spec: EnvSpec, config: Config) -> Networks:
   """Networks of spec smac 2.1."""
   o, a, z = spec.observation_size, spec.action_size, config.latent_size
+  start = (0.0, config.zero_last_bias)  # of hidden and of last biases
   return Networks(
     encoder=context.set_encoder(
-      o, a, z, config.encoder_hidden, config.use_next_observation
+      o, a, z, config.encoder_hidden, config.use_next_observation, *start
     ),
-    decoder=critics.scalar((o, a, z), config.decoder_hidden),
-    critic=critics.q_ensemble((o, a, z), config.critic_hidden),
-    actor=actors.tanh_gaussian_actor((o, z), a, config.actor_hidden),
+    decoder=critics.scalar((o, a, z), config.decoder_hidden, *start),
+    critic=critics.q_ensemble((o, a, z), config.critic_hidden, 2, *start),
+    actor=actors.tanh_gaussian_actor((o, z), a, config.actor_hidden, *start),
   )
 
 

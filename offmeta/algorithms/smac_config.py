@@ -1,10 +1,21 @@
 """SMAC's settings: hyper-parameters, and every switch that leaves the release.
 
-Defaults are the authors' released configuration (spec smac 3.1). Named
-combinations of the switches: `experiments/configs/recipes.py`.
+Defaults are the authors' released configuration (spec smac 3.1) but for
+`DIFFERENCES`. Named combinations of the switches:
+`experiments/configs/recipes.py`.
 """
 
 import dataclasses
+
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = {
+  'zero_last_bias': (
+    False,
+    True,
+    "rlkit's older rule, as in PEARL's first release;"
+    ' published results of this package were measured so',
+  ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +64,7 @@ class Config:
   decoder_hidden: tuple[int, ...] = (64, 64)
   critic_hidden: tuple[int, ...] = (300, 300, 300)
   actor_hidden: tuple[int, ...] = (300, 300, 300)
+  zero_last_bias: bool = False  # else U(+-3e-3), of a policy's mean U(+-1e-3)
   context_lr: float = 3e-4  # encoder and decoder, one Adam
   critic_lr: float = 3e-4
   actor_lr: float = 3e-4
@@ -84,6 +96,7 @@ VARIANT_FIXED = (
   'decoder_hidden',
   'critic_hidden',
   'actor_hidden',
+  'zero_last_bias',
   'encoder_loss',
   'actor',
   'use_next_observation',

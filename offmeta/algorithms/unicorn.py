@@ -13,7 +13,8 @@ per transition, at meta-test too.
 
 Control is FOCAL's later code. What the release calls SAC (all families but
 ant-dir) is `divergence_weight=0, entropy_in_target=True` with `entropy_weight`
-= its alpha (0.2, cheetah-vel 0).
+= its alpha (0.2, cheetah-vel 0). Defaults are the release's for ant-dir, but
+for `DIFFERENCES`, which are FOCAL's.
 """
 
 import dataclasses
@@ -25,6 +26,9 @@ from offmeta.losses import metric, policy as policy_losses
 from offmeta.networks import base, context
 from offmeta.types import Algorithm, Network, Problem
 
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = focal.DIFFERENCES
+
 _SPREAD_WEIGHT = 0.01  # on the distance of the models' log-variance bounds
 
 
@@ -34,6 +38,8 @@ class Config(focal.Config):
 
   supervision: str = 'reconstruction'  # SS, or 'classification': SUP
   decoder_hidden: tuple[int, ...] = (64, 64)  # of models, or of the classifier
+  # How the models start; the classifier and all else start as in PEARL.
+  decoder_start: str = 'truncated_normal'  # or 'rlkit': as all else
   metric_weight: float = 0.15  # beta; SS only
 
 
@@ -49,12 +55,17 @@ def validate(config: Config):
       f'supervision={config.supervision!r}; choose "reconstruction" or'
       ' "classification"'
     )
+  if config.decoder_start not in ('rlkit', 'truncated_normal'):
+    raise ValueError(
+      f'decoder_start={config.decoder_start!r}; choose "rlkit" or'
+      ' "truncated_normal"'
+    )
 
 
 def _decoders(problem: Problem, config: Config) -> dict[str, Network]:
   """What reads the latent."""
   if config.supervision == 'classification':
-    heads = ((problem.num_tasks, 3e-3),)
+    heads = (base.Head(problem.num_tasks, 3e-3),)
     return {
       'classifier': base.mlp(
         (config.latent_size,), config.decoder_hidden, heads, config.hidden_bias
@@ -64,7 +75,11 @@ def _decoders(problem: Problem, config: Config) -> dict[str, Network]:
   sizes = (config.latent_size, spec.observation_size, spec.action_size)
   return {
     name: context.gaussian_model(
-      sizes, size, config.decoder_hidden, config.hidden_bias
+      sizes,
+      size,
+      config.decoder_hidden,
+      config.hidden_bias,
+      config.decoder_start,
     )
     for name, size in (('dynamics', spec.observation_size), ('reward', 1))
   }

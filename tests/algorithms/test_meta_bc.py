@@ -247,7 +247,7 @@ def test_what_it_asks_for():
     ('uniform', 'transitions'),
   ):
     (stage,) = (
-      meta_bc.make(SPEC, _changed(train_inner_sampling=sampling))
+      meta_bc.make(Problem(SPEC), _changed(train_inner_sampling=sampling))
       .loop('offline')
       .stages
     )

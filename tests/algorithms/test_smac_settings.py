@@ -3,6 +3,7 @@
 import dataclasses
 
 import helpers
+import jax
 import numpy as np
 import pytest
 
@@ -173,3 +174,22 @@ def test_a_variant_cannot_change_the_offline_phase(changes):
   variants = {**recipes.PAPER_VARIANTS, 'mine': {'smac': changes}}
   with pytest.raises(configs.ConfigError, match=f'mine.*{field}'):
     configs.validate(configs.from_dict({'online': {'variants': variants}}))
+
+
+def test_last_biases_can_start_at_zero():
+  """As released; the default is the older rule, and so are its numbers."""
+  start = lambda zero: (
+    jax.jit(smac.make(Problem(SPEC), _with(zero_last_bias=zero)).init)(
+      jax.random.key(0)
+    ).params
+  )
+  old, new = start(False), start(True)
+  changed = [
+    (leaf, was)
+    for leaf, was in zip(*map(jax.tree.leaves, (new, old)))
+    if not np.array_equal(leaf, was)
+  ]
+  # Encoder, decoder, two critics, the actor's mean.
+  assert len(changed) == 5
+  for leaf, was in changed:
+    assert not leaf.any() and 0 < np.abs(was).max() <= 3e-3
