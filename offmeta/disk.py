@@ -91,34 +91,45 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def sync(path: pathlib.Path) -> None:
   """Flushes a file or a directory to the disk."""
   with _naming(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-      os.fsync(descriptor)
-    finally:
-      os.close(descriptor)
+    _sync(path)
+
+
+def _sync(path: pathlib.Path) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def write_json(path: pathlib.Path, value: Any):
   """Writes a file in one step: a crash leaves the old one or the new one."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.tmp')
-  write_text(temporary, json.dumps(value, indent=1, default=list) + '\n')
-  _put_in_place(temporary, path)
+  text = json.dumps(value, indent=1, default=list) + '\n'
+  with _in_one_step(path, f'.{path.name}.tmp') as temporary:
+    temporary.write_text(text, encoding='utf-8')
 
 
 def write_arrays(path: pathlib.Path, arrays: dict[str, Any]):
   """Writes an .npz of plain arrays in one step."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.stem}.tmp.npz')
-  with _naming(path):
+  with _in_one_step(path, f'.{path.stem}.tmp.npz') as temporary:
     np.savez(temporary, **{k: np.asarray(v) for k, v in arrays.items()})
-  sync(temporary)
-  _put_in_place(temporary, path)
 
 
-def _put_in_place(temporary: pathlib.Path, path: pathlib.Path):
-  os.replace(temporary, path)
-  sync(path.parent)
+@contextlib.contextmanager
+def _in_one_step(path: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
+  """Puts what the block writes in place of `path`, once it is on the disk."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(name)
+  try:
+    with _naming(path):
+      yield temporary
+      _sync(temporary)
+      os.replace(temporary, path)
+      _sync(path.parent)
+  except OSError:
+    with contextlib.suppress(OSError):
+      temporary.unlink()  # Half a file takes room on a full disk.
+    raise
 
 
 @contextlib.contextmanager
