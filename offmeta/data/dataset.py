@@ -399,14 +399,17 @@ def _check_summary(
     said = manifest.get(field, held)  # Version 1 lacks some.
     if said == held:
       continue
-    where = ''
+    where, said_text, held_text = '', repr(said), repr(held)
     if isinstance(said, list) and isinstance(held, list):
-      if len(said) == len(held):  # Lists over tasks are long: show one entry.
+      # Lists over tasks are long: show one entry, or how many there are.
+      if len(said) == len(held):
         i = [a == b for a, b in zip(said, held)].index(False)
-        where, said, held = f' at index {i}', said[i], held[i]
+        where, said_text, held_text = f' at {i}', repr(said[i]), repr(held[i])
+      else:
+        said_text, held_text = f'{len(said)} entries', f'{len(held)} entries'
     raise DatasetError(
       f'{path / _MANIFEST}: field {field!r} contradicts the arrays{where}: it'
-      f' says {said!r}, they have {held!r}; {_AGAIN}'
+      f' says {said_text}, they have {held_text}; {_AGAIN}'
     )
 
 

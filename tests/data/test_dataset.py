@@ -565,13 +565,13 @@ def test_shapes_that_no_extra_has(data, name, axes):
   [
     ('num_tasks', 4, 'it says 4, they have 3'),
     ('capacity', 11, 'it says 11, they have 10'),
-    ('size', [10, 7, 9], 'at index 2: it says 9, they have 8'),
-    ('size', [10, 7], r'it says [10, 7], they have [10, 7, 8]'),
-    ('context_size', [6, 2, 5], 'at index 1: it says 2, they have 1'),
+    ('size', [10, 7, 9], 'at 2: it says 9, they have 8'),
+    ('size', [10, 7], 'it says 2 entries, they have 3 entries'),
+    ('context_size', [6, 2, 5], 'at 1: it says 2, they have 1'),
     (
       'episode_return',
       [1, -2.5, 3.5],
-      'at index 2: it says 3.5, they have 3.0',
+      'at 2: it says 3.5, they have 3.0',
     ),
     ('task_shapes', {'goal': [3]}, "it says {'goal': [3]}, they have"),
     ('extras', {'features': [4], 'episode': [1]}, "'episode': [1]}, they have"),
