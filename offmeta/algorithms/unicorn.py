@@ -17,9 +17,11 @@ ant-dir) is `divergence_weight=0, entropy_in_target=True` with `entropy_weight`
 """
 
 import dataclasses
+from typing import Literal
 
 import jax.numpy as jnp
 
+from offmeta import limits
 from offmeta.algorithms import focal
 from offmeta.losses import metric, policy as policy_losses
 from offmeta.networks import base, context
@@ -32,10 +34,11 @@ _SPREAD_WEIGHT = 0.01  # on the distance of the models' log-variance bounds
 class Config(focal.Config):
   """Hyper-parameters (spec baselines A5; ant-dir)."""
 
-  supervision: str = 'reconstruction'  # SS, or 'classification': SUP
-  decoder_hidden: tuple[int, ...] = (64, 64)  # of models, or of the classifier
-  metric_weight: float = 0.15  # beta; SS only
-  num_train_tasks: int = 0  # set by the run; SUP needs it
+  # SS, or SUP.
+  supervision: Literal['reconstruction', 'classification'] = 'reconstruction'
+  decoder_hidden: limits.Widths = (64, 64)  # of models, or of the classifier
+  metric_weight: limits.Weight = 0.15  # beta; SS only
+  num_train_tasks: limits.CountOrZero = 0  # set by the run; SUP needs it
 
 
 def validate(config: Config):
@@ -44,12 +47,7 @@ def validate(config: Config):
   Raises:
     ValueError: names the switch and what it takes.
   """
-  focal.validate(config)
-  if config.supervision not in ('reconstruction', 'classification'):
-    raise ValueError(
-      f'supervision={config.supervision!r}; choose "reconstruction" or'
-      ' "classification"'
-    )
+  limits.check(config, 'unicorn')
 
 
 def _decoders(spec: EnvSpec, config: Config) -> dict[str, Network]:

@@ -332,9 +332,9 @@ def test_unicorn_draws_points_while_acting(batch):
 def test_unicorn_refuses():
   with pytest.raises(ValueError, match='num_train_tasks'):
     unicorn.make(SPEC, dataclasses.replace(SUP, num_train_tasks=0))
-  with pytest.raises(ValueError, match='supervision=.both'):
+  with pytest.raises(ValueError, match='supervision: .both'):
     unicorn.make(SPEC, dataclasses.replace(SS, supervision='both'))
-  with pytest.raises(ValueError, match='context=.episodes'):
+  with pytest.raises(ValueError, match='context: .episodes'):
     unicorn.make(SPEC, dataclasses.replace(SS, context='episodes'))
 
 
