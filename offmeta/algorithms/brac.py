@@ -171,7 +171,7 @@ def divergence_terms(
     )
 
   mixed = action + mix[..., None] * (query.action - action)
-  if config.gradient_penalty == 'action':
+  if limits.chosen(config, 'gradient_penalty', 'action'):
     slope = jax.grad(lambda a: jnp.sum(c(a)))(mixed)
   else:
     slope = c(mixed)[..., None]

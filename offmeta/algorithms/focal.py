@@ -289,7 +289,7 @@ def build(
     )
     return state, logs | new
 
-  whole = config.context == 'sequences'
+  whole = limits.chosen(config, 'context', 'sequences')
   batch = BatchSpec(
     num_tasks=config.num_tasks,
     context_size=config.context_size,

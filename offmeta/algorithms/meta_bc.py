@@ -206,7 +206,7 @@ def make(
     weights, _ = inner_loop(params, *one, network, config)
     return jax.tree.map(lambda x: x[0], weights)
 
-  uniform = config.train_inner_sampling == 'uniform'
+  uniform = limits.chosen(config, 'train_inner_sampling', 'uniform')
   batch = BatchSpec(
     num_tasks=config.num_tasks,
     context_size=config.context_size,

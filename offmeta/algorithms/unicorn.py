@@ -52,7 +52,7 @@ def validate(config: Config):
 
 def _decoders(spec: EnvSpec, config: Config) -> dict[str, Network]:
   """What reads the latent."""
-  if config.supervision == 'classification':
+  if limits.chosen(config, 'supervision', 'classification'):
     if config.num_train_tasks < 1:
       raise ValueError(
         'unicorn: supervision="classification" needs num_train_tasks, the'

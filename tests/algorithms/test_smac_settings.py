@@ -45,7 +45,10 @@ _STAGE, _SAC = CONFIG.online, smac.SacActorConfig
     (dict(awac_temperature=np.nan), 'awac_temperature: must be a finite'),
     (dict(awac_weight=-1.0), 'smac.awac_weight: must be at least 0'),
     (dict(online_q_weight=-1.0), 'online_q_weight: must be at least 0'),
-    (dict(sac=_SAC(entropy_weight=-1.0)), 'sac.entropy_weight: must be at least 0'),
+    (
+      dict(sac=_SAC(entropy_weight=-1.0)),
+      'sac.entropy_weight: must be at least 0',
+    ),
     (dict(awac_weight=0.0, online_q_weight=0.0), 'nothing would train'),
     (
       dict(online=dataclasses.replace(_STAGE, context='any')),
