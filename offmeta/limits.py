@@ -56,7 +56,8 @@ Count = Annotated[int, COUNT]
 CountOrZero = Annotated[int, Range(0, MOST)]
 # Of tasks and of learners side by side: Python walks over these.
 SideBySide = Annotated[int, Range(1, 2**20)]
-Seed = Annotated[int, Range(0, MOST_SEED)]
+SEED = Range(0, MOST_SEED)
+Seed = Annotated[int, SEED]
 Width = Annotated[int, Range(1, 2**20)]  # of a layer or a latent
 Widths = Annotated[tuple[int, ...], Each(Range(1, 2**20))]
 Number = Annotated[float, Range(-math.inf)]
