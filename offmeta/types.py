@@ -14,11 +14,13 @@ logged data once; a loop *gathers* new data as it goes.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from flax import struct
 import jax
 import numpy as np
+
+from offmeta import limits
 
 Array = jax.Array
 Key = jax.Array  # a typed key: jax.random.key
@@ -185,14 +187,16 @@ class LearnerState:
 class Visits:
   """Data gathered before an iteration (specs smac 2.9, PEARL A1.4)."""
 
-  tasks_per_iteration: int = 5  # drawn uniformly with replacement
-  prior_steps: int = 400  # under the prior; into both buffers
-  posterior_steps: int = 600  # first episode prior, then posterior
+  tasks_per_iteration: limits.Count = 5  # drawn uniformly with replacement
+  prior_steps: limits.CountOrZero = 400  # under the prior; into both buffers
+  # First episode prior, then posterior.
+  posterior_steps: limits.CountOrZero = 600
   posterior_to_encoder: bool = False  # released: RL buffer only
   clear_encoder_buffer: bool = False  # PEARL: True, SMAC: False
-  context_size: int = 256  # transitions behind a posterior rollout
-  label_context_size: int = 256  # offline transitions behind a label
-  rewards: str = 'decoder'  # 'decoder' (self-supervised) or 'true' (oracle)
+  context_size: limits.Count = 256  # transitions behind a posterior rollout
+  label_context_size: limits.Count = 256  # offline transitions behind a label
+  # 'decoder': self-supervised; 'true': the oracle.
+  rewards: Literal['decoder', 'true'] = 'decoder'
 
 
 class BatchSpec(NamedTuple):

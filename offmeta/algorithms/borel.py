@@ -29,13 +29,13 @@ empty). Deviations that are no settings:
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim, parallel
+from offmeta import limits, optim, parallel
 from offmeta.algorithms import belief, latent, sac
 from offmeta.losses import (
   latent as latent_losses,
@@ -71,39 +71,40 @@ class VaeConfig:
 
   # 100 epochs of 257 batches of 8 of the 2050 sequences per task, for each of
   # 25 batches of 4 of the 100 tasks.
-  num_updates: int = 642_500
-  num_tasks: int = 4  # meta-batch
-  num_sequences: int = 8  # per task
-  num_decoded: int = 0  # times per sequence whose belief is decoded; 0: all
-  learning_rate: float = 3e-4
+  num_updates: limits.Count = 642_500
+  num_tasks: limits.Count = 4  # meta-batch
+  num_sequences: limits.Count = 8  # per task
+  # Times per sequence whose belief is decoded; 0: all.
+  num_decoded: limits.CountOrZero = 0
+  learning_rate: limits.Weight = 3e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class RlConfig(sac.Config):
   """The stage that trains the policy: SAC's settings, and the meta-batch."""
 
-  hidden_bias: float = 0.1
-  tanh_correction: str = 'shifted'
-  temperature: float = 0.2  # alpha
+  hidden_bias: limits.Number = 0.1
+  tanh_correction: Literal['exact', 'shifted'] = 'shifted'
+  temperature: limits.Positive = 0.2  # alpha
   learn_temperature: bool = False  # True: alpha is where it starts
-  num_updates: int = 1_000_000  # gradient steps in all
-  num_tasks: int = 16  # meta-batch
-  batch_size: int = 256  # transitions per task
+  num_updates: limits.Count = 1_000_000  # gradient steps in all
+  num_tasks: limits.Count = 16  # meta-batch
+  batch_size: limits.Count = 256  # transitions per task
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Hyper-parameters (spec baselines A2.2 to A2.4)."""
 
-  latent_size: int = 5  # dimensions of z
-  gru_size: int = 128  # of the encoder's hidden state
-  observation_embedding: int = 32  # widths, in encoder and decoder
-  action_embedding: int = 16
-  reward_embedding: int = 16  # encoder only
-  decoder_hidden: tuple[int, ...] = (32, 32)
+  latent_size: limits.Width = 5  # dimensions of z
+  gru_size: limits.Width = 128  # of the encoder's hidden state
+  observation_embedding: limits.Width = 32  # widths, in encoder and decoder
+  action_embedding: limits.Width = 16
+  reward_embedding: limits.Width = 16  # encoder only
+  decoder_hidden: limits.Widths = (32, 32)
   decode_whole_step: bool = True  # r(z, s, a, s'); False: r(z, s') (points)
-  kl_weight: float = 0.05  # on the sum of KL(q_t || q_t-1)
-  num_episodes: int = 2  # in a sequence
+  kl_weight: limits.Weight = 0.05  # on the sum of KL(q_t || q_t-1)
+  num_episodes: limits.Count = 2  # in a sequence
   relabel_rewards: bool = True  # VAE data; False for families of dynamics
   vae: VaeConfig = VaeConfig()
   rl: RlConfig = RlConfig()
@@ -239,17 +240,12 @@ def validate(config: Config):
   Raises:
     ValueError: names the setting and what it takes.
   """
+  limits.check(config, 'borel')
   if config.relabel_rewards and config.num_episodes == 1:
     raise ValueError(
       'borel: relabel_rewards replaces the first half of the episodes of a'
       ' sequence, and num_episodes=1 has none; set one of the two'
     )
-  for name, value, least in (
-    ('num_episodes', config.num_episodes, 1),
-    ('vae.num_decoded', config.vae.num_decoded, 0),
-  ):
-    if value < least:
-      raise ValueError(f'borel: {name}={value}; the least is {least}')
 
 
 def _vae_optimizer(config: Config) -> dict[str, optax.GradientTransformation]:

@@ -21,17 +21,17 @@ before these steps, we after; terminals are true ones, not ends of episodes.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim, parallel
+from offmeta import limits, optim, parallel
 from offmeta.algorithms import brac, latent
 from offmeta.algorithms.brac import Learner, Terms
 from offmeta.losses import metric
-from offmeta.networks import context, distributions
+from offmeta.networks import context
 from offmeta.networks.distributions import task_noise
 from offmeta.types import (
   Algorithm,
@@ -92,17 +92,19 @@ FIRST_RELEASE = {
 class Config(brac.Config):
   """Hyper-parameters (spec baselines A3.4), with those of control."""
 
-  latent_size: int = 5  # dimensions of z
-  encoder_hidden: tuple[int, ...] = (64, 64)
+  latent_size: limits.Width = 5  # dimensions of z
+  encoder_hidden: limits.Widths = (64, 64)
   use_next_observation: bool = True  # in the context
   use_terminal: bool = True  # in the context
-  metric_weight: float = 1.0  # on the distance metric loss; 10 in A3.2, A4
-  context_lr: float = 3e-4  # encoder, and other networks of its losses
-  num_updates: int = 200_000  # gradient steps in all
-  num_tasks: int = 16  # meta-batch
-  query_size: int = 256  # RL transitions per task
-  context: str = 'transitions'  # uniform; 'sequences': one whole trajectory
-  context_size: int = 200  # transitions per task; not for 'sequences'
+  # On the distance metric loss; 10 in A3.2, A4.
+  metric_weight: limits.Weight = 1.0
+  context_lr: limits.Weight = 3e-4  # encoder, and other networks of its losses
+  num_updates: limits.Count = 200_000  # gradient steps in all
+  num_tasks: limits.Count = 16  # meta-batch
+  query_size: limits.Count = 256  # RL transitions per task
+  # 'transitions': uniform; 'sequences': one whole trajectory.
+  context: Literal['transitions', 'sequences'] = 'transitions'
+  context_size: limits.Count = 200  # transitions per task; not for 'sequences'
 
 
 class Representation(NamedTuple):
@@ -125,16 +127,7 @@ def validate(config: Config):
   Raises:
     ValueError: names the switch and what it takes.
   """
-  known = {
-    'gradient_penalty': ('action', 'value'),
-    'context': ('transitions', 'sequences'),
-    'tanh_correction': tuple(distributions.TANH_NORMALS),
-  }
-  for name, values in known.items():
-    if getattr(config, name) not in values:
-      raise ValueError(
-        f'{name}={getattr(config, name)!r}; choose one of {values}'
-      )
+  limits.check(config, 'focal')
 
 
 def make_encoder(
@@ -326,7 +319,7 @@ def build(
     )
     return state, logs | new
 
-  whole = config.context == 'sequences'
+  whole = limits.chosen(config, 'context', 'sequences')
   batch = BatchSpec(
     num_tasks=config.num_tasks,
     context_size=config.context_size,

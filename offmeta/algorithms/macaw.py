@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim, parallel
+from offmeta import limits, optim, parallel
 from offmeta.algorithms import macaw_losses, maml
 from offmeta.algorithms.macaw_config import (
   DIFFERENCES as DIFFERENCES,
@@ -90,7 +90,8 @@ def losses(
     inner.value, inner.target, inner.policy, query
   )
   scale = 1.0
-  if config.outer_norm == 'n_train':  # a sum over the meta-batch, divided
+  # A sum over the meta-batch, divided.
+  if limits.chosen(config, 'outer_norm', 'n_train'):
     number = value.shape[0] * parallel.axis_size(axis_name)
     scale = number / num_tasks
   terms = {
@@ -151,7 +152,7 @@ def _batch_spec(config: Config) -> BatchSpec:
   context, query = config.context_size, config.query_size
   if config.disjoint_batches:  # one draw without replacement serves both
     context, query = 1, context + query
-  uniform = config.train_inner_sampling == 'uniform'
+  uniform = limits.chosen(config, 'train_inner_sampling', 'uniform')
   return BatchSpec(
     num_tasks=config.num_tasks,
     context_size=context,

@@ -13,12 +13,13 @@ are taken at the same parameters. Losses and networks are MACAW's.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim, parallel
+from offmeta import limits, optim, parallel
 from offmeta.algorithms import macaw_losses, maml
 from offmeta.algorithms.macaw_config import Config as MacawConfig
 from offmeta.algorithms.macaw_losses import Networks, PolicyLoss
@@ -43,22 +44,23 @@ DIFFERENCES = {}
 class Config:
   """Hyper-parameters (spec macaw 7.1 and 8)."""
 
-  hidden: tuple[int, ...] = (100, 100, 100)  # of policy and value
-  layer: str = 'bias_linear'  # key of weight_transform.LAYERS
-  latent_size: int = 100  # of 'wlinear' layers
-  action_std: float = 0.2  # of the policy, fixed
-  discount: float = 0.99
-  policy_lr: float = 1e-4
-  value_lr: float = 1e-5
-  temperature: float = 1.0  # of standardised advantages
-  max_weight: float = 20.0
-  finetune_steps: int = 20  # of Adam at meta-test
-  finetune_policy_lr: float = 1e-3
-  finetune_value_lr: float = 1e-5
-  stride: int = 7  # every so-manieth logged step is used
-  num_updates: int = 1_000_000
-  num_tasks: int = 5  # meta-batch
-  query_size: int = 256
+  hidden: limits.Widths = (100, 100, 100)  # of policy and value
+  # Of weight_transform.LAYERS.
+  layer: Literal['wlinear', 'bias_linear', 'dense'] = 'bias_linear'
+  latent_size: limits.Width = 100  # of 'wlinear' layers
+  action_std: limits.Positive = 0.2  # of the policy, fixed
+  discount: limits.Share = 0.99
+  policy_lr: limits.Weight = 1e-4
+  value_lr: limits.Weight = 1e-5
+  temperature: limits.Positive = 1.0  # of standardised advantages
+  max_weight: limits.Positive = 20.0
+  finetune_steps: limits.CountOrZero = 20  # of Adam at meta-test
+  finetune_policy_lr: limits.Weight = 1e-3
+  finetune_value_lr: limits.Weight = 1e-5
+  stride: limits.Count = 7  # every so-manieth logged step is used
+  num_updates: limits.Count = 1_000_000
+  num_tasks: limits.Count = 5  # meta-batch
+  query_size: limits.Count = 256
 
 
 def _macaw(config: Config) -> MacawConfig:

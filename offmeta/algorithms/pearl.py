@@ -20,13 +20,13 @@ In both the KL is a *sum* over tasks, so the meta-batch size scales it.
 
 from collections.abc import Mapping
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim, parallel
+from offmeta import limits, optim, parallel
 from offmeta.algorithms import latent
 from offmeta.losses import latent as latent_losses, policy as policy_losses, td
 from offmeta.networks import actors, context, critics
@@ -72,41 +72,48 @@ FIRST_RELEASE = {
 class OnlineConfig:
   """Updates of one online iteration."""
 
-  num_updates: int = 16_000  # gradient steps per iteration (4000 x 4)
-  num_tasks: int = 4  # meta-batch
-  query_size: int = 256  # RL transitions per task
-  context_size: int = 64  # encoder transitions per task
-  task_repeat: int = 4  # consecutive updates on the same tasks
+  num_updates: limits.Count = 16_000  # gradient steps per iteration (4000 x 4)
+  num_tasks: limits.Count = 4  # meta-batch
+  query_size: limits.Count = 256  # RL transitions per task
+  context_size: limits.Count = 64  # encoder transitions per task
+  task_repeat: limits.Count = 4  # consecutive updates on the same tasks
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Hyper-parameters (specs smac 3.3 and baselines A1.5)."""
 
-  latent_size: int = 5  # dimensions of z
-  encoder_hidden: tuple[int, ...] = (200, 200, 200)
-  decoder_hidden: tuple[int, ...] = (64, 64)
-  critic_hidden: tuple[int, ...] = (300, 300, 300)
-  value_hidden: tuple[int, ...] = (300, 300, 300)
-  actor_hidden: tuple[int, ...] = (300, 300, 300)
-  hidden_bias: float = 0.0  # initial hidden biases; 0.1 in the first release
-  zero_last_bias: bool = False  # else U(+-3e-3), of a policy's mean U(+-1e-3)
-  tanh_correction: str = 'exact'  # of log pi, or 'shifted': 1e-6 added
-  context_lr: float = 3e-4  # encoder and decoder
-  critic_lr: float = 3e-4
-  value_lr: float = 1e-3  # 3e-4 in the first release
-  actor_lr: float = 3e-4
-  discount: float = 0.99
-  target_rate: float = 0.005  # polyak step of the target value, every update
-  reward_scale: float = 5.0  # sets the temperature: entropy weight is 1
-  kl_weight: float = 0.1  # on the KL summed over tasks and dimensions
+  latent_size: limits.Width = 5  # dimensions of z
+  encoder_hidden: limits.Widths = (200, 200, 200)
+  decoder_hidden: limits.Widths = (64, 64)
+  critic_hidden: limits.Widths = (300, 300, 300)
+  value_hidden: limits.Widths = (300, 300, 300)
+  actor_hidden: limits.Widths = (300, 300, 300)
+  # Initial hidden biases; 0.1 in the first release.
+  hidden_bias: limits.Number = 0.0
+  # Else U(+-3e-3), of a policy's mean U(+-1e-3).
+  zero_last_bias: bool = False
+  # Of log pi: 'shifted' adds 1e-6, as released.
+  tanh_correction: Literal['exact', 'shifted'] = 'exact'
+  context_lr: limits.Weight = 3e-4  # encoder and decoder
+  critic_lr: limits.Weight = 3e-4
+  value_lr: limits.Weight = 1e-3  # 3e-4 in the first release
+  actor_lr: limits.Weight = 3e-4
+  discount: limits.Share = 0.99
+  # Polyak step of the target value, every update.
+  target_rate: limits.PositiveShare = 0.005
+  # Sets the temperature: entropy weight is 1.
+  reward_scale: limits.Positive = 5.0
+  kl_weight: limits.Weight = 0.1  # on the KL summed over tasks and dimensions
   train_decoder: bool = True  # reward error as a further encoder loss
   backprop_q_into_encoder: bool = True  # TD gradient into z
-  mean_weight: float = 1e-3  # on the squared policy means
-  mean_penalised: str = 'before_tanh'  # or 'after_tanh': on tanh(mean)^2
-  log_std_weight: float = 1e-3  # on the squared policy log-std
+  # On the squared policy means.
+  mean_weight: limits.Weight = 1e-3
+  mean_penalised: Literal['before_tanh', 'after_tanh'] = 'before_tanh'
+  log_std_weight: limits.Weight = 1e-3  # on the squared policy log-std
   use_next_observation: bool = False  # in the context (dynamics families)
-  latent_resample_period: int = 1  # steps per z while acting; 0: episode
+  # Steps per z while acting; 0: episode.
+  latent_resample_period: limits.CountOrZero = 1
   online: OnlineConfig = OnlineConfig()
 
 
@@ -142,16 +149,12 @@ def make_networks(spec: EnvSpec, config: Config) -> Networks:
 
 
 def validate(config: Config):
-  """Checks the values of switches; that of the actor is checked by it.
+  """Checks the values of settings.
 
   Raises:
     ValueError: names the switch and what it takes.
   """
-  if config.mean_penalised not in ('before_tanh', 'after_tanh'):
-    raise ValueError(
-      f'pearl: mean_penalised={config.mean_penalised!r}; choose'
-      ' "before_tanh" or "after_tanh"'
-    )
+  limits.check(config, 'pearl')
 
 
 def _repeat(z: Array, batch_size: int) -> Array:

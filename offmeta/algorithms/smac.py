@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim, parallel
+from offmeta import limits, optim, parallel
 from offmeta.algorithms import latent, smac_losses
 from offmeta.algorithms.smac_config import (
   DIFFERENCES as DIFFERENCES,
@@ -133,7 +133,7 @@ def losses(
     params['context']['decoder'],
     query.observation,
     query.action,
-    stop(z) if config.encoder_loss == 'q' else z,
+    stop(z) if limits.chosen(config, 'encoder_loss', 'q') else z,
   )
   terms, logs = smac_losses.context_terms(
     posterior, decoded, query, config, axis_name
@@ -151,7 +151,7 @@ def losses(
     params['critic'],
     query.observation,
     query.action,
-    stop(z) if config.encoder_loss == 'reward' else z,
+    stop(z) if limits.chosen(config, 'encoder_loss', 'reward') else z,
   )
   terms['critic'] = smac_losses.critic_term(
     q, next_q, next_log_prob, query, config
@@ -162,7 +162,7 @@ def losses(
   )
   own_action, own_log_prob = distribution.sample(noise['action'])
   q_weight = config.online_q_weight if online else 0.0
-  if config.actor == 'awac' and not q_weight:
+  if limits.chosen(config, 'actor', 'awac') and not q_weight:
     own_action = stop(own_action)
   own_q = jnp.min(
     networks.critic.apply(
@@ -170,7 +170,7 @@ def losses(
     ),
     axis=0,
   )
-  if config.actor == 'sac':
+  if limits.chosen(config, 'actor', 'sac'):
     terms['actor'], actor_logs = smac_losses.sac_term(
       distribution, own_log_prob, own_q, config
     )
@@ -375,7 +375,7 @@ def make(
     return state.replace(extras=snapshot)
 
   def relabel(state, context_, valid, data, key):
-    current = config.label_with == 'current'
+    current = limits.chosen(config, 'label_with', 'current')
     return predicted_reward(
       state.params['context'] if current else state.extras,
       networks,

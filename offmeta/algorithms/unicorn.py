@@ -18,9 +18,11 @@ for `DIFFERENCES`, which are FOCAL's.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax.numpy as jnp
 
+from offmeta import limits
 from offmeta.algorithms import focal
 from offmeta.losses import metric, policy as policy_losses
 from offmeta.networks import base, context
@@ -36,11 +38,12 @@ _SPREAD_WEIGHT = 0.01  # on the distance of the models' log-variance bounds
 class Config(focal.Config):
   """Hyper-parameters (spec baselines A5; ant-dir)."""
 
-  supervision: str = 'reconstruction'  # SS, or 'classification': SUP
-  decoder_hidden: tuple[int, ...] = (64, 64)  # of models, or of the classifier
-  # How the models start; the classifier and all else start as in PEARL.
-  decoder_start: str = 'truncated_normal'  # or 'rlkit': as all else
-  metric_weight: float = 0.15  # beta; SS only
+  # SS, or SUP.
+  supervision: Literal['reconstruction', 'classification'] = 'reconstruction'
+  decoder_hidden: limits.Widths = (64, 64)  # of models, or of the classifier
+  # How the models start; 'rlkit': as all else, as in PEARL.
+  decoder_start: Literal['truncated_normal', 'rlkit'] = 'truncated_normal'
+  metric_weight: limits.Weight = 0.15  # beta; SS only
 
 
 def validate(config: Config):
@@ -49,22 +52,12 @@ def validate(config: Config):
   Raises:
     ValueError: names the switch and what it takes.
   """
-  focal.validate(config)
-  if config.supervision not in ('reconstruction', 'classification'):
-    raise ValueError(
-      f'supervision={config.supervision!r}; choose "reconstruction" or'
-      ' "classification"'
-    )
-  if config.decoder_start not in ('rlkit', 'truncated_normal'):
-    raise ValueError(
-      f'decoder_start={config.decoder_start!r}; choose "rlkit" or'
-      ' "truncated_normal"'
-    )
+  limits.check(config, 'unicorn')
 
 
 def _decoders(problem: Problem, config: Config) -> dict[str, Network]:
   """What reads the latent."""
-  if config.supervision == 'classification':
+  if limits.chosen(config, 'supervision', 'classification'):
     heads = (base.Head(problem.num_tasks, 3e-3),)
     return {
       'classifier': base.mlp(

@@ -2,20 +2,21 @@
 
 from collections.abc import Callable
 import dataclasses
-import json
 import math
 import os
 import pathlib
 import shutil
 import time
-from typing import Any
+from typing import Annotated, Any, Literal
+import warnings
 
 import jax
 import jax.numpy as jnp
 
-from offmeta import disk, envs, parallel, processes
+from offmeta import disk, envs, limits, parallel, processes
 from offmeta.algorithms import ALGORITHMS
 from offmeta.checkpoints.checkpointer import Checkpointer
+from offmeta.results import records
 from offmeta.training import metrics as metrics_lib, seeds as seeds_lib
 from offmeta.training.config import (
   ConfigError,
@@ -46,12 +47,14 @@ class Runtime:
       batches (`training/streaming.py`).
   """
 
-  checkpoint_every_s: float = 60.0
+  checkpoint_every_s: Annotated[
+    float, limits.Range(-math.inf, infinite=True)
+  ] = 60.0
   keep_checkpoints: bool = False
   quiet: bool = False
   max_devices: int | None = None
-  share: str = 'seeds'
-  replay: str = 'device'
+  share: Literal['seeds', 'tasks'] = 'seeds'
+  replay: Literal['device', 'host'] = 'device'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +162,7 @@ class Setup:
     if not processes.is_main():
       return
     path = self.workdir / 'timing.json'
-    timing = json.loads(path.read_text()) if path.exists() else {}
+    timing = _read_timing(path)
     timing[stage] = round(timing.get(stage, 0.0) + seconds, 3)
     disk.write_json(path, timing)
 
@@ -170,6 +173,15 @@ class Setup:
       work()
     finally:
       self.add_time(stage, time.monotonic() - begin)
+
+
+def _read_timing(path: pathlib.Path) -> dict[str, float]:
+  """Seconds by stage; a file that cannot be read is not worth a run."""
+  try:
+    return records.load_timing(path)
+  except ValueError as error:
+    warnings.warn(f'{error}; counting begins anew', stacklevel=2)
+    return {}
 
 
 def _first(tasks: Task, count: int, what: str, name: str) -> Task:
@@ -192,10 +204,10 @@ def make_tasks(
   """
   kind, _, seed = name.partition(':')
   if kind == 'random':
-    if not seed.isdigit():
+    if not seed.isdecimal() or int(seed) > limits.MOST_SEED:
       raise ConfigError(
         f'config.family.task_list: {name!r}; write "random:SEED" with a'
-        ' whole number'
+        f' whole number from 0 to {limits.MOST_SEED}'
       )
     tasks = family.sample_tasks(jax.random.key(int(seed)), num_train + num_test)
     train = jax.tree.map(lambda x: x[:num_train], tasks)
@@ -257,8 +269,13 @@ def make_setup(
   """Builds the family, its tasks, and the layout of the learners.
 
   Raises:
-    ConfigError: an unknown family, option or task list.
+    ConfigError: an unknown family, option or task list, or a flag of the
+      runtime that means nothing.
   """
+  try:
+    limits.check(runtime, 'runtime')
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
   try:
     family = envs.make(config.family.name, **config.family.options)
   except ValueError as error:

@@ -594,9 +594,15 @@ def test_one_episode_has_no_boundary():
 @pytest.mark.parametrize(
   'changes, message',
   [
-    (dict(num_episodes=0, relabel_rewards=False), 'num_episodes=0'),
+    (
+      dict(num_episodes=0, relabel_rewards=False),
+      'num_episodes: must be at least 1, not 0',
+    ),
     (dict(num_episodes=1), 'relabel_rewards'),
-    (dict(vae=borel.VaeConfig(num_decoded=-1)), 'num_decoded=-1'),
+    (
+      dict(vae=borel.VaeConfig(num_decoded=-1)),
+      'num_decoded: must be at least 0, not -1',
+    ),
   ],
 )
 def test_settings_that_make_no_sense(changes, message):

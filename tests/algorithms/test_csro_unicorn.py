@@ -385,11 +385,11 @@ def test_unicorn_draws_points_while_acting(batch):
 
 
 def test_unicorn_refuses():
-  with pytest.raises(ValueError, match='supervision=.both'):
+  with pytest.raises(ValueError, match='supervision: .both'):
     unicorn.make(Problem(SPEC, 6), dataclasses.replace(SS, supervision='both'))
-  with pytest.raises(ValueError, match='context=.episodes'):
+  with pytest.raises(ValueError, match='context: .episodes'):
     unicorn.make(Problem(SPEC, 6), dataclasses.replace(SS, context='episodes'))
-  with pytest.raises(ValueError, match='decoder_start=.zeros'):
+  with pytest.raises(ValueError, match='decoder_start: .zeros'):
     unicorn.make(
       Problem(SPEC, 6), dataclasses.replace(SS, decoder_start='zeros')
     )

@@ -597,7 +597,7 @@ def test_acting(batch):
 )
 def test_unknown_switches_are_refused(change):
   ((name, value),) = change.items()
-  with pytest.raises(ValueError, match=f'{name}=.{value}'):
+  with pytest.raises(ValueError, match=f'{name}: .{value}'):
     focal.make(Problem(SPEC), dataclasses.replace(LATER, **change))
 
 

@@ -258,7 +258,7 @@ def test_what_it_asks_for():
 
 @pytest.mark.parametrize('name', ['layer', 'train_inner_sampling', 'task_loop'])
 def test_bad_settings_raise(name):
-  with pytest.raises(ValueError, match=f"meta_bc: {name}='x'"):
+  with pytest.raises(ValueError, match=f"meta_bc.{name}: 'x'"):
     meta_bc.make(Problem(SPEC), _changed(**{name: 'x'}))
 
 

@@ -38,32 +38,35 @@ _STAGE, _SAC = CONFIG.online, smac.SacActorConfig
 @pytest.mark.parametrize(
   'changes, message',
   [
-    (dict(kl_over_tasks='median'), "kl_over_tasks='median'; choose .*'sum'"),
-    (dict(label_with='x'), "label_with='x'; choose .*'current'"),
+    (dict(kl_over_tasks='median'), "kl_over_tasks: 'median'; choose .*sum"),
+    (dict(label_with='x'), "label_with: 'x'; choose .*current"),
     (dict(label_with='current', train_context_online=True), 'drifting'),
-    (dict(actor='bc'), "smac.actor='bc'; choose .*'awac', 'sac'"),
-    (dict(encoder_loss='kl'), "encoder_loss='kl'; choose .*'reward', 'q'"),
-    (dict(awac_temperature=0.0), 'awac_temperature=0.0: must be positive'),
-    (dict(awac_temperature=np.nan), 'awac_temperature=nan: must be positive'),
-    (dict(awac_weight=-1.0), 'smac.awac_weight=-1.0: must not be negative'),
-    (dict(online_q_weight=-1.0), 'online_q_weight=-1.0: must not be neg'),
-    (dict(sac=_SAC(entropy_weight=-1.0)), 'sac.entropy_weight=-1.0: must not'),
+    (dict(actor='bc'), "smac.actor: 'bc'; choose .*awac, sac"),
+    (dict(encoder_loss='kl'), "encoder_loss: 'kl'; choose .*reward, q"),
+    (dict(awac_temperature=0.0), 'awac_temperature: must be above 0'),
+    (dict(awac_temperature=np.nan), 'awac_temperature: must be a finite'),
+    (dict(awac_weight=-1.0), 'smac.awac_weight: must be at least 0'),
+    (dict(online_q_weight=-1.0), 'online_q_weight: must be at least 0'),
+    (
+      dict(sac=_SAC(entropy_weight=-1.0)),
+      'sac.entropy_weight: must be at least 0',
+    ),
     (dict(awac_weight=0.0, online_q_weight=0.0), 'nothing would train'),
     (
       dict(online=dataclasses.replace(_STAGE, context='any')),
-      "smac.online.context='any'; choose .*'episodes'",
+      "smac.online.context: 'any'; choose .*episodes",
     ),
     (
       dict(online=dataclasses.replace(_STAGE, online_share=1.5)),
-      'online_share=1.5: from 0 to 1, or -1',
+      'online_share: must be from 0 to 1, or -1',
     ),
     (
       dict(online=dataclasses.replace(_STAGE, online_share=-0.5)),
-      'online_share=-0.5: from 0 to 1, or -1',
+      'online_share: must be from 0 to 1, or -1',
     ),
     (
       dict(online=dataclasses.replace(_STAGE, offline_share=2.0)),
-      'offline_share=2.0: from 0 to 1',
+      'offline_share: must be at most 1',
     ),
     (
       dict(online=dataclasses.replace(_STAGE, task_repeat=0)),
