@@ -30,6 +30,8 @@ def over_tasks(task_loop: str) -> Callable[[Callable], Callable]:
   """`jax.vmap`, or for 'scan' the same with one task after the other."""
   if task_loop == 'vmap':
     return jax.vmap
+  if task_loop != 'scan':
+    raise ValueError(f'task_loop: {task_loop!r}; choose "scan" or "vmap"')
   return lambda fn: lambda *args: jax.lax.map(lambda one: fn(*one), args)
 
 

@@ -9,7 +9,8 @@ Layout (all but `run.json` and `evaluations/offline.npz` may be missing):
   timing.json                    {phase: seconds}
   <stage>/metrics.jsonl          stage: collect, offline, online/<variant>,
                                  finetune, or any other loop
-  evaluations/<point>.npz        point: the same, with - for /
+  evaluations/<point>.npz        point: the same, with - for /; of the four, and
+                                 of other loops of the offline phase
 """
 
 from collections.abc import Mapping
@@ -167,8 +168,11 @@ def load(workdir: str | pathlib.Path, tested: bool = True) -> Record:
     *(f'online/{n}' for n in run.variants),
     'finetune',
   ]
+  loops = _loops(workdir)
+  # Offline loops beside the last are scored, too.
+  scored = [*stages, *(x for x in loops if x.startswith('offline/'))]
   evaluations, metrics = {}, {}
-  for point in (stage.replace('/', '-') for stage in stages):
+  for point in (stage.replace('/', '-') for stage in scored):
     path = workdir / 'evaluations' / f'{point}.npz'
     if path.exists():
       evaluations[point] = load_evaluation(path)
@@ -178,7 +182,7 @@ def load(workdir: str | pathlib.Path, tested: bool = True) -> Record:
         'again with --phases=collect,offline,test,report'
       )
   _check_axes(evaluations, run.num_seeds, workdir / 'evaluations')
-  for stage in dict.fromkeys([*stages, *_loops(workdir)]):
+  for stage in dict.fromkeys([*stages, *loops]):
     path = workdir / stage / 'metrics.jsonl'
     if path.exists():
       metrics[stage] = load_metrics(path)

@@ -176,7 +176,7 @@ def test_every_metric_of_every_loop_is_drawn(make_workdir):
     )
     for i in range(1, 40)
   ]
-  _log(workdir / 'model', rows)
+  _log(workdir / 'offline' / 'model', rows)
   _log(workdir / 'held_out' / 'model', rows[:5])
   record = records.load(workdir)
   figures = panels.logged(record)
@@ -193,11 +193,13 @@ def test_every_metric_of_every_loop_is_drawn(make_workdir):
   }
   axis = found['lompo/model/dynamics/loss']
   lines = {line.get_label(): line for line in axis.lines}
-  assert set(lines) == {'model', 'held_out/model'}
+  assert set(lines) == {'offline/model', 'held_out/model'}
   np.testing.assert_array_equal(
-    lines['model'].get_xdata(), 10 * np.arange(1, 40)
+    lines['offline/model'].get_xdata(), 10 * np.arange(1, 40)
   )
-  np.testing.assert_allclose(lines['model'].get_ydata(), np.arange(1, 40) + 1)
+  np.testing.assert_allclose(
+    lines['offline/model'].get_ydata(), np.arange(1, 40) + 1
+  )
   assert {line.get_label() for line in found['smac/critic/loss'].lines} == {
     'offline',
     'online/ours',
@@ -207,6 +209,17 @@ def test_every_metric_of_every_loop_is_drawn(make_workdir):
     drawing.OFFLINE,
     drawing.HEADLINE,
   }
+
+
+def test_an_offline_loop_before_the_last_is_shown(make_workdir):
+  workdir = make_workdir(seeds=2, variants=())
+  _log(workdir / 'offline' / 'model', [(1, {'a/b/c/loss': [1, 2]})])
+  scores = dict(np.load(workdir / 'evaluations' / 'offline.npz'))
+  np.savez(workdir / 'evaluations' / 'offline-model.npz', **scores)
+  _add(workdir, 'offline-model', error=np.array([1.0, 2.0]))
+  record = records.load(workdir)
+  labels = _panels(panels.diagnoses(record))['error'].get_yticklabels()
+  assert [label.get_text() for label in labels] == ['offline-model']
 
 
 def test_an_outlier_does_not_flatten_the_rest(make_workdir):

@@ -14,7 +14,7 @@ from offmeta.algorithms import smac
 from offmeta.data import buffer as buffers
 from offmeta.testing import probes
 from offmeta.training import evaluator as evaluators, updates
-from offmeta.types import Transition
+from offmeta.types import Problem, Transition
 
 
 def test_steps_that_blew_up_are_counted(tmp_path):
@@ -25,7 +25,7 @@ def test_steps_that_blew_up_are_counted(tmp_path):
     train_tasks={'value': jnp.ones(3), 'lifetime': jnp.ones(3)},
     test_tasks={'value': jnp.ones(2), 'lifetime': jnp.ones(2)},
   )
-  algorithm = smac.make(family.spec, helpers.SMAC)
+  algorithm = smac.make(Problem(family.spec), helpers.SMAC)
   evaluator = evaluators.Evaluator(setup, algorithm, setup.seeds)
   states = updates.init_states(algorithm, setup.seeds)
   # Once in each episode of 5 steps; 40 steps, 2 repetitions, 2 seeds.
@@ -49,7 +49,7 @@ def test_diagnoses_are_shown_the_right_data(tmp_path):
       'rows': evidence.rows.reward * evidence.rows_mask,
     }
 
-  algorithm = smac.make(setup.family.spec, helpers.SMAC)
+  algorithm = smac.make(Problem(setup.family.spec), helpers.SMAC)
   evaluator = evaluators.Evaluator(
     setup, algorithm._replace(diagnose=diagnose), setup.seeds
   )
