@@ -433,3 +433,19 @@ class Evidence(NamedTuple):
   rows: Transition
   rows_mask: Array
   key: Key
+
+
+def checked_diagnosis(found: Mapping[str, Array]) -> dict[str, Array]:
+  """What `Algorithm.diagnose` returned, if the report can show it.
+
+  Raises:
+    ValueError: an entry has more than two axes, or no numbers.
+  """
+  found = {name: jax.numpy.asarray(value) for name, value in found.items()}
+  for name, value in found.items():
+    if value.ndim > 2 or not value.size:
+      raise ValueError(
+        f'Algorithm.diagnose: {name!r} has shape {list(value.shape)}; return'
+        ' one number, a line [K], a map [K, L] or points [n, 2]'
+      )
+  return found

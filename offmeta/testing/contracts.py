@@ -28,6 +28,7 @@ from offmeta.types import (
   Problem,
   Stage,
   Task,
+  checked_diagnosis,
 )
 
 
@@ -603,8 +604,8 @@ def _check_diagnose(
   mask = jnp.ones((3, 5)).at[:, 4].set(0.0)
   evidence = Evidence(logged, mask, own, mask, rows, mask, keys[3])
   found = jax.jit(algorithm.diagnose)(state, evidence)
-  for name, value in found.items():
-    assert value.ndim <= 2 and value.size, (
-      f'diagnose: {name!r} has shape {value.shape}, not [], [K] or [K, L]'
-    )
+  try:
+    checked_diagnosis(found)
+  except ValueError as error:
+    raise AssertionError(str(error)) from error
   _assert_finite(found, 'diagnose')

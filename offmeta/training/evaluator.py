@@ -1,13 +1,12 @@
 """Compiled evaluations of all seeds; each function is compiled once."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta import evaluation, rollout
+from offmeta import evaluation, rollout, types
 from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
 from offmeta.training.seeds import Seeds
@@ -121,7 +120,7 @@ class Evaluator:
       return jax.vmap(one)(ids, jax.random.split(key, len(ids)))
 
     def diagnosis(state, evidence):
-      return checked_diagnosis(algorithm.diagnose(state, evidence))
+      return types.checked_diagnosis(algorithm.diagnose(state, evidence))
 
     compile_ = seeds.layout.compile
     self._own = compile_(own, (0, None, None, 0))
@@ -287,22 +286,6 @@ class Evaluator:
       state,
       Evidence(*first(contexts), *seen, rows, mask, self._keys[8]),
     )
-
-
-def checked_diagnosis(found: Mapping[str, Array]) -> dict[str, Array]:
-  """What `Algorithm.diagnose` returned, if the report can show it.
-
-  Raises:
-    ValueError: an entry has more than two axes, or no numbers.
-  """
-  found = {name: jnp.asarray(value) for name, value in found.items()}
-  for name, value in found.items():
-    if value.ndim > 2 or not value.size:
-      raise ValueError(
-        f'Algorithm.diagnose: {name!r} has shape {list(value.shape)}; return'
-        ' one number, a line [K], a map [K, L] or points [n, 2]'
-      )
-  return found
 
 
 def _num_diverged(adaptation: rollout.Adaptation) -> np.ndarray:

@@ -112,7 +112,8 @@ def _toy(**changes):
 
 
 def test_toy_meets_the_contract():
-  contracts.check_algorithm(_toy(), None, helpers.SPEC)
+  diagnose = lambda state, evidence: {'reward': evidence.rows.reward}
+  contracts.check_algorithm(_toy(diagnose=diagnose), None, helpers.SPEC)
 
 
 class _Host:
@@ -202,6 +203,8 @@ def _idle(update, state, batch):
     ),
     (dict(relabel=lambda s, c, v, d, k: d.reward), 'poisoned'),
     (dict(relabel=lambda s, c, v, d, k: d.action), 'relabel'),
+    (dict(diagnose=lambda s, e: {'a': e.own.action}), r"'a' has shape \[3"),
+    (dict(diagnose=lambda s, e: {'a': jnp.log(-1.0)}), 'diagnose.*not finite'),
   ],
 )
 def test_broken_algorithms_are_rejected(changes, message):

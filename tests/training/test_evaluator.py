@@ -14,7 +14,7 @@ from offmeta.algorithms import smac
 from offmeta.data import buffer as buffers
 from offmeta.testing import probes
 from offmeta.training import evaluator as evaluators, updates
-from offmeta.types import Problem, Transition
+from offmeta.types import Problem, Transition, checked_diagnosis
 
 
 def test_steps_that_blew_up_are_counted(tmp_path):
@@ -93,4 +93,4 @@ def test_diagnoses_are_shown_the_right_data(tmp_path):
 
 def test_diagnoses_that_no_report_can_show():
   with pytest.raises(ValueError, match=r"'cube' has shape \[2, 2, 2\]; return"):
-    evaluators.checked_diagnosis({'cube': jnp.ones((2, 2, 2))})
+    checked_diagnosis({'cube': jnp.ones((2, 2, 2))})
