@@ -254,8 +254,8 @@ def _logged(pictures: Mapping[str, bytes]) -> str:
     '<h2>All metrics of training</h2><p>By the beginning of their names, '
     'against the updates of their loop. Lines are means, bands 95% t '
     'intervals, over seeds (over learners, where a loop trains one for each '
-    'task). A line that leaves its panel is there in '
-    f'<code>metrics.jsonl</code>.</p>{folds}'
+    'task); neighbouring rows of long logs are averaged. What leaves a panel '
+    f'is in <code>metrics.jsonl</code>.</p>{folds}'
   )
 
 

@@ -16,6 +16,7 @@ from offmeta.results import drawing, records, statistics
 _COLUMNS = 3  # panels side by side
 _LOGARITHMIC = 30  # places whose ratio exceeds this get a logarithmic axis
 _SMALL = 9.0  # points, text of small panels
+_POINTS = 150  # of a line
 _FITTING = 28  # letters of a title
 # A mean that leaves this multiple of the middle range is cut off.
 _REACH = 4.0
@@ -112,7 +113,7 @@ def _draw_metric(
   means = []
   for stage, metrics in record.metrics.items():
     if name in metrics:
-      step, values = metrics[name]
+      step, values = _averaged(metrics[name])
       means.append(
         drawing.line(axis, step, values, shades[stage], label=stage, lw=1.4)
       )
@@ -120,6 +121,19 @@ def _draw_metric(
   axis.xaxis.set_major_formatter(lambda value, _: drawing.count(value))
   axis.locator_params(axis='x', nbins=4)
   axis.locator_params(axis='y', nbins=4)
+
+
+def _averaged(series: records.Series) -> records.Series:
+  """Means over neighbouring rows of a log that is longer than a panel is wide.
+
+  Where a row has no number, its mean has none either: a gap.
+  """
+  if len(series.step) <= _POINTS:
+    return series
+  mean = lambda rows: np.stack(
+    [part.mean(0) for part in np.array_split(rows, _POINTS)]
+  )
+  return records.Series(mean(series.step), mean(series.values))
 
 
 def _cut_outliers(axis: Any, means: np.ndarray) -> None:

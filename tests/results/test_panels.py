@@ -236,6 +236,20 @@ def test_an_outlier_does_not_flatten_the_rest(make_workdir):
   assert low < 0 and 60 < high
 
 
+def test_long_logs_are_averaged(make_workdir):
+  workdir = make_workdir(seeds=2, variants=())
+  _log(
+    workdir / 'offline',
+    [(i, {'a/b/c/x': [i % 2, 3 + i % 2], 'a/b/c/y': i}) for i in range(600)],
+  )
+  found = _panels(panels.logged(records.load(workdir))['a'])
+  (line,) = found['b/c/x'].lines
+  np.testing.assert_allclose(line.get_xdata(), 1.5 + 4 * np.arange(150))
+  np.testing.assert_allclose(line.get_ydata(), 2.0)
+  (line,) = found['b/c/y'].lines
+  np.testing.assert_allclose(line.get_ydata(), 1.5 + 4 * np.arange(150))
+
+
 def test_metrics_are_folded_on_the_page_and_weigh_little(make_workdir):
   workdir = make_workdir(seeds=2, variants=('ours',))
   rng = np.random.default_rng(0)

@@ -3,7 +3,6 @@
 import dataclasses
 
 import helpers
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +13,12 @@ from offmeta.algorithms import smac
 from offmeta.data import buffer as buffers
 from offmeta.testing import probes
 from offmeta.training import evaluator as evaluators, updates
-from offmeta.types import Problem, Transition, checked_diagnosis
+from offmeta.types import (
+  LearnerState,
+  Problem,
+  Transition,
+  checked_diagnosis,
+)
 
 
 def test_steps_that_blew_up_are_counted(tmp_path):
@@ -55,28 +59,29 @@ def test_diagnoses_are_shown_the_right_data(tmp_path):
   )
   # Three training tasks, of which the configuration evaluates two.
   tasks = np.asarray(evaluator._some)  # pylint: disable=protected-access
-  reward = 100.0 * jnp.arange(3)[:, None] + jnp.arange(20.0)
+  reward = 100.0 * np.arange(3)[:, None] + np.arange(20.0)
 
   def steps(reward):
+    reward = reward.astype(np.float32)
     wide = reward[..., None]
-    return Transition(wide, wide, reward, jnp.ones_like(reward), wide)
+    return Transition(wide, wide, reward, np.ones_like(reward), wide)
 
   logs = buffers.Replay(buffers.make(steps(reward), jnp.full(3, 20), 20), None)
   # [S, M, R, W]: tens are repetitions, thousands seeds.
   own = (
-    1000.0 * jnp.arange(2)[:, None, None, None]
-    + 100.0 * jnp.arange(3)[:, None, None]
-    + 10.0 * jnp.arange(2)[:, None]
-    + jnp.arange(4.0)
+    1000.0 * np.arange(2)[:, None, None, None]
+    + 100.0 * np.arange(3)[:, None, None]
+    + 10.0 * np.arange(2)[:, None]
+    + np.arange(4.0)
   )
   adaptation = rollout.Adaptation(
     own[..., :1],
     steps(own),
-    jnp.ones_like(own).at[..., 3].set(0.0),
-    jnp.zeros((2, 3, 2), jnp.int32),
+    np.broadcast_to(np.float32([1, 1, 1, 0]), own.shape),
+    np.zeros((2, 3, 2), np.int32),
   )
-  states = jax.vmap(algorithm.init)(setup.seeds.streams('initial'))
-  states = states.replace(step=jnp.array([5, 6]))
+  keys = setup.seeds.streams('initial')
+  states = LearnerState(jnp.array([5, 6]), keys, (), (), (), ())
   found = evaluator._diagnose(states, logs, adaptation)  # pylint: disable=protected-access
   np.testing.assert_array_equal(found['step'], [5, 6])
   np.testing.assert_array_equal(
