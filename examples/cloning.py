@@ -20,7 +20,7 @@ from offmeta.algorithms import latent
 from offmeta.losses import latent as latent_losses
 from offmeta.networks import actors, context
 from offmeta.networks.distributions import task_noise
-from offmeta.types import Algorithm, BatchSpec, EnvSpec, Stage
+from offmeta.types import Algorithm, BatchSpec, EnvSpec, Rows, Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,9 @@ def make(
       step=state.step + 1, params=params, opt_state=opt_state
     ), logs
 
-  batch = BatchSpec(config.num_tasks, config.context_size, config.query_size)
+  batch = BatchSpec(
+    config.num_tasks, Rows(config.query_size), Rows(config.context_size)
+  )
   return Algorithm(
     init=init,
     offline=(Stage('clone', config.num_updates, batch, update),),

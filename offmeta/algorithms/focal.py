@@ -55,6 +55,8 @@ from offmeta.types import (
   LearnerState,
   MetaBatch,
   Network,
+  Rows,
+  Sequences,
   Stage,
 )
 
@@ -299,10 +301,10 @@ def build(
   whole = config.context == 'sequences'
   batch = BatchSpec(
     num_tasks=config.num_tasks,
-    context_size=config.context_size,
-    query_size=config.query_size,
-    context=config.context,
-    sequence_size=spec.episode_length if whole else 0,
+    query=Rows(config.query_size),
+    context=Sequences(1, spec.episode_length)
+    if whole
+    else Rows(config.context_size),
   )
   return Algorithm(
     init=lambda key: init_state(key, groups, optimizers, config),

@@ -37,6 +37,8 @@ from offmeta.types import (
   Key,
   MetaBatch,
   Params,
+  Rows,
+  Slice,
   Stage,
   Transition,
 )
@@ -145,13 +147,16 @@ def _batch_spec(config: Config) -> BatchSpec:
   """What a meta-update is fed."""
   context, query = config.context_size, config.query_size
   if config.disjoint_batches:  # one draw without replacement serves both
-    context, query = 1, context + query
-  uniform = config.train_inner_sampling == 'uniform'
+    drawn = None
+    query += context
+  elif config.train_inner_sampling == 'uniform':
+    drawn = Rows(context, replacement=False)
+  else:
+    drawn = Slice(context)
   return BatchSpec(
     num_tasks=config.num_tasks,
-    context_size=context,
-    query_size=query,
-    context='transitions' if uniform else 'slice',
+    query=Rows(query, replacement=False),
+    context=drawn,
     replacement=False,
   )
 
@@ -252,8 +257,7 @@ def _finetune_stages(
       num_steps,
       BatchSpec(
         num_tasks=1,
-        context_size=1,
-        query_size=config.finetune.batch_size,
+        query=Rows(config.finetune.batch_size, replacement=False),
         replacement=False,
       ),
       update,

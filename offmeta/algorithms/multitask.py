@@ -30,6 +30,7 @@ from offmeta.types import (
   DataSpec,
   EnvSpec,
   Params,
+  Rows,
   Stage,
   Transition,
 )
@@ -74,7 +75,7 @@ def _macaw(config: Config) -> MacawConfig:
 def make_networks(spec: EnvSpec, config: Config) -> Networks:
   """Policy and value of (observation, one-hot task)."""
   wide = spec._replace(
-    observation_size=spec.observation_size + config.num_train_tasks
+    observation_shape=(spec.observation_size + config.num_train_tasks,)
   )
   return macaw_losses.make_networks(wide, _macaw(config))
 
@@ -273,8 +274,7 @@ def make(
   )
   batch = BatchSpec(
     num_tasks=config.num_tasks,
-    context_size=1,
-    query_size=config.query_size,
+    query=Rows(config.query_size, replacement=False),
     replacement=False,
   )
   return Algorithm(

@@ -37,6 +37,7 @@ from offmeta.types import (
   MetaBatch,
   Network,
   Params,
+  Rows,
   Stage,
 )
 
@@ -315,8 +316,8 @@ def make(
   online = config.online
   batch = BatchSpec(
     num_tasks=online.num_tasks,
-    context_size=online.context_size,
-    query_size=online.query_size,
+    query=Rows(online.query_size),
+    context=Rows(online.context_size),
     task_repeat=online.task_repeat,
   )
   return Algorithm(

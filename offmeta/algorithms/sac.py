@@ -33,6 +33,7 @@ from offmeta.types import (
   Network,
   Params,
   Policy,
+  Rows,
   Stage,
   Transition,
 )
@@ -261,7 +262,7 @@ def make(
     del key
     return networks.actor.apply(params, observation).mode()
 
-  batch = BatchSpec(num_tasks=1, context_size=1, query_size=config.batch_size)
+  batch = BatchSpec(num_tasks=1, query=Rows(config.batch_size))
   return Algorithm(
     init=init,
     offline=(),

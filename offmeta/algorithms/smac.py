@@ -52,11 +52,13 @@ from offmeta.types import (
   Array,
   BatchSpec,
   EnvSpec,
+  Exploration,
   Key,
   LearnerState,
   MetaBatch,
   Network,
   Params,
+  Rows,
   Stage,
   Transition,
 )
@@ -237,13 +239,20 @@ def make_stages(config: Config, update: Callable) -> tuple[Stage, Stage]:
     update: (state, batch, online) -> (state, metrics).
   """
   offline, online = config.offline, config.online
+  context = {
+    'transitions': Rows(online.context_size),
+    'offline': Rows(online.context_size, 'offline'),
+    'episodes': Exploration(
+      online.context_size, online.sequence_size, online.offline_share
+    ),
+  }[online.context]
   return Stage(
     'offline',
     offline.num_updates,
     BatchSpec(
       num_tasks=offline.num_tasks,
-      context_size=offline.context_size,
-      query_size=offline.query_size,
+      query=Rows(offline.query_size),
+      context=Rows(offline.context_size),
     ),
     lambda state, batch: update(state, batch, online=False),
   ), Stage(
@@ -251,13 +260,9 @@ def make_stages(config: Config, update: Callable) -> tuple[Stage, Stage]:
     online.num_updates,
     BatchSpec(
       num_tasks=online.num_tasks,
-      context_size=online.context_size,
-      query_size=online.query_size,
+      query=Rows(online.query_size, online_share=online.online_share),
+      context=context,
       task_repeat=online.task_repeat,
-      context=online.context,
-      sequence_size=online.sequence_size,
-      offline_share=online.offline_share,
-      online_share=online.online_share,
     ),
     lambda state, batch: update(state, batch, online=True),
   )

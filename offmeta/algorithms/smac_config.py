@@ -26,7 +26,7 @@ class OnlineConfig:
   query_size: int = 256  # RL transitions per task
   context_size: int = 64  # encoder transitions per task
   task_repeat: int = 4  # consecutive updates on the same tasks
-  context: str = 'transitions'  # or 'episodes', 'offline' (types.BatchSpec)
+  context: str = 'transitions'  # uniform; 'offline'; 'episodes': Exploration
   sequence_size: int = 400  # 'episodes': longest exploration sequence
   offline_share: float = 0.3  # 'episodes': tasks with an offline context
   # Of the RL transitions, how many were collected online. -1: drawn uniformly

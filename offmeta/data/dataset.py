@@ -25,11 +25,17 @@ from offmeta.data.meta_dataset import (
 )
 from offmeta.types import Array, EnvSpec, Transition
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _MANIFEST = 'manifest.json'
 # Differences in these can be forced; see `load`.
 _SOFT_FACTS = ('episode_length', 'terminates')
-_HARD_FACTS = ('name', 'observation_size', 'action_size', 'feature_size')
+_HARD_FACTS = (
+  'name',
+  'observation_shape',
+  'observation_dtype',
+  'action_size',
+  'feature_size',
+)
 _MANIFEST_FIELDS: dict[str, type] = {
   'spec': dict,
   'task_parameters': list,
@@ -126,7 +132,7 @@ def load(
   """
   path = pathlib.Path(path).absolute()
   manifest = load_manifest(path)
-  spec = EnvSpec(**manifest['spec'])
+  spec = _spec(manifest)
   if expected_spec is not None:
     _check_spec(path, spec, expected_spec, force)
   leaves = {}
@@ -166,17 +172,19 @@ def load_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     raise DatasetError(f'{file}: not valid JSON ({error}); {again}') from error
   if not isinstance(manifest, dict) or 'schema_version' not in manifest:
     raise DatasetError(f'{file}: not the manifest of a dataset; {again}')
-  if manifest['schema_version'] != _SCHEMA_VERSION:
+  if manifest['schema_version'] not in (1, _SCHEMA_VERSION):
     raise DatasetError(
       f'{file}: schema version {manifest["schema_version"]!r}, this version'
-      f' of offmeta reads {_SCHEMA_VERSION}; collect the data again, or use'
-      ' the version of offmeta that wrote them'
+      f' of offmeta reads 1 and {_SCHEMA_VERSION}; collect the data again, or'
+      ' use the version of offmeta that wrote them'
     )
   for field, kind in _MANIFEST_FIELDS.items():
     if not isinstance(manifest.get(field), kind):
       raise DatasetError(
         f'{file}: field {field!r} is missing or not a {kind.__name__}; {again}'
       )
+  if manifest['schema_version'] == 1:
+    _upgrade(manifest)
   if manifest['spec'].keys() != set(EnvSpec._fields):
     raise DatasetError(
       f"{file}: field 'spec' must hold {', '.join(EnvSpec._fields)}; {again}"
@@ -189,6 +197,19 @@ def load_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
         f'{file}: the entry of leaf {name!r} is broken; {again}'
       )
   return manifest
+
+
+def _upgrade(manifest: dict[str, Any]) -> None:
+  """From version 1, which knew vectors only."""
+  spec = manifest['spec']
+  if 'observation_size' in spec:
+    spec['observation_shape'] = [spec.pop('observation_size')]
+    spec['observation_dtype'] = 'float32'
+
+
+def _spec(manifest: Mapping[str, Any]) -> EnvSpec:
+  spec = EnvSpec(**manifest['spec'])
+  return spec._replace(observation_shape=tuple(spec.observation_shape))
 
 
 def _leaves(dataset: MetaDataset) -> Iterator[tuple[str, Array]]:

@@ -9,9 +9,16 @@ import pytest
 
 from offmeta.algorithms import pearl, smac
 from offmeta.testing import contracts
-from offmeta.types import Algorithm, BatchSpec, LearnerState, Policy, Stage
+from offmeta.types import (
+  Algorithm,
+  BatchSpec,
+  LearnerState,
+  Policy,
+  Rows,
+  Stage,
+)
 
-_BATCH = BatchSpec(num_tasks=2, context_size=3, query_size=4)
+_BATCH = BatchSpec(2, Rows(4), Rows(3))
 
 
 # Ours rather than the released switches: a superset of the code.

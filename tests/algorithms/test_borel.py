@@ -14,7 +14,12 @@ import recurrent_reference as reference
 from offmeta.algorithms import borel, latent
 from offmeta.networks.distributions import task_noise
 from offmeta.testing import contracts, probes
-from offmeta.types import MetaBatch
+from offmeta.types import (
+  BatchSpec,
+  MetaBatch,
+  Rows,
+  Sequences,
+)
 
 SPEC = helpers.SPEC  # episodes of 5 steps
 _T = 10  # two of them
@@ -495,7 +500,7 @@ def test_one_episode_has_no_boundary():
   algorithm = borel.make(SPEC, config)
   assert not algorithm.data.mix_rewards
   vae, rl = algorithm.offline
-  assert vae.batch.sequence_size == 5
+  assert vae.batch.context.length == 5
   key = jax.random.key(0)
   state = jax.eval_shape(algorithm.init, key)
   first = lambda part: part['params']['Dense_0']['kernel'].shape[0]
@@ -565,11 +570,6 @@ def test_published_defaults():
   algorithm = borel.make(SPEC, c)
   vae, rl = algorithm.offline
   assert (vae.name, rl.name) == ('vae', 'rl')
-  assert (
-    vae.batch.num_tasks,
-    vae.batch.num_sequences,
-    vae.batch.sequence_size,
-  ) == (4, 8, 10)
-  assert vae.batch.context == 'sequences'
-  assert (rl.batch.num_tasks, rl.batch.query_size) == (16, 256)
+  assert vae.batch == BatchSpec(4, Rows(1), Sequences(8, 10))
+  assert rl.batch == BatchSpec(16, Rows(256))
   assert algorithm.data.sequence_episodes == 2 and algorithm.data.mix_rewards

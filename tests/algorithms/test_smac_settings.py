@@ -81,9 +81,9 @@ def test_bad_settings_raise(changes, message):
 def test_the_online_share_reaches_the_sampler():
   online = dataclasses.replace(_STAGE, online_share=0.25)
   algorithm = smac.make(SPEC, _with(online=online))
-  assert algorithm.online[0].batch.online_share == 0.25
-  assert algorithm.offline[0].batch.online_share == -1
-  assert smac.make(SPEC, CONFIG).online[0].batch.online_share == -1
+  assert algorithm.online[0].batch.query.online_share == 0.25
+  assert algorithm.offline[0].batch.query.online_share == -1
+  assert smac.make(SPEC, CONFIG).online[0].batch.query.online_share == -1
 
 
 # Names.
