@@ -38,7 +38,8 @@ class Transition(NamedTuple):
     action: [..., A], in [-1, 1].
     reward: [...], raw environment units (never rescaled in storage).
     discount: [...], 0 only at a true termination; a time limit keeps 1.
-    next_observation: [..., O].
+    next_observation: [..., O]. None in data that store every frame once
+      (`data/frames.py`): it is then the observation of the next row.
     extras: further leaves, e.g. 'features' [..., F].
   """
 
@@ -46,8 +47,27 @@ class Transition(NamedTuple):
   action: Array
   reward: Array
   discount: Array
-  next_observation: Array
+  next_observation: Array | None
   extras: Mapping[str, Array] = {}  # never written to
+
+
+class Trajectory(NamedTuple):
+  """Consecutive steps of one episode, any leading shape [...].
+
+  Attributes:
+    observation: [..., T + 1, O]; step t leads from entry t to entry t + 1.
+    action, reward, discount: [..., T, A], [..., T], [..., T].
+    mask: [..., T], 1 where the step exists: a prefix. After it the last
+      observation and some step are repeated.
+    extras: as of the transitions, leaves [..., T, ...].
+  """
+
+  observation: Array
+  action: Array
+  reward: Array
+  discount: Array
+  mask: Array
+  extras: Mapping[str, Array] = {}
 
 
 class MetaBatch(NamedTuple):
@@ -57,16 +77,18 @@ class MetaBatch(NamedTuple):
     task_id: [M] int32, position in the training task list.
     slot: [M] int32, position in the whole meta-batch (over all devices);
       the name under which a task's random numbers are drawn.
-    context: leaves [M, N, ...]: what adaptation may look at.
-    context_mask: [M, N], 1 where the context entry counts.
-    query: leaves [M, B, ...]: what the losses are taken on.
+    context: leaves [M, N, ...]: what adaptation may look at; None if the
+      stage asks for none.
+    context_mask: [M, N], 1 where the context entry counts; None with it.
+    query: leaves [M, B, ...]: what the losses are taken on. For `Windows` a
+      Trajectory, leaves [M, count, length (+ 1), ...].
   """
 
   task_id: Array
   slot: Array
-  context: Transition
-  context_mask: Array
-  query: Transition
+  context: Transition | None
+  context_mask: Array | None
+  query: Transition | Trajectory
 
 
 class EnvSpec(NamedTuple):
@@ -74,20 +96,39 @@ class EnvSpec(NamedTuple):
 
   Attributes:
     name: the key under which the family is registered.
-    observation_size, action_size, feature_size: O, A, F.
+    observation_shape: (O,) of vectors; of images (height, width, channels).
+    action_size, feature_size: A, F.
     episode_length: time limit in steps.
     terminates: whether a true termination can happen before the limit.
     options: everything that changes the data (backend, timestep, observation
       variant, package versions); recorded in manifests and compared on load.
+    observation_dtype: of what is stored and batched, 'float32' or 'uint8';
+      networks that need numbers cast.
   """
 
   name: str
-  observation_size: int
+  observation_shape: tuple[int, ...]
   action_size: int
   feature_size: int
   episode_length: int
   terminates: bool
   options: Mapping[str, Any]
+  observation_dtype: str = 'float32'
+
+  @property
+  def observation_size(self) -> int:
+    """O, of families that observe vectors.
+
+    Raises:
+      ValueError: observations are images.
+    """
+    if len(self.observation_shape) != 1:
+      raise ValueError(
+        f'family {self.name!r} observes arrays of shape'
+        f' {self.observation_shape}, not vectors; choose an algorithm for'
+        ' images, or a family that observes vectors'
+      )
+    return self.observation_shape[0]
 
 
 class EnvState(NamedTuple):
@@ -95,7 +136,7 @@ class EnvState(NamedTuple):
 
   Attributes:
     physics: simulator state, any pytree.
-    observation: [O].
+    observation: [O], or an image.
     reward: [], reward of the step that led here; 0 after a reset.
     terminal: [], 1.0 at a true termination, else 0.0 (a time limit is the
       caller's business).
@@ -205,46 +246,99 @@ class Visits:
   rewards: Literal['decoder', 'true'] = 'decoder'
 
 
+class Rows(NamedTuple):
+  """Loose transitions of a task, drawn uniformly.
+
+  Attributes:
+    size: how many.
+    part: 'all' there are, or 'offline': only what was there at the start.
+    online_share: how many of them (rounded) are drawn from what came after the
+      offline data, the others from the offline data; all are offline while
+      nothing came. Negative: uniform over the part, so that the share grows as
+      data arrive.
+    replacement: whether a row can be drawn twice. Where there are too few, all
+      are taken and what is missing is drawn with replacement.
+  """
+
+  size: int
+  part: str = 'all'
+  online_share: float = -1.0
+  replacement: bool = True
+
+
+class Slice(NamedTuple):
+  """`size` rows in a row from a random start; a shorter log is taken whole."""
+
+  size: int
+
+
+class Sequences(NamedTuple):
+  """Whole sequences of the task (`DataSpec.sequence_episodes`), with
+  replacement.
+
+  Attributes:
+    count: how many, one after the other: N = count * length.
+    length: steps to which each is padded; it counts in a prefix of them.
+  """
+
+  count: int
+  length: int
+
+
+class Exploration(NamedTuple):
+  """A context composed as at meta-test.
+
+  Attributes:
+    size: of a context of loose offline transitions.
+    sequence_size: longest sequence in steps; a longer one is cut.
+    offline_share: the share of tasks that get loose offline transitions; the
+      others get all steps of one prior-exploration sequence, if they have any.
+  """
+
+  size: int
+  sequence_size: int
+  offline_share: float
+
+
+class Windows(NamedTuple):
+  """Consecutive steps of recorded sequences: the query is a Trajectory.
+
+  Each window lies within one sequence, drawn uniformly from the task's (its
+  episodes, with `DataSpec.sequence_episodes` 1), at a start that is uniform
+  among those that leave it whole. A sequence that is shorter is taken whole
+  and masked after its end.
+
+  Attributes:
+    count: windows per task.
+    length: steps T of each.
+  """
+
+  count: int
+  length: int
+
+
+class Rollout(NamedTuple):
+  """What was gathered just before the update, in order."""
+
+
 class BatchSpec(NamedTuple):
   """What one update of a stage is fed.
 
   Attributes:
-    num_tasks: M, tasks drawn uniformly with replacement.
-    context_size: N, transitions drawn from the encoder buffer.
-    query_size: B, transitions drawn from the RL buffer.
+    num_tasks: M, tasks drawn uniformly.
+    query: what the losses are taken on, from the RL buffer.
+    context: what adaptation may look at, from the encoder buffer, drawn
+      independently of the query; None: nothing.
     task_repeat: the same tasks serve this many consecutive updates.
-    context: 'transitions' (uniform draws from the encoder buffer, as
-      released), 'episodes' (all steps of one prior-exploration sequence, as
-      met at meta-test), 'offline' (uniform draws from the offline data),
-      'slice' (`context_size` rows in a row, from a random start) or
-      'sequences' (whole sequences of the task, see `DataSpec`).
-    sequence_size: for 'episodes', the longest sequence in steps; for
-      'sequences', the steps T to which each is padded.
-    offline_share: for 'episodes', the share of tasks whose context is
-      `context_size` uniform draws from the offline data instead.
-    num_sequences: for 'sequences', how many, drawn with replacement; the
-      context is [M, num_sequences * T, ...], one after the other, each valid
-      in a prefix of its T rows.
-    online_share: of the query rows, how many (rounded) are drawn from what came
-      after the offline data, the others from the offline data; all are offline
-      while nothing came. Negative: uniform over all rows, so that the share
-      grows as data arrive.
-    replacement: whether a task can be drawn twice for one meta-batch, and a
-      row twice among 'transitions' or the query. MACAW draws without. Where
-      there are too few, all are taken (tasks: the meta-batch must not ask for
-      more; rows: what is missing is drawn with replacement).
+    replacement: whether a task can be drawn twice for one meta-batch. Without,
+      the meta-batch must not ask for more than there are.
   """
 
   num_tasks: int
-  context_size: int
-  query_size: int
+  query: Rows | Windows | Rollout
+  context: Rows | Slice | Sequences | Exploration | None = None
   task_repeat: int = 1
-  context: str = 'transitions'
-  sequence_size: int = 0
-  offline_share: float = 0.0
-  num_sequences: int = 1
   replacement: bool = True
-  online_share: float = -1.0
 
 
 class DataSpec(NamedTuple):
@@ -420,8 +514,9 @@ class Evidence(NamedTuple):
     logged_mask: [M, N], 1 where an entry counts.
     own: leaves [M, W, ...], what the policy collected itself, in order.
     own_mask: [M, W].
-    rows: leaves [M, B, ...], consecutive rows of the logs of the RL data, from
-      a random start; episodes begin where extras['time'] is 0.
+    rows: leaves [M, B, ...], consecutive steps of the logs of the RL data, from
+      a random start, or, with `DataSpec.sequence_episodes`, of one sequence
+      from its beginning; episodes begin where extras['time'] is 0.
     rows_mask: [M, B].
     key: random key.
   """

@@ -57,6 +57,8 @@ from offmeta.types import (
   Network,
   Params,
   Problem,
+  Rows,
+  Sequences,
   Stage,
   Transition,
 )
@@ -129,7 +131,7 @@ def make_networks(spec: EnvSpec, config: Config) -> Networks:
     o, a, z, config.gru_size, embeddings + (config.reward_embedding,)
   )
   of_states = sac.make_networks(
-    spec._replace(observation_size=o + 2 * z), config.rl
+    spec._replace(observation_shape=(o + 2 * z,)), config.rl
   )
   return Networks(
     tracker=belief.Tracker(
@@ -325,17 +327,14 @@ def make_stages(
     vae.num_updates,
     BatchSpec(
       num_tasks=vae.num_tasks,
-      context_size=1,
-      query_size=1,
-      context='sequences',
-      sequence_size=length,
-      num_sequences=vae.num_sequences,
+      query=Rows(1),
+      context=Sequences(vae.num_sequences, length),
     ),
     lambda state, batch: vae_update(state, batch, networks, config, axis_name),
   ), Stage(
     'rl',
     rl.num_updates,
-    BatchSpec(num_tasks=rl.num_tasks, context_size=1, query_size=rl.batch_size),
+    BatchSpec(num_tasks=rl.num_tasks, query=Rows(rl.batch_size)),
     rl_update,
     annotate,
   )

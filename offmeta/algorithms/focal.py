@@ -45,6 +45,8 @@ from offmeta.types import (
   MetaBatch,
   Network,
   Problem,
+  Rows,
+  Sequences,
   Stage,
 )
 
@@ -322,10 +324,10 @@ def build(
   whole = limits.chosen(config, 'context', 'sequences')
   batch = BatchSpec(
     num_tasks=config.num_tasks,
-    context_size=config.context_size,
-    query_size=config.query_size,
-    context=config.context,
-    sequence_size=spec.episode_length if whole else 0,
+    query=Rows(config.query_size),
+    context=Sequences(1, spec.episode_length)
+    if whole
+    else Rows(config.context_size),
   )
   return Algorithm(
     init=lambda key: init_state(key, groups, optimizers, config),

@@ -40,6 +40,8 @@ from offmeta.types import (
   MetaBatch,
   Params,
   Problem,
+  Rows,
+  Slice,
   Stage,
   Transition,
 )
@@ -151,13 +153,16 @@ def _batch_spec(config: Config) -> BatchSpec:
   """What a meta-update is fed."""
   context, query = config.context_size, config.query_size
   if config.disjoint_batches:  # one draw without replacement serves both
-    context, query = 1, context + query
-  uniform = limits.chosen(config, 'train_inner_sampling', 'uniform')
+    drawn = None
+    query += context
+  elif limits.chosen(config, 'train_inner_sampling', 'uniform'):
+    drawn = Rows(context, replacement=False)
+  else:
+    drawn = Slice(context)
   return BatchSpec(
     num_tasks=config.num_tasks,
-    context_size=context,
-    query_size=query,
-    context='transitions' if uniform else 'slice',
+    query=Rows(query, replacement=False),
+    context=drawn,
     replacement=False,
   )
 
@@ -258,8 +263,7 @@ def _finetune_stages(
       num_steps,
       BatchSpec(
         num_tasks=1,
-        context_size=1,
-        query_size=config.finetune.batch_size,
+        query=Rows(config.finetune.batch_size, replacement=False),
         replacement=False,
       ),
       update,

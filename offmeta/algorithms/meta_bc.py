@@ -34,6 +34,8 @@ from offmeta.types import (
   MetaBatch,
   Params,
   Problem,
+  Rows,
+  Slice,
   Stage,
   Transition,
 )
@@ -214,9 +216,10 @@ def make(
   uniform = limits.chosen(config, 'train_inner_sampling', 'uniform')
   batch = BatchSpec(
     num_tasks=config.num_tasks,
-    context_size=config.context_size,
-    query_size=config.query_size,
-    context='transitions' if uniform else 'slice',
+    query=Rows(config.query_size, replacement=False),
+    context=Rows(config.context_size, replacement=False)
+    if uniform
+    else Slice(config.context_size),
     replacement=False,
   )
   return Algorithm(

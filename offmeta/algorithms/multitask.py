@@ -32,6 +32,7 @@ from offmeta.types import (
   Loop,
   Params,
   Problem,
+  Rows,
   Stage,
   Transition,
 )
@@ -80,7 +81,7 @@ def make_networks(problem: Problem, config: Config) -> Networks:
   """Policy and value of (observation, one-hot task)."""
   spec = problem.spec
   wide = spec._replace(
-    observation_size=spec.observation_size + problem.num_tasks
+    observation_shape=(spec.observation_size + problem.num_tasks,)
   )
   return macaw_losses.make_networks(wide, _macaw(config))
 
@@ -273,8 +274,7 @@ def make(
   )
   batch = BatchSpec(
     num_tasks=config.num_tasks,
-    context_size=1,
-    query_size=config.query_size,
+    query=Rows(config.query_size, replacement=False),
     replacement=False,
   )
   return Algorithm(

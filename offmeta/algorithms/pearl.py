@@ -43,6 +43,7 @@ from offmeta.types import (
   Network,
   Params,
   Problem,
+  Rows,
   Stage,
 )
 
@@ -373,8 +374,8 @@ def make(
   online = config.online
   batch = BatchSpec(
     num_tasks=online.num_tasks,
-    context_size=online.context_size,
-    query_size=online.query_size,
+    query=Rows(online.query_size),
+    context=Rows(online.context_size),
     task_repeat=online.task_repeat,
   )
   return Algorithm(

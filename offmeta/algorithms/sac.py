@@ -36,6 +36,7 @@ from offmeta.types import (
   Params,
   Policy,
   Problem,
+  Rows,
   Stage,
   Transition,
 )
@@ -285,7 +286,7 @@ def make(
     del key
     return networks.actor.apply(params, observation).mode()
 
-  batch = BatchSpec(num_tasks=1, context_size=1, query_size=config.batch_size)
+  batch = BatchSpec(num_tasks=1, query=Rows(config.batch_size))
   return Algorithm(
     init=init,
     loops=(

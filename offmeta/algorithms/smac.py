@@ -58,6 +58,7 @@ from offmeta.types import (
   BatchSpec,
   EnvSpec,
   Evidence,
+  Exploration,
   Key,
   LearnerState,
   Loop,
@@ -65,6 +66,7 @@ from offmeta.types import (
   Network,
   Params,
   Problem,
+  Rows,
   Stage,
   Transition,
 )
@@ -246,13 +248,20 @@ def make_stages(config: Config, update: Callable) -> tuple[Stage, Stage]:
     update: (state, batch, online) -> (state, metrics).
   """
   offline, online = config.offline, config.online
+  context = {
+    'transitions': Rows(online.context_size),
+    'offline': Rows(online.context_size, 'offline'),
+    'episodes': Exploration(
+      online.context_size, online.sequence_size, online.offline_share
+    ),
+  }[online.context]
   return Stage(
     'offline',
     offline.num_updates,
     BatchSpec(
       num_tasks=offline.num_tasks,
-      context_size=offline.context_size,
-      query_size=offline.query_size,
+      query=Rows(offline.query_size),
+      context=Rows(offline.context_size),
     ),
     lambda state, batch: update(state, batch, online=False),
   ), Stage(
@@ -260,13 +269,9 @@ def make_stages(config: Config, update: Callable) -> tuple[Stage, Stage]:
     online.num_updates,
     BatchSpec(
       num_tasks=online.num_tasks,
-      context_size=online.context_size,
-      query_size=online.query_size,
+      query=Rows(online.query_size, online_share=online.online_share),
+      context=context,
       task_repeat=online.task_repeat,
-      context=online.context,
-      sequence_size=online.sequence_size,
-      offline_share=online.offline_share,
-      online_share=online.online_share,
     ),
     lambda state, batch: update(state, batch, online=True),
   )

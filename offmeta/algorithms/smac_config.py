@@ -40,7 +40,7 @@ class OnlineConfig:
   query_size: limits.Count = 256  # RL transitions per task
   context_size: limits.Count = 64  # encoder transitions per task
   task_repeat: limits.Count = 4  # consecutive updates on the same tasks
-  # See types.BatchSpec.
+  # 'transitions': uniform; 'episodes': types.Exploration.
   context: Literal['transitions', 'episodes', 'offline'] = 'transitions'
   sequence_size: limits.Count = 400  # 'episodes': longest exploration sequence
   offline_share: limits.Share = 0.3  # 'episodes': tasks with an offline context

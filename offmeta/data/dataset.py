@@ -29,6 +29,7 @@ import numpy as np
 from offmeta import disk
 from offmeta.data.meta_dataset import (
   DTYPES,
+  OBSERVATION_DTYPES,
   DatasetError,
   MetaDataset,
   is_name,
@@ -42,7 +43,13 @@ _MANIFEST = 'manifest.json'
 _AGAIN = 'restore it from a copy, or collect the data again'
 # Differences in these can be forced; see `load`.
 _SOFT_FACTS = ('episode_length', 'terminates')
-_HARD_FACTS = ('name', 'observation_size', 'action_size', 'feature_size')
+_HARD_FACTS = (
+  'name',
+  'observation_shape',
+  'observation_dtype',
+  'action_size',
+  'feature_size',
+)
 _HEADER_BYTES = 10_000  # what numpy is willing to parse
 _BLOCK_BYTES = 1 << 20
 
@@ -102,18 +109,26 @@ _FIELDS_SINCE_2: dict[str, _Kind] = {
   'extras': _SHAPES,
   'context_extras': _or_null(_SHAPES),
 }
+_LEAF_DTYPES = tuple(sorted({*DTYPES, *OBSERVATION_DTYPES}))
 _SPEC_FIELDS: dict[str, _Kind] = {
   'name': (lambda x: isinstance(x, str) and x != '', 'a text'),
-  'observation_size': _whole(1),
+  'observation_shape': _list_of(_whole(1), 'of sizes of at least 1'),
+  'observation_dtype': (
+    lambda x: x in OBSERVATION_DTYPES,
+    f'one of {", ".join(OBSERVATION_DTYPES)}',
+  ),
   'action_size': _whole(1),
   'feature_size': _whole(0),
   'episode_length': _whole(1),
   'terminates': (lambda x: isinstance(x, bool), 'true or false'),
   'options': _MAPPING,
 }
+_SPEC_FIELDS_OF_1 = {  # which knew vectors only
+  'observation_size': _whole(1)
+} | {k: v for k, v in _SPEC_FIELDS.items() if not k.startswith('observation')}
 _LEAF_FIELDS: dict[str, _Kind] = {
   'shape': _SHAPE,
-  'dtype': (lambda x: x in DTYPES, f'one of {", ".join(DTYPES)}'),
+  'dtype': (lambda x: x in _LEAF_DTYPES, f'one of {", ".join(_LEAF_DTYPES)}'),
   'bytes': _whole(0),
   'sha256': (
     lambda x: (
@@ -216,7 +231,7 @@ def load(
   """
   path = pathlib.Path(path).absolute()
   manifest = load_manifest(path)
-  spec = EnvSpec(**manifest['spec'])
+  spec = _spec(manifest)
   if expected_spec is not None:
     _check_spec(path, spec, expected_spec, force)
   leaves = {}
@@ -257,6 +272,7 @@ def load_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
   except ValueError as error:
     raise DatasetError(f'{file}: not valid JSON ({error}); {_AGAIN}') from error
   _check_manifest(path, manifest)
+  _upgrade(manifest)
   return manifest
 
 
@@ -278,11 +294,12 @@ def _check_manifest(path: pathlib.Path, manifest: Any) -> None:
       raise DatasetError(
         f'{file}: field {field!r} is missing or not {words}; {_AGAIN}'
       )
-  if manifest['spec'].keys() != _SPEC_FIELDS.keys():
+  spec_fields = _SPEC_FIELDS_OF_1 if version == 1 else _SPEC_FIELDS
+  if manifest['spec'].keys() != spec_fields.keys():
     raise DatasetError(
-      f"{file}: field 'spec' must hold {', '.join(_SPEC_FIELDS)}; {_AGAIN}"
+      f"{file}: field 'spec' must hold {', '.join(spec_fields)}; {_AGAIN}"
     )
-  for field, (fits, words) in _SPEC_FIELDS.items():
+  for field, (fits, words) in spec_fields.items():
     if not fits(manifest['spec'][field]):
       raise DatasetError(
         f"{file}: field 'spec.{field}' is not {words}; {_AGAIN}"
@@ -325,6 +342,19 @@ def _check_names(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:
       f'{path / _MANIFEST}: lists leaf {name!r}, which its other fields know'
       f' nothing of; {_AGAIN}'
     )
+
+
+def _upgrade(manifest: dict[str, Any]) -> None:
+  """From version 1, which knew vectors only."""
+  spec = manifest['spec']
+  if 'observation_size' in spec:
+    spec['observation_shape'] = [spec.pop('observation_size')]
+    spec['observation_dtype'] = 'float32'
+
+
+def _spec(manifest: Mapping[str, Any]) -> EnvSpec:
+  spec = EnvSpec(**manifest['spec'])
+  return spec._replace(observation_shape=tuple(spec.observation_shape))
 
 
 def _leaves(dataset: MetaDataset) -> Iterator[tuple[str, Array]]:

@@ -14,6 +14,7 @@ from offmeta.types import Array, EnvSpec, Transition
 _ACTION_TOLERANCE = 1e-6
 _NAME = re.compile(r'[A-Za-z0-9_]+')
 DTYPES = ('float32', 'int32', 'bool')  # of extras and task parameters
+OBSERVATION_DTYPES = ('float32', 'uint8')
 # Extras that the package reads, which have one number per step.
 _SCALARS = ('time', 'diverged')
 
@@ -116,16 +117,19 @@ def _check_part(
   valid = np.arange(capacity) < size[:, None]
   lead = (num_tasks, capacity)
   shapes: dict[str, tuple[Any, ...]] = {
-    'observation': (*lead, spec.observation_size),
+    'observation': (*lead, *spec.observation_shape),
     'action': (*lead, spec.action_size),
     'reward': lead,
     'discount': lead,
-    'next_observation': (*lead, spec.observation_size),
+    'next_observation': (*lead, *spec.observation_shape),
   }
   arrays = {}
   for name, shape in shapes.items():
     leaf = getattr(part, name)
-    arrays[name] = _check_array(f'{where}.{name}', leaf, shape, ('float32',))
+    dtype = 'float32'
+    if name.endswith('observation'):
+      dtype = spec.observation_dtype
+    arrays[name] = _check_array(f'{where}.{name}', leaf, shape, (dtype,))
   if 'features' not in part.extras:
     raise DatasetError(
       f"{where}.extras: no 'features'; without the reward features the data"

@@ -75,7 +75,7 @@ class PointRobot:
     self._reward = _REWARDS[reward]
     self.spec = EnvSpec(
       name=self.name,
-      observation_size=2,
+      observation_shape=(2,),
       action_size=2,
       feature_size=2,
       episode_length=episode_length,

@@ -36,7 +36,13 @@ from offmeta.training import (
   visits as visits_lib,
 )
 from offmeta.training.setup import Setup
-from offmeta.types import LearnerState, Loop, Task
+from offmeta.types import (
+  LearnerState,
+  Loop,
+  Rows,
+  Slice,
+  Task,
+)
 
 PHASES = ('collect', 'offline', 'online', 'finetune', 'test', 'report')
 
@@ -81,15 +87,15 @@ def _check_rows(setup: Setup, rows: int):
     for stage in loop.stages
   ]
   for stage in stages:
-    batch = stage.batch
-    asked = max(batch.context_size, batch.query_size)
-    if not batch.replacement and rows < asked:
-      raise configs.ConfigError(
-        f'config.{name}: batches of {asked} rows without replacement, but a'
-        f' task has only {rows} (after a stride of'
-        f' {setup.learner().data.stride}); make context_size, query_size or'
-        ' stride smaller, or use longer logs (config.collect)'
-      )
+    for part in (stage.batch.query, stage.batch.context):
+      distinct = isinstance(part, Rows) and not part.replacement
+      if (distinct or isinstance(part, Slice)) and rows < part.size:
+        raise configs.ConfigError(
+          f'config.{name}: batches of {part.size} rows without replacement,'
+          f' but a task has only {rows} (after a stride of'
+          f' {setup.learner().data.stride}); make context_size, query_size or'
+          ' stride smaller, or use longer logs (config.collect)'
+        )
 
 
 def make_evaluator(setup: Setup) -> evaluators.Evaluator:

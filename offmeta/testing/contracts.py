@@ -120,7 +120,6 @@ def check_env_family(
 def _check_spec(family: EnvFamily) -> None:
   spec = family.spec
   for name in (
-    'observation_size',
     'action_size',
     'feature_size',
     'episode_length',
@@ -129,6 +128,19 @@ def _check_spec(family: EnvFamily) -> None:
     assert isinstance(value, int) and value >= 1, (
       f'spec.{name} must be a positive int, not {value!r}'
     )
+  assert (
+    isinstance(spec.observation_shape, tuple)
+    and len(spec.observation_shape) in (1, 3)
+    and all(isinstance(n, int) and n >= 1 for n in spec.observation_shape)
+  ), (
+    'spec.observation_shape must be (size,) or (height, width, channels), not'
+    f' {spec.observation_shape!r}'
+  )
+  known = ('float32', 'uint8')
+  assert spec.observation_dtype in known, (
+    f'spec.observation_dtype must be one of {known}, not'
+    f' {spec.observation_dtype!r}'
+  )
   assert isinstance(spec.name, str) and spec.name, 'spec.name is empty'
   assert isinstance(spec.terminates, bool), 'spec.terminates must be a bool'
   try:
@@ -174,7 +186,7 @@ def _check_tasks(
 def _check_state(family: EnvFamily, state: EnvState, where: str) -> None:
   spec = family.spec
   shapes = {
-    'observation': (spec.observation_size,),
+    'observation': spec.observation_shape,
     'reward': (),
     'terminal': (),
     'features': (spec.feature_size,),
@@ -185,8 +197,9 @@ def _check_state(family: EnvFamily, state: EnvState, where: str) -> None:
     assert value.shape == shape, (
       f'{where}: {name} has shape {value.shape}, spec says {shape}'
     )
-    assert value.dtype == jnp.float32, (
-      f'{where}: {name} is {value.dtype}, not float32'
+    dtype = spec.observation_dtype if name == 'observation' else 'float32'
+    assert value.dtype == dtype, (
+      f'{where}: {name} is {value.dtype}, not {dtype}'
     )
     assert np.all(np.isfinite(value)), f'{where}: {name} is not finite'
   for name in ('terminal', 'diverged'):
@@ -262,11 +275,15 @@ def _check_vmap(
       state = step(state, actions[:, 0], tasks)
     for i, states in enumerate(single):
       for name in ('observation', 'reward', 'terminal', 'features'):
+        # A pixel is cut off to a whole number: rounding may make it the next.
+        pixels = name == 'observation' and (
+          family.spec.observation_dtype != 'float32'
+        )
         np.testing.assert_allclose(
-          getattr(state, name)[i],
-          getattr(states[t], name),
+          np.asarray(getattr(state, name)[i], np.float32),
+          np.asarray(getattr(states[t], name), np.float32),
           rtol=tolerance,
-          atol=tolerance,
+          atol=1.0 if pixels else tolerance,
           err_msg=f'vmap over tasks and one by one differ in {name} after '
           f'{t} steps of task {i}',
         )
@@ -486,8 +503,11 @@ def _check_policy(
   for i in range(3):
     step = jax.tree.map(lambda x: x[i], other)
     key = jax.random.fold_in(keys[3], i)
-    # Far beyond the data, where an action that is not squashed leaves [-1, 1].
-    action, _ = act(params, state, 100.0 * step.observation, key)
+    observation = step.observation
+    if spec.observation_dtype == 'float32':
+      # Far beyond the data, where what is not squashed leaves [-1, 1].
+      observation = 100.0 * observation
+    action, _ = act(params, state, observation, key)
     assert action.shape == (spec.action_size,), (
       f'{name}: action of shape {action.shape}'
     )

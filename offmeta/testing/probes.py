@@ -12,10 +12,14 @@ from offmeta.types import (
   EnvFamily,
   EnvSpec,
   EnvState,
+  Exploration,
   Key,
   MetaBatch,
+  Sequences,
   Task,
+  Trajectory,
   Transition,
+  Windows,
 )
 
 
@@ -32,7 +36,7 @@ class CountingFamily:
   def __init__(self, *, episode_length: int = 5, terminates: bool = False):
     self.spec = EnvSpec(
       name='counting',
-      observation_size=2,
+      observation_shape=(2,),
       action_size=1,
       feature_size=1,
       episode_length=episode_length,
@@ -113,7 +117,7 @@ class BanditFamily:
   def __init__(self, *, episode_length: int = 4):
     self.spec = EnvSpec(
       name='bandit',
-      observation_size=1,
+      observation_shape=(1,),
       action_size=2,
       feature_size=1,
       episode_length=episode_length,
@@ -170,6 +174,14 @@ class PoisonedReward:
     )
 
 
+def random_observations(key: Key, spec: EnvSpec, shape: tuple[int, ...]):
+  """Standard normal numbers or uniform pixels, [*shape, *observation]."""
+  shape += spec.observation_shape
+  if spec.observation_dtype == 'float32':
+    return jax.random.normal(key, shape)
+  return jax.random.bits(key, shape, spec.observation_dtype)
+
+
 def random_transitions(
   key: Key,
   spec: EnvSpec,
@@ -177,7 +189,7 @@ def random_transitions(
   data: DataSpec = DataSpec(),
   sequence_size: int = 0,
 ) -> Transition:
-  """Standard normal transitions; actions in [-1, 1], one in eight terminal.
+  """Random transitions; actions in [-1, 1], one in eight terminal.
 
   Args:
     key: random key.
@@ -193,9 +205,7 @@ def random_transitions(
     k_return, k_last, k_power = jax.random.split(keys[0], 3)
     extras |= {
       'return_to_go': jax.random.normal(k_return, shape),
-      'last_observation': jax.random.normal(
-        k_last, shape + (spec.observation_size,)
-      ),
+      'last_observation': random_observations(k_last, spec, shape),
       'bootstrap': jax.random.uniform(k_power, shape),
       'last_discount': jnp.ones(shape),
     }
@@ -205,15 +215,13 @@ def random_transitions(
       (steps % spec.episode_length).astype(jnp.float32), shape
     )
   return Transition(
-    observation=jax.random.normal(keys[0], shape + (spec.observation_size,)),
+    observation=random_observations(keys[0], spec, shape),
     action=jax.random.uniform(
       keys[1], shape + (spec.action_size,), minval=-1.0
     ),
     reward=jax.random.normal(keys[2], shape),
     discount=jax.random.bernoulli(keys[3], 0.875, shape).astype(jnp.float32),
-    next_observation=jax.random.normal(
-      keys[4], shape + (spec.observation_size,)
-    ),
+    next_observation=random_observations(keys[4], spec, shape),
     extras=extras,
   )
 
@@ -223,25 +231,47 @@ def random_batch(
 ) -> MetaBatch:
   """A batch of the given composition without any meaning."""
   k_context, k_query, k_mask = jax.random.split(key, 3)
-  tasks = batch.num_tasks
-  size = batch.context_size
-  if batch.context == 'episodes':
-    size = max(size, batch.sequence_size)
-  # Every task has an entry that counts, most have some that do not.
-  mask = jax.random.bernoulli(k_mask, 0.75, (tasks, size)).at[:, 0].set(True)
-  if batch.context == 'sequences':  # prefixes of each
-    length = jax.random.randint(
-      k_mask, (tasks, batch.num_sequences, 1), 1, batch.sequence_size + 1
+  tasks, asked = batch.num_tasks, batch.context
+  length = 0
+  if isinstance(asked, Sequences):  # prefixes of each
+    length = asked.length
+    valid = jax.random.randint(k_mask, (tasks, asked.count, 1), 1, length + 1)
+    mask = (jnp.arange(length) < valid).reshape(tasks, -1)
+  elif asked is not None:
+    size = asked.size
+    if isinstance(asked, Exploration):
+      length = asked.sequence_size
+      size = max(size, length)
+    # Every task has an entry that counts, most have some that do not.
+    mask = jax.random.bernoulli(k_mask, 0.75, (tasks, size)).at[:, 0].set(True)
+  context = None, None
+  if asked is not None:
+    context = (
+      random_transitions(k_context, spec, mask.shape, data, length),
+      mask.astype(jnp.float32),
     )
-    mask = (jnp.arange(batch.sequence_size) < length).reshape(tasks, -1)
-  return MetaBatch(
-    task_id=jnp.arange(tasks),
-    slot=jnp.arange(tasks),
-    context=random_transitions(
-      k_context, spec, mask.shape, data, batch.sequence_size
-    ),
-    context_mask=mask.astype(jnp.float32),
-    query=random_transitions(
-      k_query, spec, (tasks, batch.query_size), data, batch.sequence_size
-    ),
+  if isinstance(batch.query, Windows):
+    query = _random_windows(k_query, spec, tasks, batch.query, data)
+  else:
+    query = random_transitions(
+      k_query, spec, (tasks, batch.query.size), data, length
+    )
+  return MetaBatch(jnp.arange(tasks), jnp.arange(tasks), *context, query)
+
+
+def _random_windows(key, spec, tasks: int, asked: Windows, data) -> Trajectory:
+  """The first window is whole, others may end early."""
+  shape = (tasks, asked.count, asked.length)
+  steps = random_transitions(key, spec, shape, data)
+  valid = jax.random.randint(key, (*shape[:2], 1), 1, asked.length + 1)
+  valid = valid.at[:, 0].set(asked.length)
+  last = jax.random.fold_in(key, 0)
+  frames = random_observations(last, spec, (*shape[:2], 1))
+  return Trajectory(
+    observation=jnp.concatenate([steps.observation, frames], axis=2),
+    action=steps.action,
+    reward=steps.reward,
+    discount=steps.discount,
+    mask=(jnp.arange(asked.length) < valid).astype(jnp.float32),
+    extras=steps.extras,
   )

@@ -11,7 +11,7 @@ from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
 from offmeta.training.seeds import Seeds
 from offmeta.training.setup import Setup
-from offmeta.types import Algorithm, Array, Evidence, LearnerState
+from offmeta.types import Algorithm, Array, Evidence, LearnerState, Slice
 
 
 class OfflineData(NamedTuple):
@@ -112,9 +112,10 @@ class Evaluator:
 
     def draw_rows(replay, ids, key):
       def one(task, key):
-        rows, mask = sampler.slice_rows(
-          key, replay.rl, task, config.context_size
-        )
+        size = config.context_size
+        if num_episodes := algorithm.data.sequence_episodes:
+          return sampler.draw_sequence(key, replay.rl, task, num_episodes, size)
+        rows, mask = sampler.slice_rows(key, replay.rl, task, Slice(size))
         return buffers.take(replay.rl, task, rows), mask
 
       return jax.vmap(one)(ids, jax.random.split(key, len(ids)))

@@ -15,10 +15,11 @@ from offmeta.types import (
   LearnerState,
   Loop,
   Policy,
+  Rows,
   Stage,
 )
 
-_BATCH = BatchSpec(num_tasks=2, context_size=3, query_size=4)
+_BATCH = BatchSpec(2, Rows(4), Rows(3))
 
 
 # Ours rather than the released switches: a superset of the code.

@@ -18,7 +18,13 @@ from offmeta.networks.distributions import (
   task_noise,
 )
 from offmeta.testing import contracts, probes
-from offmeta.types import MetaBatch, Problem
+from offmeta.types import (
+  BatchSpec,
+  MetaBatch,
+  Problem,
+  Rows,
+  Sequences,
+)
 
 SPEC = helpers.SPEC  # episodes of 5 steps
 _T = 10  # two of them
@@ -499,7 +505,7 @@ def test_rl_networks_start_as_released():
   """Hidden biases of 0.1, and the shifted tanh correction; SAC has neither."""
   key, observation = jax.random.key(0), jnp.ones(3 + 1 + 2 * 2)
   of_sac = sac.make_networks(
-    SPEC._replace(observation_size=observation.size), sac.Config()
+    SPEC._replace(observation_shape=observation.shape), sac.Config()
   )
   for networks, bias, kind in (
     (_NETWORKS, 0.1, ShiftedTanhNormal),
@@ -558,7 +564,7 @@ def test_one_episode_has_no_boundary():
   algorithm = borel.make(Problem(SPEC), config)
   assert not algorithm.data.mix_rewards
   vae, rl = algorithm.loop('offline').stages
-  assert vae.batch.sequence_size == 5
+  assert vae.batch.context.length == 5
   key = jax.random.key(0)
   state = jax.eval_shape(algorithm.init, key)
   first = lambda part: part['params']['Dense_0']['kernel'].shape[0]
@@ -634,11 +640,6 @@ def test_published_defaults():
   algorithm = borel.make(Problem(SPEC), c)
   vae, rl = algorithm.loop('offline').stages
   assert (vae.name, rl.name) == ('vae', 'rl')
-  assert (
-    vae.batch.num_tasks,
-    vae.batch.num_sequences,
-    vae.batch.sequence_size,
-  ) == (4, 8, 10)
-  assert vae.batch.context == 'sequences'
-  assert (rl.batch.num_tasks, rl.batch.query_size) == (16, 256)
+  assert vae.batch == BatchSpec(4, Rows(1), Sequences(8, 10))
+  assert rl.batch == BatchSpec(16, Rows(256))
   assert algorithm.data.sequence_episodes == 2 and algorithm.data.mix_rewards

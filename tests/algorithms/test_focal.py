@@ -12,7 +12,12 @@ import pytest
 
 from offmeta.algorithms import brac, focal
 from offmeta.testing import contracts, probes
-from offmeta.types import Problem
+from offmeta.types import (
+  BatchSpec,
+  Problem,
+  Rows,
+  Sequences,
+)
 
 SPEC = helpers.SPEC
 
@@ -540,20 +545,11 @@ def test_contract(config):
 def test_contexts():
   algorithm = focal.make(Problem(SPEC), focal.Config())
   batch = algorithm.loop('offline').stages[0].batch
-  assert (
-    batch.num_tasks,
-    batch.query_size,
-    batch.context,
-    batch.context_size,
-  ) == (16, 256, 'transitions', 200)
-  assert batch.replacement and algorithm.data.sequence_episodes == 0
+  assert batch == BatchSpec(16, Rows(256), Rows(200))
+  assert algorithm.data.sequence_episodes == 0
   algorithm = focal.make(Problem(SPEC), focal.Config(context='sequences'))
   batch = algorithm.loop('offline').stages[0].batch
-  assert (batch.context, batch.num_sequences, batch.sequence_size) == (
-    'sequences',
-    1,
-    SPEC.episode_length,
-  )
+  assert batch.context == Sequences(1, SPEC.episode_length)
   assert algorithm.data.sequence_episodes == 1
 
 

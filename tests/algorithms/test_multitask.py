@@ -14,10 +14,15 @@ import pytest
 from offmeta.algorithms import multitask
 from offmeta.losses import returns
 from offmeta.testing import probes
-from offmeta.types import DataSpec, Problem
+from offmeta.types import (
+  BatchSpec,
+  DataSpec,
+  Problem,
+  Rows,
+)
 
 # O 1 and 2 tasks: with the one-hot the networks of the reference fit.
-SPEC = helpers.SPEC._replace(observation_size=1)
+SPEC = helpers.SPEC._replace(observation_shape=(1,))
 CONFIG = multitask.Config(
   hidden=(4, 3),
   policy_lr=1e-3,
@@ -268,7 +273,9 @@ def test_what_it_asks_for():
   assert algorithm.data == DataSpec(returns_discount=0.99, stride=7)
   (stage,) = algorithm.loop('offline').stages
   assert (stage.name, stage.num_steps) == ('multitask', 4)
-  assert stage.batch[:3] == (3, 1, 5) and not stage.batch.replacement
+  assert stage.batch == BatchSpec(
+    3, Rows(5, replacement=False), replacement=False
+  )
   assert algorithm.in_phase('online') == ()
 
 

@@ -101,7 +101,7 @@ def test_switches_of_the_release(state):
 
 
 def test_unknown_penalty_is_refused():
-  with pytest.raises(ValueError, match='mean_penalised=.both'):
+  with pytest.raises(ValueError, match='mean_penalised: .both'):
     pearl.make(
       Problem(SPEC), dataclasses.replace(CONFIG, mean_penalised='both')
     )

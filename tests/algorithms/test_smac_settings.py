@@ -86,10 +86,13 @@ def test_bad_settings_raise(changes, message):
 def test_the_online_share_reaches_the_sampler():
   online = dataclasses.replace(_STAGE, online_share=0.25)
   algorithm = smac.make(Problem(SPEC), _with(online=online))
-  assert algorithm.loop('online').stages[0].batch.online_share == 0.25
-  assert algorithm.loop('offline').stages[0].batch.online_share == -1
+  assert algorithm.loop('online').stages[0].batch.query.online_share == 0.25
+  assert algorithm.loop('offline').stages[0].batch.query.online_share == -1
   assert (
-    smac.make(Problem(SPEC), CONFIG).loop('online').stages[0].batch.online_share
+    smac.make(Problem(SPEC), CONFIG)
+    .loop('online')
+    .stages[0]
+    .batch.query.online_share
     == -1
   )
 

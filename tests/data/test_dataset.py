@@ -26,7 +26,7 @@ from offmeta.types import EnvSpec, Transition
 
 _SPEC = EnvSpec(
   name='toy',
-  observation_size=3,
+  observation_shape=(3,),
   action_size=2,
   feature_size=4,
   episode_length=5,
@@ -315,6 +315,22 @@ def test_action_of_exactly_one_is_fine(data):
 def test_bad_structure_is_named(data, change, message):
   with pytest.raises(DatasetError, match=message):
     validate(change(data), _SPEC)
+
+
+def test_a_dataset_of_schema_version_1(saved, data):
+  """Written before observations could be images."""
+
+  def older(manifest):
+    manifest['schema_version'] = 1
+    del manifest['spec']['observation_dtype']
+    del manifest['spec']['observation_shape']
+    manifest['spec']['observation_size'] = 3
+
+  _edit_manifest(saved, older)
+  _assert_same(data, dataset_lib.load(saved, _SPEC))
+  assert dataset_lib.load_manifest(saved)['spec']['observation_shape'] == [3]
+  with pytest.raises(DatasetError, match='observation_shape of the data'):
+    dataset_lib.load(saved, _SPEC._replace(observation_shape=(2,)))
 
 
 def test_missing_manifest(tmp_path):
@@ -648,8 +664,10 @@ def test_pickled_file_is_not_unpickled(saved, tmp_path):
 def test_other_family(saved):
   with pytest.raises(DatasetError, match="'toy', this program uses 'ant_dir'"):
     dataset_lib.load(saved, _SPEC._replace(name='ant_dir'), force=True)
-  with pytest.raises(DatasetError, match='observation_size of the data is 3'):
-    dataset_lib.load(saved, _SPEC._replace(observation_size=4), force=True)
+  with pytest.raises(
+    DatasetError, match=r'observation_shape of the data is \(3,\)'
+  ):
+    dataset_lib.load(saved, _SPEC._replace(observation_shape=(4,)), force=True)
 
 
 def test_other_options_are_named_and_can_be_forced(saved, data):

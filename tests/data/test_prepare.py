@@ -10,7 +10,7 @@ from offmeta.data import prepare
 from offmeta.data.meta_dataset import DatasetError, MetaDataset
 from offmeta.testing import probes
 from offmeta.training import updates
-from offmeta.types import BatchSpec, DataSpec, Stage, Transition
+from offmeta.types import BatchSpec, DataSpec, Rows, Stage, Transition
 
 _KEY = jax.random.key(0)
 _FAMILY = probes.BanditFamily()
@@ -295,7 +295,7 @@ def test_annotate_runs_over_each_sequence_with_each_seeds_state(tmp_path):
     total = jnp.cumsum(transitions.reward * mask)
     return {'sum': state * total, 'pair': jnp.stack([mask, total], -1)}
 
-  stage = Stage('any', 1, BatchSpec(1, 1, 1), lambda *args: args, annotate)
+  stage = Stage('any', 1, BatchSpec(1, Rows(1)), lambda *args: args, annotate)
   setup = tiny_run.make_setup(tmp_path)
   added = jax.device_get(
     updates.annotate(setup, setup.seeds, stage, jnp.array([1.0, 10.0]), replay)

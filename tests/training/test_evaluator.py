@@ -14,6 +14,7 @@ from offmeta.data import buffer as buffers
 from offmeta.testing import probes
 from offmeta.training import evaluator as evaluators, updates
 from offmeta.types import (
+  DataSpec,
   LearnerState,
   Problem,
   Transition,
@@ -94,6 +95,34 @@ def test_diagnoses_are_shown_the_right_data(tmp_path):
     np.testing.assert_array_equal(found[name][:, 1] // 100, tasks[1])
     assert not np.array_equal(found[name][0], found[name][1])
   np.testing.assert_array_equal(np.diff(found['rows']), 1.0)
+
+
+def test_diagnoses_of_sequences_are_shown_their_beginnings(tmp_path):
+  setup = tiny_run.make_setup(tmp_path)
+  algorithm = smac.make(Problem(setup.family.spec), helpers.SMAC)
+  evaluator = evaluators.Evaluator(
+    setup,
+    algorithm._replace(data=DataSpec(sequence_episodes=1)),
+    setup.seeds,
+  )
+  # Two sequences of 6 and 14 rows, of which 8 (`context_size`) are shown.
+  time = np.tile(np.r_[:6, :14].astype(np.float32), (3, 1))
+  data = Transition(time, time, time, time, time, {'time': time})
+  buffer = buffers.make(data, np.full(3, 20), 20, 2)
+  buffer = buffer._replace(
+    sequence_start=jnp.array([[0, 6]] * 3),
+    sequence_length=jnp.array([[6, 14]] * 3),
+    num_sequences=jnp.full(3, 2),
+  )
+  keys = jax.random.split(jax.random.key(0), 4)
+  rows, mask = evaluator._draw_rows(  # pylint: disable=protected-access
+    buffers.Replay(buffer, None), np.arange(3), keys
+  )
+  lengths = mask.sum(-1).astype(int)
+  assert set(np.unique(lengths)) == {6, 8}
+  for of_seed, seen in zip(rows.reward, lengths):
+    for steps, length in zip(of_seed, seen):
+      np.testing.assert_array_equal(steps[:length], np.arange(length))
 
 
 def test_diagnoses_that_no_report_can_show():
