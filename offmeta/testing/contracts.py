@@ -424,17 +424,16 @@ def _check_stage(
   # Primitive by primitive; disable_jit would undo jax's own functions too.
   eager = stage.update(before, batches[0])
   _assert_like(eager, once[0], f'{where}: without jit', tolerance)
-  stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
-  batched = jax.jit(jax.vmap(stage.update, (0, None)))(
-    stack(*states), batches[0]
+  # A program each, not one per leaf and shape.
+  stack = jax.jit(lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees))
+  unstack = jax.jit(
+    lambda tree: [jax.tree.map(lambda x: x[i], tree) for i in range(2)]
   )
-  for i, single in enumerate(once):
-    _assert_like(
-      jax.tree.map(lambda x: x[i], batched),
-      single,
-      f'{where}: vmap over seeds',
-      tolerance,
-    )
+  batched = jax.jit(jax.vmap(stage.update, (0, None)))(
+    stack(states), batches[0]
+  )
+  for both, single in zip(unstack(batched), once, strict=True):
+    _assert_like(both, single, f'{where}: vmap over seeds', tolerance)
   return after
 
 
@@ -450,13 +449,14 @@ def _annotated(stage: Stage, state: LearnerState, batch: MetaBatch):
     )
   _assert_finite(added, f'stage {stage.name!r}: annotate')
   # What does not count must not matter to what comes before it.
-  cut = mask.at[:, -1:].set(0.0)
-  spoiled = jax.tree.map(
-    lambda x: x.at[:, -1:].set(100.0 + x[:, -1:]), batch.query
-  )
+  cut, spoiled = jax.tree.map(np.array, (mask, batch.query))
+  cut[:, -1] = 0.0
+  for leaf in jax.tree.leaves(spoiled):
+    leaf[:, -1] += 100.0
+  kept = lambda found: jax.tree.map(lambda x: np.asarray(x)[:, :-1], found)
   _assert_like(
-    jax.tree.map(lambda x: x[:, :-1], annotate(state, spoiled, cut)),
-    jax.tree.map(lambda x: x[:, :-1], annotate(state, batch.query, cut)),
+    kept(annotate(state, spoiled, cut)),
+    kept(annotate(state, batch.query, cut)),
     f'stage {stage.name!r}: annotate with another entry where the mask is 0',
     0.0,
   )
@@ -490,8 +490,10 @@ def _check_policy(
   _assert_like(
     nothing, prior, f'{name}: adapt with nothing valid, and init', tolerance
   )
+  # In numpy: outside jit, jax compiles a program per operation and shape.
+  context, other = jax.tree.map(np.asarray, (context, other))
   mixed = jax.tree.map(
-    lambda a, b: jnp.concatenate([a[:3], b[3:]]), context, other
+    lambda a, b: np.concatenate([a[:3], b[3:]]), context, other
   )
   _assert_like(
     adapt(params, prior, mixed, valid, keys[2]),
@@ -519,10 +521,10 @@ def _check_policy(
     _assert_finite(new, f'{name}: observe')
     state = new
   if algorithm.posterior is not None:
-    mean, std = algorithm.posterior(params, context, 0.0 * valid)
+    mean, std = jax.jit(algorithm.posterior)(params, context, 0.0 * valid)
     _assert_like(
       (mean, std),
-      (jnp.zeros_like(mean), jnp.ones_like(std)),
+      (np.zeros_like(mean), np.ones_like(std)),
       'posterior of nothing, and N(0, I)',
       tolerance,
     )
@@ -546,9 +548,9 @@ def _check_finetune(
   tolerance: float,
   quick: bool,
 ) -> None:
-  context = probes.random_transitions(
-    jax.random.key(5), spec, (6,), algorithm.data
-  )
+  context = jax.jit(
+    lambda key: probes.random_transitions(key, spec, (6,), algorithm.data)
+  )(jax.random.key(5))
   begin = jax.jit(loop.begin)
   begun = [begin(state, context, jnp.ones(6)) for state in states]
   _assert_finite(begun[0], 'begin of finetune')
@@ -565,15 +567,19 @@ def _check_relabel(
   algorithm: Algorithm, state: LearnerState, spec: EnvSpec
 ) -> None:
   keys = jax.random.split(jax.random.key(4), 3)
-  context = probes.random_transitions(keys[0], spec, (5,))
-  data = probes.random_transitions(keys[1], spec, (7,))
+  context, data = jax.jit(
+    lambda keys: [
+      probes.random_transitions(key, spec, (size,))
+      for key, size in zip(keys, (5, 7))
+    ]
+  )(keys)
   relabel = jax.jit(algorithm.relabel)
   labels = relabel(state, context, jnp.ones(5), data, keys[2])
   assert labels.shape == data.reward.shape, (
     f'relabel: rewards of shape {labels.shape}, not {data.reward.shape}'
   )
   _assert_finite(labels, 'relabel')
-  poisoned = data._replace(reward=jnp.full_like(data.reward, jnp.nan))
+  poisoned = data._replace(reward=np.full_like(data.reward, np.nan))
   _assert_like(
     relabel(state, context, jnp.ones(5), poisoned, keys[2]),
     labels,
