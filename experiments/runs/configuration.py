@@ -62,7 +62,7 @@ def _one_message(work: Callable[[], Any]) -> Any:
     elif isinstance(error, OSError):
       message = f'{_file_name()}: {error.strerror or error}'
     elif isinstance(error, (AttributeError, KeyError)):  # of ml_collections
-      message = _unknown_key(error)
+      message = _not_a_config() or _unknown_key(error)
     elif isinstance(error, (flags.Error, TypeError, ValueError)):
       message = _text(error)
     else:
@@ -91,6 +91,17 @@ def _line_of_file(error: Exception) -> int | None:
 
 def _kind(error: Exception) -> str:
   return f'{type(error).__name__}: {getattr(error, "msg", error)}'
+
+
+def _not_a_config() -> str:
+  """What the file gives, if that has no keys at all; else ''."""
+  try:
+    load_config(_config_argument())
+  except NoConfigError as error:
+    return str(error)
+  except ValueError:  # e.g. it registers a family, which it has done before
+    pass
+  return ''
 
 
 def _unknown_key(error: Exception) -> str:
@@ -186,10 +197,11 @@ def from_flag(config_flag: Any) -> tuple[Any, dict]:
 
   try:
     values = config_flag.value
-    if isinstance(values, ml_collections.ConfigDict):
-      values.to_dict()  # a file that could not be loaded fails here
-  except OSError as error:
-    raise ConfigError(f'{_file_name()}: {error.strerror or error}') from error
+    getattr(values, 'to_dict', None)  # a file that is not there fails here
+  except OSError as error:  # of ml_collections, which says more than needed
+    cause = error.__cause__ or error
+    reason = getattr(cause, 'strerror', None) or cause
+    raise ConfigError(f'{_file_name()}: {reason}') from error
   except (ValueError, TypeError, AttributeError) as error:
     raise ConfigError(f'--config: {_text(error)}') from error
   _check_returned(_file_name(), values)
@@ -202,11 +214,13 @@ def from_flag(config_flag: Any) -> tuple[Any, dict]:
   }
 
 
-def _check_returned(file: str, values: Any):
-  from offmeta.training.config import ConfigError
+class NoConfigError(ValueError):
+  """A config file whose get_config returns something else."""
 
+
+def _check_returned(file: str, values: Any):
   if not isinstance(values, ml_collections.ConfigDict):
-    raise ConfigError(
+    raise NoConfigError(
       f'{file}: get_config returned {values!r}, but a ConfigDict is needed, as'
       ' made by experiments.configs.base.make_config'
     )
