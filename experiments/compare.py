@@ -8,8 +8,8 @@ Data of training and held-out tasks are made once, then every algorithm runs on
 them, one after the other: NAME is experiments/configs/NAME.py, whatever ends in
 .py a file of your own with a `get_config(family)`. Ablations are those that the
 files list. The same command goes on where it was stopped (SIGTERM or Ctrl-C
-saves and exits with status 143) and leaves finished runs alone; with other algorithms it
-adds to the table. --only_table prints it again.
+saves and exits with status 143) and leaves finished runs alone; with other
+algorithms it adds to the table. --only_table prints it again.
 
 WORKDIR holds `data`, a workdir of `experiments.run` for each algorithm, and
 `comparison` with the table as text, Markdown, CSV and JSON and a picture.

@@ -5,7 +5,9 @@ sees the frozen dataclass.
 """
 
 from collections.abc import Callable, Mapping
+import errno
 from importlib import machinery
+import os
 import pathlib
 import sys
 import traceback
@@ -60,7 +62,7 @@ def _one_message(work: Callable[[], Any]) -> Any:
     elif "'get_config'" in str(error):
       message = f'{_file_name()}: it has no function get_config'
     elif isinstance(error, OSError):
-      message = f'{_file_name()}: {error.strerror or error}'
+      message = f'{_file_name()}: {_unreadable(error)}'
     elif isinstance(error, (AttributeError, KeyError)):  # of ml_collections
       message = _not_a_config() or _unknown_key(error)
     elif isinstance(error, (flags.Error, TypeError, ValueError)):
@@ -73,6 +75,13 @@ def _one_message(work: Callable[[], Any]) -> Any:
 
 def _file_name() -> str:
   return f'config file {_config_argument().split(":")[0]}'
+
+
+def _unreadable(error: OSError) -> str:
+  """Why; ml_collections lists all places where it has looked."""
+  if not pathlib.Path(_config_argument().split(':')[0]).exists():
+    return os.strerror(errno.ENOENT)
+  return error.strerror or _text(error)
 
 
 def _line_of_file(error: Exception) -> int | None:
@@ -198,10 +207,8 @@ def from_flag(config_flag: Any) -> tuple[Any, dict]:
   try:
     values = config_flag.value
     getattr(values, 'to_dict', None)  # a file that is not there fails here
-  except OSError as error:  # of ml_collections, which says more than needed
-    cause = error.__cause__ or error
-    reason = getattr(cause, 'strerror', None) or cause
-    raise ConfigError(f'{_file_name()}: {reason}') from error
+  except OSError as error:
+    raise ConfigError(f'{_file_name()}: {_unreadable(error)}') from error
   except (ValueError, TypeError, AttributeError) as error:
     raise ConfigError(f'--config: {_text(error)}') from error
   _check_returned(_file_name(), values)
