@@ -28,8 +28,8 @@ def uniform_policy(action_size: int) -> Policy:
   """Uniform random actions in [-1, 1]; takes any params."""
 
   def act(params, state, observation, key):
-    del params, state, observation
-    return jax.random.uniform(key, (action_size,), minval=-1.0), {}
+    del params, observation
+    return jax.random.uniform(key, (action_size,), minval=-1.0), state, {}
 
   return Policy(
     init=lambda params, key: (),
@@ -65,9 +65,10 @@ def uniform_at_first(policy: Policy, action_size: int) -> Policy:
 
   def act(acting, state, observation, key):
     inner, known = state
-    chosen, extras = policy.act(acting.params, inner, observation, key)
-    random, _ = uniform.act((), (), observation, key)
-    return jnp.where(known < acting.uniform_steps, random, chosen), extras
+    chosen, inner, extras = policy.act(acting.params, inner, observation, key)
+    random, _, _ = uniform.act((), (), observation, key)
+    action = jnp.where(known < acting.uniform_steps, random, chosen)
+    return action, (inner, known), extras
 
   def observe(acting, state, transition, key):
     return policy.observe(acting.params, state[0], transition, key), state[1]
@@ -76,7 +77,7 @@ def uniform_at_first(policy: Policy, action_size: int) -> Policy:
     inner = policy.adapt(acting.params, state[0], context, valid, key)
     return inner, jnp.sum(valid)
 
-  return Policy(init=init, act=act, observe=observe, adapt=adapt)
+  return Policy(init, act, observe, adapt, policy.keep)
 
 
 def without_reward(transition: Transition) -> Transition:
@@ -99,6 +100,7 @@ def episode(
   key: Key,
   reward_free: bool = False,
   record: RecordFn = lambda state: {},
+  keep: Callable[[Transition], Transition] = lambda transition: transition,
 ) -> tuple[PolicyState, Transition, Array]:
   """One episode from a random start.
 
@@ -122,6 +124,8 @@ def episode(
       else, can see them.
     record: what else of the state after a step goes into `extras`, out of the
       policy's sight during the episode.
+    keep: what of a step is returned; 'diverged' and what is recorded are in
+      any case.
 
   Returns:
     Belief at the end, transitions [H, ...], valid [H] (a prefix of ones).
@@ -132,7 +136,7 @@ def episode(
   def step(carry, t):
     env_state, belief, alive, time = carry
     k_act, k_observe = jax.random.split(jax.random.fold_in(k_steps, t))
-    action, _ = policy.act(params, belief, env_state.observation, k_act)
+    action, seen, _ = policy.act(params, belief, env_state.observation, k_act)
     after = family.step(env_state, action, task)
     transition = Transition(
       observation=env_state.observation,
@@ -144,7 +148,8 @@ def episode(
     )
     if reward_free:
       transition = without_reward(transition)
-    new_belief = policy.observe(params, belief, transition, k_observe)
+    new_belief = policy.observe(params, seen, transition, k_observe)
+    transition = keep(transition)
     transition = transition._replace(
       extras={
         **transition.extras,
@@ -186,7 +191,8 @@ class Adaptation(NamedTuple):
 
   Attributes:
     returns: [E] undiscounted true returns, NaN where no episode took place.
-    transitions: [W, ...], steps of all episodes, one after another.
+    transitions: [W, ...], what the policy keeps of the steps of all episodes,
+      one after another.
     valid: [W], 1 where `transitions` holds a step.
     context_size: [] int32, how many leading transitions the last episode's
       belief was formed from (0: the prior).
@@ -248,10 +254,22 @@ def adaptation_sequence(
   limit = max_episodes(family, num_steps)
   width = num_steps + horizon if family.spec.terminates else limit * horizon
 
+  def run_episode(belief, key):
+    return episode(
+      family,
+      policy,
+      params,
+      belief,
+      task,
+      key,
+      record=record,
+      keep=policy.keep,
+    )
+
   def blank():
     def one(k):
       state = policy.init(params, k)
-      return episode(family, policy, params, state, task, k, record=record)[1]
+      return run_episode(state, k)[1]
 
     shapes = jax.eval_shape(one, key)
     return jax.tree.map(
@@ -272,9 +290,7 @@ def adaptation_sequence(
     )
     belief = policy.init(params, k_adapt)
     belief = policy.adapt(params, belief, context, valid * adapt, k_adapt)
-    _, new, alive = episode(
-      family, policy, params, belief, task, k_episode, record=record
-    )
+    _, new, alive = run_episode(belief, k_episode)
     count = jnp.sum(alive).astype(jnp.int32)
     store = jax.tree.map(
       lambda s, n: jax.lax.dynamic_update_slice(

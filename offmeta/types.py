@@ -142,16 +142,25 @@ class Policy(NamedTuple):
 
   Attributes:
     init: (params, key) -> state, the prior.
-    act: (params, state, observation [O], key) -> (action [A], extras).
-    observe: (params, state, transition, key) -> state, called every step.
+    act: (params, state, observation [O], key) -> (action [A], state, extras):
+      the state may take in the observation (a filter sees an episode's first
+      one here), extras are what else there is to say of the choice, e.g.
+      'log_prob' and 'value'; `rollout.continue_rollout` stores them.
+    observe: (params, state, transition, key) -> state, called after every step
+      with the state that `act` left.
     adapt: (params, state, context [N, ...], valid [N], key) -> state, called
       before every episode; with no valid entry the result is the prior.
+    keep: (transition [...]) -> transition [...]: what `adapt` needs of steps,
+      with rewards and extras['time'] as they are; a policy that reads a task
+      off something smaller drops frames here. What is collected for its own
+      adaptation is stored so; other contexts may hold more.
   """
 
   init: Callable[..., PolicyState]
-  act: Callable[..., tuple[Array, Mapping[str, Array]]]
+  act: Callable[..., tuple[Array, PolicyState, Mapping[str, Array]]]
   observe: Callable[..., PolicyState]
   adapt: Callable[..., PolicyState]
+  keep: Callable[[Transition], Transition] = lambda transition: transition
 
 
 @struct.dataclass

@@ -449,19 +449,33 @@ def _check_policy(
     f'{name}: adapt with other entries where valid is 0',
     0.0,
   )
+  kept = policy.keep(context)
+  _assert_like(kept.reward, context.reward, f'{name}: keep, the reward', 0.0)
+  _assert_like(
+    adapt(params, prior, kept, valid, keys[2]),
+    state,
+    f'{name}: adapt to what keep leaves',
+    0.0,
+  )
   act, observe = jax.jit(policy.act), jax.jit(policy.observe)
   for i in range(3):
     step = jax.tree.map(lambda x: x[i], other)
     key = jax.random.fold_in(keys[3], i)
     # Far beyond the data, where an action that is not squashed leaves [-1, 1].
-    action, _ = act(params, state, 100.0 * step.observation, key)
+    chosen = act(params, state, 100.0 * step.observation, key)
+    assert len(chosen) == 3, (
+      f'{name}: act returns {len(chosen)} things, not action, state and extras'
+    )
+    action, seen, extras = chosen
+    _assert_same_form(seen, state, f'{name}: the state after act')
+    _assert_finite((seen, extras), f'{name}: act')
     assert action.shape == (spec.action_size,), (
       f'{name}: action of shape {action.shape}'
     )
     assert np.all(np.abs(action) <= 1.0), (
       f'{name}: action {action} is not in [-1, 1]'
     )
-    new = observe(params, state, step, key)
+    new = observe(params, seen, step, key)
     _assert_same_form(new, state, f'{name}: the state after observe')
     _assert_finite(new, f'{name}: observe')
     state = new
