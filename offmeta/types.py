@@ -197,6 +197,25 @@ class Visits:
   rewards: str = 'decoder'  # 'decoder' (self-supervised) or 'true' (oracle)
 
 
+class Rollouts(NamedTuple):
+  """On-policy data before every iteration: what a loop may gather.
+
+  The algorithm's `explore` goes on in the same environments from iteration to
+  iteration, in the training tasks with their true rewards.
+
+  Attributes:
+    num_envs: E, spread evenly over the training tasks.
+    num_steps: T of each per iteration.
+  """
+
+  num_envs: int
+  num_steps: int
+
+
+class Rollout(NamedTuple):
+  """The fresh rollouts of this iteration, leaves [E, T, ...]."""
+
+
 class BatchSpec(NamedTuple):
   """What one update of a stage is fed.
 
