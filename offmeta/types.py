@@ -5,7 +5,11 @@ capacity, N context size, B query batch, O observation, A action, F reward
 features, Z latent, K ensemble, S seeds, R repetitions.
 
 Containers that cross a `jit` boundary are pytrees of arrays. Bundles of
-functions (`Policy`, `Stage`, `Algorithm`, `Network`) hold no arrays.
+functions (`Policy`, `Stage`, `Loop`, `Algorithm`, `Network`) hold no arrays.
+
+Words. A *loop* is training that is run, saved and scored as one (a folder of
+the workdir), a *stage* one kind of gradient step in it. A run *collects* its
+logged data once; a loop *gathers* new data as it goes.
 """
 
 from collections.abc import Callable, Mapping
@@ -173,6 +177,8 @@ class LearnerState:
       `fold_in` of the step.
     params, target_params, opt_state: pytrees.
     extras: frozen copies and the like (SMAC: the labelling networks).
+    memory: what only a running loop needs (imagined transitions); made by the
+      loop's `begin`, kept in its checkpoints, dropped when it ends.
   """
 
   step: Array
@@ -181,6 +187,7 @@ class LearnerState:
   target_params: Params
   opt_state: Any
   extras: Any
+  memory: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,18 +295,38 @@ class DataSpec(NamedTuple):
   context_rows: int = 0
 
 
+class Problem(NamedTuple):
+  """What an algorithm is made for.
+
+  Attributes:
+    spec: of the family.
+    num_tasks: training tasks; at least 1.
+    num_rows: logged transitions of the training task with the fewest; 0 where
+      there are no logs, or none yet.
+    termination: (observation [..., O], action [..., A], next observation
+      [..., O]) -> 1.0 where an episode ends, for algorithms that imagine
+      transitions; None if the family has no such rule of its own.
+  """
+
+  spec: EnvSpec
+  num_tasks: int = 1
+  num_rows: int = 0
+  termination: Callable[..., Array] | None = None
+
+
 class Stage(NamedTuple):
   """One kind of gradient step.
 
   Attributes:
     name: prefix of its metrics.
-    num_steps: updates in all (offline) or per iteration (online).
+    num_steps: updates in each iteration of its loop.
     batch: what each update is fed.
     update: (LearnerState, MetaBatch) -> (LearnerState, Metrics).
     annotate: (LearnerState, Transition [W, ...], mask [W]) -> extras to add,
       leaves [W, ...]; run over each sequence of the query data with the state
       at the start of the stage (BOReL: beliefs of its trained encoder). What
-      it depends on must not change in the stage. Offline stages only.
+      it depends on must not change in the stage. In loops of one iteration
+      over fixed data only.
   """
 
   name: str
@@ -309,14 +336,53 @@ class Stage(NamedTuple):
   annotate: Callable[..., Mapping[str, Array]] | None = None
 
 
+def _unchanged(state: LearnerState) -> LearnerState:
+  return state
+
+
+class Loop(NamedTuple):
+  """Training that is run, saved, resumed and scored as one.
+
+  In every iteration data may be gathered, then the stages run one after the
+  other. Work that is due every so many updates is a stage of its own: e.g. 100
+  updates of a policy and one of its value's estimate, in 1,000 iterations.
+  (A `lax.cond` inside `update` would not do: under the vmap over seeds it
+  computes both branches in every update.)
+
+  Attributes:
+    name: its phase ('offline', 'online', 'finetune'), or PHASE/NAME where a
+      phase has several; the folder under the workdir.
+    stages: at least one.
+    iterations: how many; None: the experiment says (`config.online.iterations`,
+      `config.finetune.iterations`).
+    begin: (LearnerState) -> LearnerState, at its start. Of 'finetune', which
+      trains one learner per task: (LearnerState, context [N, ...], valid [N]).
+    finished: (LearnerState) -> [] bool, asked before every iteration. A seed
+      for which it holds keeps its state, and the loop ends when it holds for
+      all; None: never.
+  """
+
+  name: str
+  stages: tuple[Stage, ...]
+  iterations: int | None = 1
+  begin: Callable[..., LearnerState] = _unchanged
+  finished: Callable[[LearnerState], Array] | None = None
+
+  @property
+  def phase(self) -> str:
+    """The phase of a run that it belongs to."""
+    return self.name.split('/')[0]
+
+
 class Algorithm(NamedTuple):
   """What the runner sees of an algorithm.
 
   Attributes:
     init: (key) -> LearnerState.
-    offline: stages run in order on the fixed data.
-    online: stages run in order in each online iteration.
-    begin_online: (LearnerState) -> LearnerState, at the phase switch.
+    loops: run in order, each from where the one before it ended. 'offline'
+      loops train on the fixed data; an 'online' loop on data that it gathers
+      in the training tasks before every iteration, once per variant of the
+      experiment; a 'finetune' loop in each held-out task on data of its own.
     explore: collects data.
     evaluate: scored with context that it collected itself.
     evaluate_given_context: scored with a context that was handed to it: loose
@@ -328,22 +394,29 @@ class Algorithm(NamedTuple):
     posterior: (actor params, context [N, ...], valid [N]) -> (mean [Z],
       std [Z]); None for algorithms without a Gaussian latent.
     data: how logs are prepared.
-    begin_finetune: (LearnerState, context [N, ...], valid [N]) -> another
-      LearnerState, adapted to one task, that `finetune` trains further.
-    finetune: stages that train one task's learner on its own new data, in
-      order, after each round of collecting; empty if there is no such thing.
   """
 
   init: Callable[[Key], LearnerState]
-  offline: tuple[Stage, ...]
-  online: tuple[Stage, ...]
-  begin_online: Callable[[LearnerState], LearnerState]
+  loops: tuple[Loop, ...]
   explore: Policy
   evaluate: Policy
   evaluate_given_context: Policy | None
   actor_params: Callable[[LearnerState], Params]
-  relabel: Callable[..., Array] | None
+  relabel: Callable[..., Array] | None = None
   posterior: Callable[..., tuple[Array, Array]] | None = None
   data: DataSpec = DataSpec()
-  begin_finetune: Callable[..., LearnerState] | None = None
-  finetune: tuple[Stage, ...] = ()
+
+  def in_phase(self, phase: str) -> tuple[Loop, ...]:
+    """Its loops of a phase, in order."""
+    return tuple(loop for loop in self.loops if loop.phase == phase)
+
+  def loop(self, name: str) -> Loop:
+    """The loop of that name.
+
+    Raises:
+      KeyError: there is none.
+    """
+    for loop in self.loops:
+      if loop.name == name:
+        return loop
+    raise KeyError(f'no loop {name!r}; known: {[x.name for x in self.loops]}')

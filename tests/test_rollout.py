@@ -12,7 +12,7 @@ from offmeta import rollout
 from offmeta.algorithms import latent, sac
 from offmeta.networks.distributions import Gaussian, TanhNormal
 from offmeta.testing import probes
-from offmeta.types import Policy
+from offmeta.types import Policy, Problem
 
 _KEY = jax.random.key(0)
 _FOREVER = probes.CountingFamily()
@@ -326,7 +326,7 @@ def test_deterministic_and_stochastic_actions():
 def test_uniform_until_something_is_known():
   """Either the policy's own action or the uniform policy's, then its own."""
   config = sac.Config(critic_hidden=(4,), actor_hidden=(4,))
-  algorithm = sac.make(helpers.SPEC, config)
+  algorithm = sac.make(Problem(helpers.SPEC), config)
   params = algorithm.actor_params(algorithm.init(jax.random.key(0)))
   policy = rollout.uniform_at_first(algorithm.explore, 2)
   observation, key = jnp.ones(3), jax.random.key(1)

@@ -23,7 +23,7 @@ class Entry(NamedTuple):
 
   Attributes:
     config: frozen dataclass of its settings, all with defaults.
-    make: (spec, settings, axis_name) -> Algorithm.
+    make: (Problem, settings, axis_name) -> Algorithm.
     validate: (settings) -> None; raises ValueError on what types cannot say.
     online_variants: whether it has an online phase on the training tasks.
     variant_fixed: settings that a variant of that phase cannot change.

@@ -44,9 +44,11 @@ from offmeta.types import (
   EnvSpec,
   Key,
   LearnerState,
+  Loop,
   MetaBatch,
   Network,
   Params,
+  Problem,
   Stage,
   Transition,
 )
@@ -330,12 +332,12 @@ def make_stages(
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """BOReL for one family; it has no online stage.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
 
@@ -343,8 +345,8 @@ def make(
     ValueError: see `validate`.
   """
   validate(config)
-  networks = make_networks(spec, config)
-  length = config.num_episodes * spec.episode_length
+  networks = make_networks(problem.spec, config)
+  length = config.num_episodes * problem.spec.episode_length
   tracker = networks.tracker
 
   def actor_params(state):
@@ -355,14 +357,11 @@ def make(
 
   return Algorithm(
     init=lambda key: init_state(key, networks, config),
-    offline=make_stages(networks, length, config, axis_name),
-    online=(),
-    begin_online=lambda state: state,
+    loops=(Loop('offline', make_stages(networks, length, config, axis_name)),),
     explore=tracker.policy(networks.actor, deterministic=False),
     evaluate=tracker.policy(networks.actor, deterministic=True),
     evaluate_given_context=tracker.policy(networks.actor, True),
     actor_params=actor_params,
-    relabel=None,
     data=DataSpec(
       sequence_episodes=config.num_episodes, mix_rewards=config.relabel_rewards
     ),

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from offmeta.algorithms import focal
 from offmeta.losses import metric, policy as policy_losses
 from offmeta.networks import context
-from offmeta.types import Algorithm, EnvSpec
+from offmeta.types import Algorithm, Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Config(focal.Config):
   context_size: int = 100
 
 
-def representation(spec: EnvSpec, config: Config) -> focal.Representation:
+def representation(problem: Problem, config: Config) -> focal.Representation:
   """First the model, then the encoder against the new model (A4)."""
-  encoder = focal.make_encoder(spec, config)
+  encoder = focal.make_encoder(problem.spec, config)
   model = context.bounded_gaussian(
-    (spec.observation_size, spec.action_size),
+    (problem.spec.observation_size, problem.spec.action_size),
     config.latent_size,
     config.model_hidden,
     config.hidden_bias,
@@ -94,7 +94,9 @@ def representation(spec: EnvSpec, config: Config) -> focal.Representation:
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """CSRO for one family; see `focal.build`."""
-  return focal.build(spec, config, representation(spec, config), axis_name)
+  return focal.build(
+    problem.spec, config, representation(problem, config), axis_name
+  )

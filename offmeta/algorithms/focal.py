@@ -53,8 +53,10 @@ from offmeta.types import (
   EnvSpec,
   Key,
   LearnerState,
+  Loop,
   MetaBatch,
   Network,
+  Problem,
   Stage,
 )
 
@@ -134,9 +136,9 @@ def metric_terms(
   }
 
 
-def representation(spec: EnvSpec, config: Config) -> Representation:
+def representation(problem: Problem, config: Config) -> Representation:
   """FOCAL's: the metric loss and nothing else."""
-  encoder = make_encoder(spec, config)
+  encoder = make_encoder(problem.spec, config)
 
   def encoder_terms(params, batch, noise, axis_name):
     points = encoder.apply(params['context']['encoder'], batch.context, noise)
@@ -306,7 +308,9 @@ def build(
   )
   return Algorithm(
     init=lambda key: init_state(key, groups, optimizers, config),
-    offline=(Stage('offline', config.num_updates, batch, update),),
+    loops=(
+      Loop('offline', (Stage('offline', config.num_updates, batch, update),)),
+    ),
     online=(),
     begin_online=lambda state: state,
     relabel=None,
@@ -316,7 +320,7 @@ def build(
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """FOCAL for one family; see `build`."""
-  return build(spec, config, representation(spec, config), axis_name)
+  return build(problem.spec, config, representation(problem, config), axis_name)

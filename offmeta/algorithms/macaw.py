@@ -33,10 +33,11 @@ from offmeta.types import (
   Array,
   BatchSpec,
   DataSpec,
-  EnvSpec,
   Key,
+  Loop,
   MetaBatch,
   Params,
+  Problem,
   Stage,
   Transition,
 )
@@ -47,6 +48,7 @@ def losses(
   batch: MetaBatch,
   networks: Networks,
   config: Config,
+  num_tasks: int,
   axis_name: str | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
   """Both losses after adaptation (spec macaw 2), and what to log.
@@ -59,6 +61,7 @@ def losses(
     batch: annotated, leaves [M, N, ...] and [M, B, ...].
     networks: see `make_networks`.
     config: hyper-parameters.
+    num_tasks: training tasks in all.
     axis_name: device axis over which tasks are sharded.
 
   Returns:
@@ -87,7 +90,7 @@ def losses(
   scale = 1.0
   if config.outer_norm == 'n_train':  # a sum over the meta-batch, divided
     number = value.shape[0] * parallel.axis_size(axis_name)
-    scale = number / config.num_train_tasks
+    scale = number / num_tasks
   terms = {
     'value': scale * jnp.mean(value),
     'policy': scale * jnp.mean(policy.awr),
@@ -267,26 +270,20 @@ def _finetune_stages(
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """MACAW for one family.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
 
   Raises:
-    ValueError: a switch has an unknown value, or the number of training tasks
-      is needed and not given.
+    ValueError: a switch has an unknown value.
   """
   validate(config)
-  if config.outer_norm == 'n_train' and config.num_train_tasks < 1:
-    raise ValueError(
-      "macaw: outer_norm='n_train' divides by num_train_tasks, which is"
-      f' {config.num_train_tasks}'
-    )
-  networks = make_networks(spec, config)
+  networks = make_networks(problem.spec, config)
   optimizers = {
     'policy': optax.adam(config.policy_lr),
     'value': optax.adam(config.value_lr),
@@ -307,7 +304,9 @@ def make(
 
   def update(state, batch):
     def total(params):
-      terms, logs = losses(params, batch, networks, config, axis_name)
+      terms, logs = losses(
+        params, batch, networks, config, problem.num_tasks, axis_name
+      )
       return sum(terms.values()), logs
 
     gradients, logs = parallel.pmean(
@@ -330,18 +329,24 @@ def make(
 
   return Algorithm(
     init=init,
-    offline=(Stage('meta', config.num_updates, _batch_spec(config), update),),
-    online=(),
-    begin_online=lambda state: state,
-    relabel=None,
+    loops=(
+      Loop(
+        'offline',
+        (Stage('meta', config.num_updates, _batch_spec(config), update),),
+      ),
+      Loop(
+        'finetune',
+        _finetune_stages(networks, finetune_optimizers, config, axis_name),
+        iterations=None,
+        begin=begin_finetune,
+      ),
+    ),
     data=DataSpec(
       returns_discount=config.discount,
       stride=config.stride,
       context_part=config.context_part,
       context_rows=config.context_rows,
     ),
-    begin_finetune=begin_finetune,
-    finetune=_finetune_stages(networks, finetune_optimizers, config, axis_name),
     **maml.acting(
       networks.policy,
       lambda *given: adapt(*given, networks, config).policy,

@@ -46,7 +46,6 @@ class Config:
   train_inner_sampling: str = 'contiguous'  # or 'uniform', as at meta-test
   disjoint_batches: bool = False  # inner and outer rows differ; 'uniform' only
   outer_norm: str = 'n_train'  # divide by all tasks, or by the 'meta_batch'
-  num_train_tasks: int = 0  # set by the run
   stride: int = 7  # every so-manieth logged step is used
   # Inner batches, at meta-test too, from a part of each log (4.5): 'first',
   # 'middle' or 'last' `context_rows` in a row, without stride.

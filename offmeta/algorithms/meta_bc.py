@@ -29,8 +29,10 @@ from offmeta.types import (
   BatchSpec,
   DataSpec,
   EnvSpec,
+  Loop,
   MetaBatch,
   Params,
+  Problem,
   Stage,
   Transition,
 )
@@ -167,12 +169,12 @@ def losses(
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """Meta-BC for one family.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
 
@@ -180,7 +182,7 @@ def make(
     ValueError: a switch has an unknown value.
   """
   validate(config)
-  network = make_network(spec, config)
+  network = make_network(problem.spec, config)
   optimizers = {
     'policy': optax.adam(config.policy_lr),
     'policy_steps': optax.adam(config.step_size_lr),
@@ -221,10 +223,9 @@ def make(
   )
   return Algorithm(
     init=init,
-    offline=(Stage('meta', config.num_updates, batch, update),),
-    online=(),
-    begin_online=lambda state: state,
-    relabel=None,
+    loops=(
+      Loop('offline', (Stage('meta', config.num_updates, batch, update),)),
+    ),
     data=DataSpec(stride=config.stride, shared=True),
     **maml.acting(network, adapt, config.action_std),
   )

@@ -28,8 +28,9 @@ from offmeta.types import (
   Array,
   BatchSpec,
   DataSpec,
-  EnvSpec,
+  Loop,
   Params,
+  Problem,
   Stage,
   Transition,
 )
@@ -51,7 +52,6 @@ class Config:
   finetune_steps: int = 20  # of Adam at meta-test
   finetune_policy_lr: float = 1e-3
   finetune_value_lr: float = 1e-5
-  num_train_tasks: int = 0  # set by the run
   stride: int = 7  # every so-manieth logged step is used
   num_updates: int = 1_000_000
   num_tasks: int = 5  # meta-batch
@@ -71,10 +71,11 @@ def _macaw(config: Config) -> MacawConfig:
   )
 
 
-def make_networks(spec: EnvSpec, config: Config) -> Networks:
+def make_networks(problem: Problem, config: Config) -> Networks:
   """Policy and value of (observation, one-hot task)."""
+  spec = problem.spec
   wide = spec._replace(
-    observation_size=spec.observation_size + config.num_train_tasks
+    observation_size=spec.observation_size + problem.num_tasks
   )
   return macaw_losses.make_networks(wide, _macaw(config))
 
@@ -84,7 +85,7 @@ def with_task(rows: Transition, task: Array) -> Transition:
 
   Args:
     rows: leaves [..., B, ...].
-    task: [..., num_train_tasks].
+    task: [..., M], of the training tasks.
   """
   code = jnp.broadcast_to(
     task[..., None, :], rows.reward.shape + task.shape[-1:]
@@ -196,25 +197,19 @@ def finetuned(
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """MT+FT for one family.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
 
   Raises:
-    ValueError: the number of training tasks is not given, or there is no such
-      layer.
+    ValueError: there is no such layer.
   """
-  if config.num_train_tasks < 1:
-    raise ValueError(
-      'multitask: the networks see the one-hot number of the task, but'
-      f' num_train_tasks is {config.num_train_tasks}'
-    )
-  networks = make_networks(spec, config)
+  networks = make_networks(problem, config)
   optimizers = {
     'policy': optax.adam(config.policy_lr),
     'value': optax.adam(config.value_lr),
@@ -231,7 +226,7 @@ def make(
 
   def update(state, batch):
     rows = with_task(
-      batch.query, jax.nn.one_hot(batch.task_id, config.num_train_tasks)
+      batch.query, jax.nn.one_hot(batch.task_id, problem.num_tasks)
     )
     mask = jnp.ones_like(rows.reward)
 
@@ -253,7 +248,7 @@ def make(
       step=state.step + 1, params=params, opt_state=opt_state
     ), logs
 
-  unknown = jnp.zeros(config.num_train_tasks)
+  unknown = jnp.zeros(problem.num_tasks)
 
   def adapt(params, context, valid):
     if 'return_to_go' not in context.extras:
@@ -279,10 +274,9 @@ def make(
   )
   return Algorithm(
     init=init,
-    offline=(Stage('multitask', config.num_updates, batch, update),),
-    online=(),
-    begin_online=lambda state: state,
-    relabel=None,
+    loops=(
+      Loop('offline', (Stage('multitask', config.num_updates, batch, update),)),
+    ),
     data=DataSpec(returns_discount=config.discount, stride=config.stride),
     **maml.acting(acting, adapt, config.action_std),
   )

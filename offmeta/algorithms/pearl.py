@@ -34,9 +34,11 @@ from offmeta.types import (
   EnvSpec,
   Key,
   LearnerState,
+  Loop,
   MetaBatch,
   Network,
   Params,
+  Problem,
   Stage,
 )
 
@@ -236,16 +238,16 @@ def init_state(
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """PEARL for one family; it has no offline stage.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
   """
-  networks = make_networks(spec, config)
+  networks = make_networks(problem.spec, config)
   optimizers = {
     'context': optax.adam(config.context_lr),
     'critic': optax.adam(config.critic_lr),
@@ -321,10 +323,13 @@ def make(
   )
   return Algorithm(
     init=lambda key: init_state(key, networks, optimizers),
-    offline=(),
-    online=(Stage('online', online.num_updates, batch, update),),
-    begin_online=lambda state: state,
-    relabel=None,
+    loops=(
+      Loop(
+        'online',
+        (Stage('online', online.num_updates, batch, update),),
+        iterations=None,
+      ),
+    ),
     **latent.context_acting(
       networks.encoder,
       networks.actor,

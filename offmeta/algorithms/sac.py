@@ -30,9 +30,11 @@ from offmeta.types import (
   EnvSpec,
   Key,
   LearnerState,
+  Loop,
   Network,
   Params,
   Policy,
+  Problem,
   Stage,
   Transition,
 )
@@ -233,16 +235,16 @@ def update(
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """SAC for one task of a family; it has no offline stage.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the batch is sharded.
   """
-  networks = make_networks(spec, config)
+  networks = make_networks(problem.spec, config)
 
   def init(key):
     params = init_params(key, networks, config)
@@ -265,22 +267,24 @@ def make(
   batch = BatchSpec(num_tasks=1, context_size=1, query_size=config.batch_size)
   return Algorithm(
     init=init,
-    offline=(),
-    online=(
-      Stage(
+    loops=(
+      Loop(
         'online',
-        config.num_updates,
-        batch,
-        lambda state, batch: update(
-          state, batch.query, batch.slot, networks, config, axis_name
+        (
+          Stage(
+            'online',
+            config.num_updates,
+            batch,
+            lambda state, batch: update(
+              state, batch.query, batch.slot, networks, config, axis_name
+            ),
+          ),
         ),
+        iterations=None,
       ),
     ),
-    begin_online=lambda state: state,
     explore=_policy(explore),
     evaluate=_policy(evaluate),
     evaluate_given_context=_policy(evaluate),
     actor_params=lambda state: state.params['actor'],
-    relabel=None,
-    posterior=None,
   )

@@ -54,9 +54,11 @@ from offmeta.types import (
   EnvSpec,
   Key,
   LearnerState,
+  Loop,
   MetaBatch,
   Network,
   Params,
+  Problem,
   Stage,
   Transition,
 )
@@ -289,12 +291,12 @@ def predicted_reward(
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """SMAC for one family.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
 
@@ -305,7 +307,7 @@ def make(
     ValueError: a switch has an unknown value.
   """
   validate(config)
-  networks = make_networks(spec, config)
+  networks = make_networks(problem.spec, config)
   optimizers = {
     'context': optax.adam(config.context_lr),
     'critic': optax.adam(config.critic_lr),
@@ -313,7 +315,7 @@ def make(
   }
 
   def draw_noise(state, batch):
-    query_shape = (batch.query.reward.shape[1], spec.action_size)
+    query_shape = (batch.query.reward.shape[1], problem.spec.action_size)
     shapes = {
       'latent': (config.latent_size,),
       'next_latent': (config.latent_size,),
@@ -381,9 +383,10 @@ def make(
   offline, online = make_stages(config, update)
   return Algorithm(
     init=lambda key: init_state(key, networks, optimizers),
-    offline=(offline,),
-    online=(online,),
-    begin_online=begin_online,
+    loops=(
+      Loop('offline', (offline,)),
+      Loop('online', (online,), iterations=None, begin=begin_online),
+    ),
     relabel=relabel,
     **latent.context_acting(
       networks.encoder,

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from offmeta.algorithms import focal
 from offmeta.losses import metric, policy as policy_losses
 from offmeta.networks import base, context
-from offmeta.types import Algorithm, EnvSpec, Network
+from offmeta.types import Algorithm, Network, Problem
 
 _SPREAD_WEIGHT = 0.01  # on the distance of the models' log-variance bounds
 
@@ -35,7 +35,6 @@ class Config(focal.Config):
   supervision: str = 'reconstruction'  # SS, or 'classification': SUP
   decoder_hidden: tuple[int, ...] = (64, 64)  # of models, or of the classifier
   metric_weight: float = 0.15  # beta; SS only
-  num_train_tasks: int = 0  # set by the run; SUP needs it
 
 
 def validate(config: Config):
@@ -52,20 +51,16 @@ def validate(config: Config):
     )
 
 
-def _decoders(spec: EnvSpec, config: Config) -> dict[str, Network]:
+def _decoders(problem: Problem, config: Config) -> dict[str, Network]:
   """What reads the latent."""
   if config.supervision == 'classification':
-    if config.num_train_tasks < 1:
-      raise ValueError(
-        'unicorn: supervision="classification" needs num_train_tasks, the'
-        ' number of training tasks'
-      )
-    heads = ((config.num_train_tasks, 3e-3),)
+    heads = ((problem.num_tasks, 3e-3),)
     return {
       'classifier': base.mlp(
         (config.latent_size,), config.decoder_hidden, heads, config.hidden_bias
       )
     }
+  spec = problem.spec
   sizes = (config.latent_size, spec.observation_size, spec.action_size)
   return {
     name: context.gaussian_model(
@@ -75,10 +70,10 @@ def _decoders(spec: EnvSpec, config: Config) -> dict[str, Network]:
   }
 
 
-def representation(spec: EnvSpec, config: Config) -> focal.Representation:
+def representation(problem: Problem, config: Config) -> focal.Representation:
   """Encoder and what reads its latent learn together (A5)."""
-  encoder = focal.make_encoder(spec, config, stochastic=True)
-  decoders = _decoders(spec, config)
+  encoder = focal.make_encoder(problem.spec, config, stochastic=True)
+  decoders = _decoders(problem, config)
 
   def latents(params, batch, noise):
     points = encoder.apply(params['context']['encoder'], batch.context, noise)
@@ -126,12 +121,14 @@ def representation(spec: EnvSpec, config: Config) -> focal.Representation:
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """UNICORN for one family; see `focal.build`.
 
   Raises:
-    ValueError: a switch has an unknown value, or num_train_tasks is missing.
+    ValueError: a switch has an unknown value.
   """
   validate(config)
-  return focal.build(spec, config, representation(spec, config), axis_name)
+  return focal.build(
+    problem.spec, config, representation(problem, config), axis_name
+  )

@@ -19,9 +19,6 @@ from offmeta.types import (
   Transition,
 )
 
-# Sequences that one call of `Stage.annotate` is batched over, per task.
-_BATCH = 16
-
 
 def replay(
   data: MetaDataset, spec: DataSpec, family: EnvFamily, tasks: Task, key: Key

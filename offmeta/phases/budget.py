@@ -177,7 +177,8 @@ def _annotations(
   state = jax.eval_shape(algorithm.init, jax.random.key(0))
   sizes = [
     memory.nbytes(jax.eval_shape(stage.annotate, state, log, jnp.ones(1)))
-    for stage in algorithm.offline
+    for loop in algorithm.in_phase('offline')
+    for stage in loop.stages
     if stage.annotate is not None
   ]
   if not sizes:

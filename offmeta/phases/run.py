@@ -8,6 +8,7 @@ rerun, resumed or replaced; `offmeta.results.report` reads what they wrote.
 """
 
 import contextlib
+import dataclasses
 import sys
 
 import jax
@@ -26,7 +27,7 @@ from offmeta.training import (
   config as configs,
   evaluator as evaluators,
   gatherers,
-  loop,
+  loop as loops,
   seeds as seeds_lib,
   stopping,
   streaming,
@@ -34,7 +35,7 @@ from offmeta.training import (
   visits as visits_lib,
 )
 from offmeta.training.setup import Setup
-from offmeta.types import Task
+from offmeta.types import LearnerState, Loop, Task
 
 PHASES = ('collect', 'offline', 'online', 'finetune', 'test', 'report')
 
@@ -73,7 +74,12 @@ def offline_replays(setup: Setup) -> evaluators.OfflineData:
 def _check_rows(setup: Setup, rows: int):
   """Refuses batches without replacement that would be the whole log."""
   name = setup.config.algorithm
-  for stage in setup.learner().offline:
+  stages = [
+    stage
+    for loop in setup.learner().in_phase('offline')
+    for stage in loop.stages
+  ]
+  for stage in stages:
     batch = stage.batch
     asked = max(batch.context_size, batch.query_size)
     if not batch.replacement and rows < asked:
@@ -90,6 +96,27 @@ def make_evaluator(setup: Setup) -> evaluators.Evaluator:
   return evaluators.Evaluator(setup, setup.learner(), setup.seeds)
 
 
+def _start_states(
+  setup: Setup, algorithm, loop: Loop, folder_of
+) -> LearnerState:
+  """What a loop begins from: states [S] that the loop before it left.
+
+  Args:
+    setup: of the run.
+    algorithm: has the loop.
+    loop: which.
+    folder_of: loop -> folder of a finished one.
+  """
+  position = algorithm.loops.index(loop)
+  if position == 0:
+    states = updates.init_states(algorithm, setup.seeds)
+  else:
+    states = loops.final_states(
+      setup, folder_of(algorithm.loops[position - 1]), algorithm, setup.seeds
+    )
+  return setup.seeds.layout.compile(loop.begin, (0,))(states)
+
+
 def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
   """Meta-trains on the fixed data.
 
@@ -97,46 +124,48 @@ def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
     setup: of the run.
     evaluator: see `make_evaluator`; phases of one process share it.
   """
-  if setup.is_done('offline'):
-    return
+  for loop in setup.learner().in_phase('offline'):
+    if not setup.is_done(loop.name):
+      _offline_loop(setup, loop.name, evaluator or make_evaluator(setup))
+      setup.mark_done(loop.name)
+
+
+def _offline_loop(setup: Setup, name: str, evaluator: evaluators.Evaluator):
   config = setup.config
   data = offline_replays(setup)
-  progress = loop.start(updates.init_states(setup.learner(), setup.seeds), None)
+  setup = dataclasses.replace(setup, num_rows=int(jnp.min(data.train.rl.size)))
+  algorithm = setup.learner()
+  loop = algorithm.loop(name)
   updater = updates.make_updater(
     setup,
-    lambda axis: setup.learner(axis).offline,
+    lambda axis: setup.learner(axis).loop(name),
     setup.seeds,
-    config.chunk,
+    loop.iterations,
     shared_replay=True,
+    gathers=False,
   )
-  evaluator = evaluator or make_evaluator(setup)
-  every = config.evaluation.every_updates
-  loop.run_stage(
+  states = _start_states(setup, algorithm, loop, lambda other: other.name)
+  loops.run_loop(
     setup,
-    'offline',
-    progress,
+    name,
+    loops.start(states, None),
     updater,
     show=(
       'eval/test/self_context/final_return',
       'eval/train/offline_context/final_return',
     ),
     label=config.algorithm,
-    iterations=1,
     replay=data.train,
     evaluate=lambda state, replay: evaluator.curve(state, data),
-    evaluate_due=lambda iteration, updates: (
-      updates % every < config.chunk or updates == updater.total
-    ),
+    evaluate_every=config.evaluation.every_updates,
   )
-  setup.mark_done('offline')
 
 
 # Online.
 
 
-def _online_start(setup, config, algorithm, data: Replay):
-  """States and replays [S, ...] at the phase switch, from the dataset."""
-  states = loop.final_states(setup, 'offline', algorithm, setup.seeds)
+def _online_replays(setup, config, data: Replay) -> Replay:
+  """Replays [S, ...] at the phase switch, from the dataset."""
   shared = config.online.share_encoder_buffer
   if shared and data.encoder is not None:
     raise configs.ConfigError(
@@ -156,9 +185,7 @@ def _online_start(setup, config, algorithm, data: Replay):
       None if shared else widen(data.contexts(), sizes.encoder),
     )
 
-  replays = gatherers.new_replay(setup, setup.seeds, make, data)
-  begin = setup.seeds.layout.compile(algorithm.begin_online, (0,))
-  return loop.start(begin(states), replays)
+  return gatherers.new_replay(setup, setup.seeds, make, data)
 
 
 def online(
@@ -174,35 +201,35 @@ def online(
     name: of the variant.
     evaluator: see `make_evaluator`; variants act alike, so they share it.
   """
-  stage = f'online/{name}'
-  if setup.is_done(stage):
+  folder = f'online/{name}'
+  if setup.is_done(folder):
     return
   config = configs.variant(setup.config, name)
-  algorithm = setup.learner(config=config)
-  visited = visits_lib.online_visits(config, setup.seeds)
   data = offline_replays(setup)
-  progress = _online_start(setup, config, algorithm, data.train)
+  setup = dataclasses.replace(setup, num_rows=int(jnp.min(data.train.rl.size)))
+  algorithm = setup.learner(config=config)
+  (loop,) = algorithm.in_phase('online')
+  visited = visits_lib.online_visits(config, setup.seeds)
   updater = updates.make_updater(
     setup,
-    lambda axis: setup.learner(axis, config).online,
+    lambda axis: setup.learner(axis, config).loop(loop.name),
     setup.seeds,
-    config.chunk,
+    config.online.iterations if loop.iterations is None else loop.iterations,
     shared_replay=False,
+    gathers=True,
   )
+  states = _start_states(setup, algorithm, loop, lambda other: other.name)
   evaluator = evaluator or make_evaluator(setup)
-  every = config.evaluation.every_iterations
-  last = config.online.iterations - 1
-  loop.run_stage(
+  loops.run_loop(
     setup,
-    stage,
-    progress,
+    folder,
+    loops.start(states, _online_replays(setup, config, data.train)),
     updater,
     show=(
       'eval/test/self_context/final_return',
       'eval/train/offline_context/final_return',
     ),
     label=config.algorithm,
-    iterations=config.online.iterations,
     gather=gatherers.gatherer(
       setup,
       algorithm,
@@ -211,27 +238,26 @@ def online(
       config.online.gather,
     ),
     evaluate=lambda state, replay: evaluator.curve(state, data),
-    evaluate_due=lambda iteration, updates: (
-      updates == updater.total
-      and (iteration % every == every - 1 or iteration == last)
-    ),
+    evaluate_every=config.evaluation.every_iterations * updater.total,
   )
-  setup.mark_done(stage)
+  setup.mark_done(folder)
 
 
 # Test.
 
 
 def test(setup: Setup, evaluator: evaluators.Evaluator | None = None):
-  """Scores the offline stage and every finished variant."""
+  """Scores the offline loops and every finished variant."""
   config = setup.config
   algorithm = setup.learner()
   evaluator = evaluator or make_evaluator(setup)
   data = offline_replays(setup)
-  for stage in ('offline', *(f'online/{n}' for n in config.online.variants)):
-    if stage == 'offline' or setup.is_done(stage):
-      states = loop.final_states(setup, stage, algorithm, setup.seeds)
-      _score(setup, evaluator, stage.replace('/', '-'), states, data)
+  offline_loops = [loop.name for loop in algorithm.in_phase('offline')]
+  variants = [f'online/{name}' for name in config.online.variants]
+  for folder in offline_loops + variants:
+    if folder in offline_loops or setup.is_done(folder):
+      states = loops.final_states(setup, folder, algorithm, setup.seeds)
+      _score(setup, evaluator, folder.replace('/', '-'), states, data)
 
 
 def _score(setup, evaluator, point, states, data):

@@ -21,8 +21,10 @@ from offmeta.types import (
   EnvSpec,
   EnvState,
   LearnerState,
+  Loop,
   MetaBatch,
   Policy,
+  Problem,
   Stage,
   Task,
 )
@@ -261,7 +263,7 @@ def _numbers(leaf: Any) -> np.ndarray:
 def check_algorithm(
   make: Callable[..., Algorithm],
   config: Any,
-  spec: EnvSpec,
+  spec: EnvSpec | Problem,
   tolerance: float = 1e-4,
   quick: bool = False,
 ) -> None:
@@ -273,13 +275,13 @@ def check_algorithm(
   Policies: shapes and trees, actions finite and in [-1, 1], an adaptation
   without valid entries gives `init`'s prior and entries that do not count
   change nothing. `relabel` gives the same with a poisoned reward. Stages of
-  `finetune`, from `begin_finetune`, as the others. Choose
+  'finetune', from what its `begin` gives, as the others. Choose
   small sizes in `config`: nothing here needs large ones.
 
   Args:
-    make: (spec, config, axis_name) -> Algorithm.
+    make: (problem, config, axis_name) -> Algorithm.
     config: of the algorithm.
-    spec: sizes of a family; no environment is run.
+    spec: of a family, or a whole Problem; no environment is run.
     tolerance: relative and absolute, between two ways to compute a state.
       Adam turns rounding errors of tiny gradients into whole steps, so it
       should not be far below the learning rates.
@@ -289,7 +291,9 @@ def check_algorithm(
   Raises:
     AssertionError: says what failed.
   """
-  algorithm = make(spec, config, None)
+  problem = spec if isinstance(spec, Problem) else Problem(spec, 3)
+  spec = problem.spec
+  algorithm = make(problem, config, None)
   assert isinstance(algorithm, Algorithm), f'make gave {type(algorithm)}'
   keys = jax.random.split(jax.random.key(0), 2)
   init = jax.jit(algorithm.init)
@@ -298,23 +302,31 @@ def check_algorithm(
     assert isinstance(leaf, jax.Array), f'init: {leaf!r} is not an array'
   _assert_finite(states[0], 'init')
   _assert_like(init(keys[0]), states[0], 'init with the same key', 0.0)
-  for phase in ('offline', 'online'):
-    if phase == 'online':
-      begun = [jax.jit(algorithm.begin_online)(state) for state in states]
-      _assert_same_form(begun[0], states[0], 'begin_online')
-      states = begun
-    for stage in getattr(algorithm, phase):
+  assert algorithm.loops, 'no loops'
+  for loop in algorithm.loops:
+    if loop.phase == 'finetune':
+      continue
+    begun = [jax.jit(loop.begin)(state) for state in states]
+    _assert_same_form(
+      begun[0].replace(memory=()),
+      states[0].replace(memory=()),
+      f'begin of loop {loop.name!r}',
+    )
+    states = begun
+    for stage in loop.stages:
       states = _check_stage(
         stage, states, spec, algorithm.data, tolerance, quick
       )
+    _check_finished(loop, states[0])
+    states = [state.replace(memory=()) for state in states]
   params = algorithm.actor_params(states[0])
   for name in ('explore', 'evaluate', 'evaluate_given_context'):
     if getattr(algorithm, name) is not None:
       _check_policy(
         getattr(algorithm, name), name, algorithm, params, spec, tolerance
       )
-  if algorithm.finetune:
-    _check_finetune(algorithm, states, spec, tolerance, quick)
+  for loop in algorithm.in_phase('finetune'):
+    _check_finetune(algorithm, loop, states, spec, tolerance, quick)
   if algorithm.relabel is not None:
     _check_relabel(algorithm, states[0], spec)
 
@@ -489,8 +501,19 @@ def _check_policy(
     )
 
 
+def _check_finished(loop: Loop, state: LearnerState) -> None:
+  if loop.finished is None:
+    return
+  finished = jax.jit(loop.finished)(state)
+  assert finished.shape == () and finished.dtype == bool, (
+    f'loop {loop.name!r}: finished gave {finished.dtype}{finished.shape},'
+    ' expected one bool'
+  )
+
+
 def _check_finetune(
   algorithm: Algorithm,
+  loop: Loop,
   states: list[LearnerState],
   spec: EnvSpec,
   tolerance: float,
@@ -499,15 +522,15 @@ def _check_finetune(
   context = probes.random_transitions(
     jax.random.key(5), spec, (6,), algorithm.data
   )
-  begin = jax.jit(algorithm.begin_finetune)
+  begin = jax.jit(loop.begin)
   begun = [begin(state, context, jnp.ones(6)) for state in states]
-  _assert_finite(begun[0], 'begin_finetune')
+  _assert_finite(begun[0], 'begin of finetune')
   _assert_same_form(
     algorithm.actor_params(begun[0]),
     algorithm.actor_params(states[0]),
-    'begin_finetune: what the policies take as params',
+    'begin of finetune: what the policies take as params',
   )
-  for stage in algorithm.finetune:
+  for stage in loop.stages:
     begun = _check_stage(stage, begun, spec, algorithm.data, tolerance, quick)
 
 

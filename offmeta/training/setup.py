@@ -24,7 +24,7 @@ from offmeta.training.config import (
   variant,
 )
 from offmeta.training.stopping import StopRequest
-from offmeta.types import Algorithm, EnvFamily, Key, Task
+from offmeta.types import Algorithm, EnvFamily, Key, Problem, Task
 
 
 class PhaseError(RuntimeError):
@@ -66,6 +66,8 @@ class Setup:
     seeds: the run's learners.
     stop: asks phases to save and stop.
     runtime: how it is carried out.
+    num_rows: logged transitions of the training task with the fewest; 0 while
+      there are no logs.
   """
 
   config: ExperimentConfig
@@ -76,15 +78,16 @@ class Setup:
   seeds: seeds_lib.Seeds
   stop: StopRequest
   runtime: Runtime = Runtime()
+  num_rows: int = 0
 
   def algorithm(
     self, name: str, config: Any, axis_name: str | None = None
   ) -> Algorithm:
     """An algorithm of the registry for this family and these tasks."""
-    if getattr(config, 'num_train_tasks', None) == 0:
-      number = jax.tree.leaves(self.train_tasks)[0].shape[0]
-      config = dataclasses.replace(config, num_train_tasks=number)
-    return ALGORITHMS[name].make(self.family.spec, config, axis_name)
+    problem = make_problem(
+      self.family, envs.num_tasks(self.train_tasks), self.num_rows
+    )
+    return ALGORITHMS[name].make(problem, config, axis_name)
 
   def learner(
     self,
@@ -207,6 +210,15 @@ def make_tasks(
   )
 
 
+def make_problem(
+  family: EnvFamily, num_tasks: int, num_rows: int = 0
+) -> Problem:
+  """What algorithms of this family are made for; see `Problem`."""
+  return Problem(
+    family.spec, num_tasks, num_rows, getattr(family, 'termination', None)
+  )
+
+
 def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
   """What the meta-batches of all stages and variants are multiples of."""
   stages = []
@@ -214,16 +226,17 @@ def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
     config,
     *(variant(config, name) for name in config.online.variants),
   ):
-    settings = changed.settings
-    if hasattr(settings, 'num_train_tasks'):
-      settings = dataclasses.replace(
-        settings, num_train_tasks=config.family.num_train
-      )
+    problem = make_problem(family, config.family.num_train)
     try:
-      made = ALGORITHMS[changed.algorithm].make(family.spec, settings)
+      made = ALGORITHMS[changed.algorithm].make(problem, changed.settings)
     except ValueError as error:
       raise ConfigError(f'config.{changed.algorithm}: {error}') from error
-    stages += [*made.offline, *made.online]
+    stages += [
+      stage
+      for loop in made.loops
+      if loop.phase != 'finetune'  # has layouts of its own
+      for stage in loop.stages
+    ]
   for stage in stages:
     batch = stage.batch
     if not batch.replacement and batch.num_tasks > config.family.num_train:

@@ -9,7 +9,14 @@ import pytest
 
 from offmeta.algorithms import pearl, smac
 from offmeta.testing import contracts
-from offmeta.types import Algorithm, BatchSpec, LearnerState, Policy, Stage
+from offmeta.types import (
+  Algorithm,
+  BatchSpec,
+  LearnerState,
+  Loop,
+  Policy,
+  Stage,
+)
 
 _BATCH = BatchSpec(num_tasks=2, context_size=3, query_size=4)
 
@@ -72,9 +79,7 @@ def _toy(**changes):
   )
   algorithm = Algorithm(
     init=init,
-    offline=(),
-    online=(Stage('toy', 1, _BATCH, update),),
-    begin_online=lambda state: state,
+    loops=(Loop('online', (Stage('toy', 1, _BATCH, update),)),),
     explore=policy,
     evaluate=policy,
     evaluate_given_context=policy,
@@ -86,15 +91,18 @@ def _toy(**changes):
     ),
   )
 
-  def make(spec, config, axis_name=None):
+  def make(problem, config, axis_name=None):
     new = algorithm
     for name, change in changes.items():
       if name == 'update':
-        new = new._replace(
-          online=(
-            new.online[0]._replace(update=lambda s, b: change(update, s, b)),
-          )
+        stage = (
+          new.loops[0]
+          .stages[0]
+          ._replace(update=lambda s, b: change(update, s, b))
         )
+        new = new._replace(loops=(new.loops[0]._replace(stages=(stage,)),))
+      elif name in Loop._fields:
+        new = new._replace(loops=(new.loops[0]._replace(**{name: change}),))
       elif name in Policy._fields:
         new = new._replace(evaluate=new.evaluate._replace(**{name: change}))
       else:
@@ -171,9 +179,10 @@ def _idle(update, state, batch):
     (dict(update=_new_key), 'root key'),
     (dict(update=_no_count), 'step went'),
     (dict(update=_idle), 'no parameter changed'),
+    (dict(finished=lambda s: s.params['w'] > 0), 'expected one bool'),
     (
-      dict(begin_online=lambda s: s.replace(extras=jnp.ones(1))),
-      'begin_online has another form',
+      dict(begin=lambda s: s.replace(extras=jnp.ones(1))),
+      "begin of loop 'online' has another form",
     ),
     (dict(act=lambda p, s, o, k: (p['w'] * jnp.sum(o), s, {})), 'not in'),
     (

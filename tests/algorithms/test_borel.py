@@ -14,7 +14,7 @@ import recurrent_reference as reference
 from offmeta.algorithms import borel, latent
 from offmeta.networks.distributions import task_noise
 from offmeta.testing import contracts, probes
-from offmeta.types import MetaBatch
+from offmeta.types import MetaBatch, Problem
 
 SPEC = helpers.SPEC  # episodes of 5 steps
 _T = 10  # two of them
@@ -67,7 +67,7 @@ def _sequences():
 
 @pytest.fixture(name='state', scope='module')
 def _state():
-  state = jax.jit(borel.make(SPEC, CONFIG).init)(jax.random.key(0))
+  state = jax.jit(borel.make(Problem(SPEC), CONFIG).init)(jax.random.key(0))
   params = helpers.shaken(
     {k: state.params[k] for k in ('vae', 'critic', 'actor')}
   )
@@ -189,10 +189,12 @@ def test_vae_losses_against_numpy(num_decoded, whole_step):
     decode_whole_step=whole_step,
     vae=dataclasses.replace(CONFIG.vae, num_decoded=num_decoded),
   )
-  algorithm = borel.make(SPEC, config)
+  algorithm = borel.make(Problem(SPEC), config)
   state = jax.jit(algorithm.init)(jax.random.key(0))
   state = state.replace(params=helpers.shaken(state.params))
-  after, logs = jax.jit(algorithm.offline[0].update)(state, _context_batch())
+  after, logs = jax.jit(algorithm.loop('offline').stages[0].update)(
+    state, _context_batch()
+  )
   steps, mask = _sequences()
   noise = _noise(state, num_decoded or _T + 1)
   elbo = lambda params: _elbo(params, steps, mask, noise, config)
@@ -271,7 +273,7 @@ def test_gradient_routing(state):
 
 def _annotated(state):
   steps, mask = _sequences()
-  stage = borel.make(SPEC, CONFIG).offline[1]
+  stage = borel.make(Problem(SPEC), CONFIG).loop('offline').stages[1]
   return (
     steps,
     mask,
@@ -308,7 +310,7 @@ def test_annotations_against_numpy(state):
 def test_acting_follows_the_annotations(state, i):
   """Step by step, with an adaptation between the episodes."""
   steps, mask, found = _annotated(state)
-  algorithm = borel.make(SPEC, CONFIG)
+  algorithm = borel.make(Problem(SPEC), CONFIG)
   policy, params = algorithm.evaluate, algorithm.actor_params(state)
   row = jax.tree.map(lambda x: x[i], steps)
   observe, adapt = jax.jit(policy.observe), jax.jit(policy.adapt)
@@ -337,7 +339,7 @@ def test_acting_follows_the_annotations(state, i):
 
 def test_policies(state):
   """tanh(mean) of the actor on (s, boundary, mean, log-variance)."""
-  algorithm = borel.make(SPEC, CONFIG)
+  algorithm = borel.make(Problem(SPEC), CONFIG)
   params = algorithm.actor_params(state)
   steps, mask = _sequences()
   row = jax.tree.map(lambda x: x[0], steps)
@@ -364,7 +366,7 @@ def test_policies(state):
       np.asarray(samples) < np.tanh(mean + 0.5 * np.exp(log_std)), axis=0
     )
     np.testing.assert_allclose(below, 0.6915, atol=0.05)
-  assert algorithm.posterior is None and algorithm.online == ()
+  assert algorithm.posterior is None and algorithm.in_phase('online') == ()
 
 
 # RL on the belief MDP.
@@ -388,9 +390,9 @@ def _query_batch(state):
 def test_rl_losses_against_numpy(state):
   batch = _query_batch(state)
   query, extras = batch.query, batch.query.extras
-  after, logs = jax.jit(borel.make(SPEC, CONFIG).offline[1].update)(
-    state, batch
-  )
+  after, logs = jax.jit(
+    borel.make(Problem(SPEC), CONFIG).loop('offline').stages[1].update
+  )(state, batch)
   noise = [
     task_noise(latent.slot_keys(state.key, state.step, batch.slot, i), (3, 2))
     for i in range(2)
@@ -455,9 +457,9 @@ def test_each_stage_trains_its_own_parts(state):
 
   def changed(config, stage, batch):
     before = state
-    after, _ = jax.jit(borel.make(SPEC, config).offline[stage].update)(
-      before, batch
-    )
+    after, _ = jax.jit(
+      borel.make(Problem(SPEC), config).loop('offline').stages[stage].update
+    )(before, batch)
     found = set()
     for name in everything:
       pairs = [(before.target_params, after.target_params)]
@@ -492,9 +494,9 @@ def test_contract():
 
 def test_one_episode_has_no_boundary():
   config = dataclasses.replace(CONFIG, num_episodes=1, relabel_rewards=False)
-  algorithm = borel.make(SPEC, config)
+  algorithm = borel.make(Problem(SPEC), config)
   assert not algorithm.data.mix_rewards
-  vae, rl = algorithm.offline
+  vae, rl = algorithm.loop('offline').stages
   assert vae.batch.sequence_size == 5
   key = jax.random.key(0)
   state = jax.eval_shape(algorithm.init, key)
@@ -538,7 +540,7 @@ def test_one_episode_has_no_boundary():
 )
 def test_settings_that_make_no_sense(changes, message):
   with pytest.raises(ValueError, match=message):
-    borel.make(SPEC, dataclasses.replace(CONFIG, **changes))
+    borel.make(Problem(SPEC), dataclasses.replace(CONFIG, **changes))
 
 
 def test_published_defaults():
@@ -562,8 +564,8 @@ def test_published_defaults():
   epoch = -(-2050 // 8) * -(-100 // 4)
   assert c.vae.num_updates == 100 * epoch
   assert c.rl.num_updates == 1000 * 1000
-  algorithm = borel.make(SPEC, c)
-  vae, rl = algorithm.offline
+  algorithm = borel.make(Problem(SPEC), c)
+  vae, rl = algorithm.loop('offline').stages
   assert (vae.name, rl.name) == ('vae', 'rl')
   assert (
     vae.batch.num_tasks,

@@ -12,6 +12,7 @@ import pytest
 
 from offmeta.algorithms import brac, focal
 from offmeta.testing import contracts, probes
+from offmeta.types import Problem
 
 SPEC = helpers.SPEC
 
@@ -63,13 +64,15 @@ def _networks(config):
 
 @functools.cache
 def _update(config):
-  return jax.jit(focal.make(SPEC, config).offline[0].update)
+  return jax.jit(
+    focal.make(Problem(SPEC), config).loop('offline').stages[0].update
+  )
 
 
 @functools.cache
 def _state(config):
   """Moved off its start; the dual critic with slopes on both sides of 1."""
-  state = jax.jit(focal.make(SPEC, config).init)(jax.random.key(0))
+  state = jax.jit(focal.make(Problem(SPEC), config).init)(jax.random.key(0))
   params = helpers.shaken(state.params)
   if config.regularised:
     params['divergence'] = helpers.shaken(params['divergence'], 3, 2.5)
@@ -81,7 +84,7 @@ def _state(config):
 @pytest.fixture(name='batch', scope='module')
 def _batch():
   """Two tasks are drawn twice; entries of the contexts do not count."""
-  composition = focal.make(SPEC, LATER).offline[0].batch
+  composition = focal.make(Problem(SPEC), LATER).loop('offline').stages[0].batch
   batch = jax.jit(lambda key: probes.random_batch(key, SPEC, composition))(
     jax.random.key(1)
   )
@@ -180,7 +183,7 @@ def _actor(config, params, weight, batch, z, noise):
 
 def test_metric_terms_against_numpy(batch):
   state = _state(LATER)
-  ((group, terms),) = focal.representation(SPEC, LATER).steps
+  ((group, terms),) = focal.representation(Problem(SPEC), LATER).steps
   terms = terms(state.params, batch, None, None)
   z = _latents(LATER, state.params, batch)
   near, far = [], []
@@ -407,7 +410,7 @@ def test_gradient_routing(batch, config):
   state = _state(config)
   noise, _, rows = _noise_and_z(config, state, batch)
   networks = _networks(config)
-  ((_, encoder_terms),) = focal.representation(SPEC, config).steps
+  ((_, encoder_terms),) = focal.representation(Problem(SPEC), config).steps
 
   @jax.jit
   def gradients(params, target):
@@ -493,7 +496,7 @@ def test_four_devices_do_what_one_does(batch):
   state = _state(FIRST)
   one = _update(FIRST)
   four = jax.pmap(
-    focal.make(SPEC, FIRST, 'task').offline[0].update,
+    focal.make(Problem(SPEC), FIRST, 'task').loop('offline').stages[0].update,
     axis_name='task',
     in_axes=(None, 0),
     out_axes=None,
@@ -518,8 +521,8 @@ def test_contract(config):
 
 
 def test_contexts():
-  algorithm = focal.make(SPEC, focal.Config())
-  batch = algorithm.offline[0].batch
+  algorithm = focal.make(Problem(SPEC), focal.Config())
+  batch = algorithm.loop('offline').stages[0].batch
   assert (
     batch.num_tasks,
     batch.query_size,
@@ -527,8 +530,8 @@ def test_contexts():
     batch.context_size,
   ) == (16, 256, 'transitions', 200)
   assert batch.replacement and algorithm.data.sequence_episodes == 0
-  algorithm = focal.make(SPEC, focal.Config(context='sequences'))
-  batch = algorithm.offline[0].batch
+  algorithm = focal.make(Problem(SPEC), focal.Config(context='sequences'))
+  batch = algorithm.loop('offline').stages[0].batch
   assert (batch.context, batch.num_sequences, batch.sequence_size) == (
     'sequences',
     1,
@@ -539,7 +542,7 @@ def test_contexts():
 
 def test_acting(batch):
   """z is 0 before anything is known, and the mean of the points after."""
-  state, algorithm = _state(LATER), focal.make(SPEC, LATER)
+  state, algorithm = _state(LATER), focal.make(Problem(SPEC), LATER)
   params = algorithm.actor_params(state)
   data = jax.tree.map(lambda x: x[1], batch.context)
   mask, key = batch.context_mask[1], jax.random.key(5)
@@ -573,7 +576,7 @@ def test_acting(batch):
 def test_unknown_switches_are_refused(change):
   ((name, value),) = change.items()
   with pytest.raises(ValueError, match=f'{name}=.{value}'):
-    focal.make(SPEC, dataclasses.replace(LATER, **change))
+    focal.make(Problem(SPEC), dataclasses.replace(LATER, **change))
 
 
 def test_behaviour_defaults():

@@ -12,6 +12,7 @@ import pytest
 from offmeta.algorithms import latent, pearl
 from offmeta.networks.distributions import task_noise
 from offmeta.testing import probes
+from offmeta.types import Problem
 
 SPEC, CONFIG = helpers.SPEC, helpers.PEARL
 _NETWORKS = pearl.make_networks(SPEC, CONFIG)
@@ -19,7 +20,7 @@ _NETWORKS = pearl.make_networks(SPEC, CONFIG)
 
 @pytest.fixture(name='state', scope='module')
 def _state():
-  state = jax.jit(pearl.make(SPEC, CONFIG).init)(jax.random.key(0))
+  state = jax.jit(pearl.make(Problem(SPEC), CONFIG).init)(jax.random.key(0))
   return state.replace(
     params=helpers.shaken(state.params),
     target_params=helpers.shaken(state.target_params, 1),
@@ -28,7 +29,7 @@ def _state():
 
 @pytest.fixture(name='batch', scope='module')
 def _batch():
-  composition = pearl.make(SPEC, CONFIG).online[0].batch
+  composition = pearl.make(Problem(SPEC), CONFIG).loop('online').stages[0].batch
   return jax.jit(lambda key: probes.random_batch(key, SPEC, composition))(
     jax.random.key(1)
   )
@@ -94,7 +95,9 @@ def test_updates_against_numpy_adam(state, batch):
   And from z of the encoder before its update; its target follows the new
   value (A1.3 steps 4 to 6).
   """
-  update = jax.jit(pearl.make(SPEC, CONFIG).online[0].update)
+  update = jax.jit(
+    pearl.make(Problem(SPEC), CONFIG).loop('online').stages[0].update
+  )
   adams = {
     name: reference.Adam(rate)
     for name, rate in (

@@ -12,6 +12,7 @@ import smac_inputs
 
 from offmeta.algorithms import smac
 from offmeta.testing import probes
+from offmeta.types import Problem
 
 SPEC, CONFIG = helpers.SPEC, helpers.SMAC
 
@@ -60,8 +61,8 @@ def test_losses_against_numpy(state, batch, variant, online):
 def test_updates_against_numpy_adam(state, batch, online):
   """Two whole updates of decoder and critics, without jax or optax."""
   config = dataclasses.replace(CONFIG, train_context_online=True)
-  algorithm = smac.make(SPEC, config)
-  stage = (algorithm.online if online else algorithm.offline)[0]
+  algorithm = smac.make(Problem(SPEC), config)
+  (stage,) = algorithm.loop('online' if online else 'offline').stages
   update = jax.jit(stage.update)
   adams = {
     'decoder': reference.Adam(config.context_lr),
@@ -204,7 +205,9 @@ def test_offline_actor_gradient_is_advantage_weighted_cloning(state, batch):
 @pytest.mark.parametrize('trained', [False, True], ids=['frozen', 'trained'])
 def test_context_networks_online(state, batch, trained):
   config = dataclasses.replace(CONFIG, train_context_online=trained)
-  update = jax.jit(smac.make(SPEC, config).online[0].update)
+  update = jax.jit(
+    smac.make(Problem(SPEC), config).loop('online').stages[0].update
+  )
   before = state
   for _ in range(2):
     state, _ = update(state, batch)
@@ -228,7 +231,7 @@ def test_context_networks_online(state, batch, trained):
 
 
 def test_begin_online_takes_a_snapshot_and_keeps_the_optimiser(state):
-  after = smac.make(SPEC, CONFIG).begin_online(state)
+  after = smac.make(Problem(SPEC), CONFIG).loop('online').begin(state)
   helpers.assert_same(after.extras, state.params['context'])
   helpers.assert_same(after.replace(extras=state.extras), state)
 
@@ -239,7 +242,7 @@ def test_begin_online_takes_a_snapshot_and_keeps_the_optimiser(state):
 @pytest.mark.parametrize('label_with', ['snapshot', 'current'])
 def test_relabel_against_numpy(state, batch, label_with):
   config = dataclasses.replace(CONFIG, label_with=label_with)
-  relabel = jax.jit(smac.make(SPEC, config).relabel)
+  relabel = jax.jit(smac.make(Problem(SPEC), config).relabel)
   networks = state.extras
   if label_with == 'current':
     networks = state.params['context']

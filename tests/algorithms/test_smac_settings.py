@@ -10,6 +10,7 @@ from experiments.configs import recipes
 from offmeta.algorithms import smac
 from offmeta.testing import contracts
 from offmeta.training import config as configs
+from offmeta.types import Problem
 
 SPEC, CONFIG = helpers.SPEC, helpers.SMAC
 
@@ -75,15 +76,18 @@ _STAGE, _SAC = CONFIG.online, smac.SacActorConfig
 )
 def test_bad_settings_raise(changes, message):
   with pytest.raises(ValueError, match=message):
-    smac.make(SPEC, _with(**changes))
+    smac.make(Problem(SPEC), _with(**changes))
 
 
 def test_the_online_share_reaches_the_sampler():
   online = dataclasses.replace(_STAGE, online_share=0.25)
-  algorithm = smac.make(SPEC, _with(online=online))
-  assert algorithm.online[0].batch.online_share == 0.25
-  assert algorithm.offline[0].batch.online_share == -1
-  assert smac.make(SPEC, CONFIG).online[0].batch.online_share == -1
+  algorithm = smac.make(Problem(SPEC), _with(online=online))
+  assert algorithm.loop('online').stages[0].batch.online_share == 0.25
+  assert algorithm.loop('offline').stages[0].batch.online_share == -1
+  assert (
+    smac.make(Problem(SPEC), CONFIG).loop('online').stages[0].batch.online_share
+    == -1
+  )
 
 
 # Names.

@@ -1,13 +1,12 @@
 """Config files of algorithms: sizes by family, and that all of them hold."""
 
-import dataclasses
-
 import helpers
 import pytest
 
 from experiments.configs import base, robots
 from experiments.runs import configuration
 from offmeta.algorithms import ALGORITHMS
+from offmeta.types import Problem
 
 _ALGORITHMS = sorted(
   path.stem
@@ -45,13 +44,9 @@ def test_every_family_and_profile_is_valid(algorithm):
 
 def _check_meta_batches(config):
   """What `setup.make_setup` refuses, without building the family."""
-  settings = config.settings
-  if hasattr(settings, 'num_train_tasks'):
-    settings = dataclasses.replace(
-      settings, num_train_tasks=config.family.num_train
-    )
-  made = ALGORITHMS[config.algorithm].make(helpers.SPEC, settings)
-  for stage in (*made.offline, *made.online):
+  problem = Problem(helpers.SPEC, config.family.num_train)
+  made = ALGORITHMS[config.algorithm].make(problem, config.settings)
+  for stage in (stage for loop in made.loops for stage in loop.stages):
     assert stage.batch.replacement or (
       stage.batch.num_tasks <= config.family.num_train
     )

@@ -480,7 +480,7 @@ def test_slice_that_no_log_will_hold(
   tmp_path, command, monkeypatch, key, value
 ):
   monkeypatch.setattr(
-    loop, 'run_stage', lambda *a, **k: pytest.fail('began to train')
+    loop, 'run_loop', lambda *a, **k: pytest.fail('began to train')
   )
   status, error = command(tmp_path / 'run', ('collect',), {key: value})
   assert status == 1 and f'config.{key}: {value} transitions' in error, error

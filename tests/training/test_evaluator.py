@@ -10,6 +10,7 @@ import tiny_run
 from offmeta.algorithms import smac
 from offmeta.testing import probes
 from offmeta.training import evaluator as evaluators, updates
+from offmeta.types import Problem
 
 
 def test_steps_that_blew_up_are_counted(tmp_path):
@@ -20,7 +21,7 @@ def test_steps_that_blew_up_are_counted(tmp_path):
     train_tasks={'value': jnp.ones(3), 'lifetime': jnp.ones(3)},
     test_tasks={'value': jnp.ones(2), 'lifetime': jnp.ones(2)},
   )
-  algorithm = smac.make(family.spec, helpers.SMAC)
+  algorithm = smac.make(Problem(family.spec), helpers.SMAC)
   evaluator = evaluators.Evaluator(setup, algorithm, setup.seeds)
   states = updates.init_states(algorithm, setup.seeds)
   # Once in each episode of 5 steps; 40 steps, 2 repetitions, 2 seeds.
