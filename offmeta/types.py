@@ -57,7 +57,8 @@ class MetaBatch(NamedTuple):
       the name under which a task's random numbers are drawn.
     context: leaves [M, N, ...]: what adaptation may look at.
     context_mask: [M, N], 1 where the context entry counts.
-    query: leaves [M, B, ...]: what the losses are taken on.
+    query: leaves [M, B, ...]: what the losses are taken on. Of a `Rollout`
+      [E, T, ...], in order, with task_id and slot [E] and no context (None).
   """
 
   task_id: Array
@@ -251,6 +252,8 @@ class BatchSpec(NamedTuple):
       row twice among 'transitions' or the query. MACAW draws without. Where
       there are too few, all are taken (tasks: the meta-batch must not ask for
       more; rows: what is missing is drawn with replacement).
+    query: `Rollout()` instead of all this: `num_tasks` is the number of
+      environments, and the update does all its epochs and minibatches itself.
   """
 
   num_tasks: int
@@ -263,6 +266,7 @@ class BatchSpec(NamedTuple):
   num_sequences: int = 1
   replacement: bool = True
   online_share: float = -1.0
+  query: Rollout | None = None
 
 
 class DataSpec(NamedTuple):
@@ -355,6 +359,9 @@ class Loop(NamedTuple):
     stages: at least one.
     iterations: how many; None: the experiment says (`config.online.iterations`,
       `config.finetune.iterations`).
+    gather: before every iteration. None: nothing in an 'offline' loop; in the
+      others what the experiment says (`config.online.gather`: `Visits`).
+      `Rollouts` are for an 'online' loop.
     begin: (LearnerState) -> LearnerState, at its start. Of 'finetune', which
       trains one learner per task: (LearnerState, context [N, ...], valid [N]).
     finished: (LearnerState) -> [] bool, asked before every iteration. A seed
@@ -365,6 +372,7 @@ class Loop(NamedTuple):
   name: str
   stages: tuple[Stage, ...]
   iterations: int | None = 1
+  gather: Rollouts | None = None
   begin: Callable[..., LearnerState] = _unchanged
   finished: Callable[[LearnerState], Array] | None = None
 
@@ -393,7 +401,7 @@ class Algorithm(NamedTuple):
       -> rewards [T] without access to `data.reward`; None if there is none.
     posterior: (actor params, context [N, ...], valid [N]) -> (mean [Z],
       std [Z]); None for algorithms without a Gaussian latent.
-    data: how logs are prepared.
+    data: how logs are prepared; None: it has no use for logs.
   """
 
   init: Callable[[Key], LearnerState]
@@ -404,7 +412,7 @@ class Algorithm(NamedTuple):
   actor_params: Callable[[LearnerState], Params]
   relabel: Callable[..., Array] | None = None
   posterior: Callable[..., tuple[Array, Array]] | None = None
-  data: DataSpec = DataSpec()
+  data: DataSpec | None = DataSpec()
 
   def in_phase(self, phase: str) -> tuple[Loop, ...]:
     """Its loops of a phase, in order."""

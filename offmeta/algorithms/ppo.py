@@ -2,14 +2,12 @@
 
 Schulman, Wolski, Dhariwal, Radford, Klimov: "Proximal Policy Optimization
 Algorithms", 2017, arXiv 1707.06347. On-policy, with true rewards and without
-logged data. It knows nothing of tasks: with one training task it is ordinary
-PPO, with several one policy for all.
+logged data. It knows nothing of tasks: of several it learns one policy for all.
 
 The policy is a Gaussian whose samples are clipped to [-1, 1] on the way into
 the environment, rather than a tanh of one: its entropy has a closed form, and
-log-probabilities are those of the samples themselves, which the data hold. The
-actions in an environment do not tell them: atanh of an action near 1 has lost
-its digits, and the density of a clipped action is not that of what was drawn.
+log-probabilities are those of the samples themselves, which the data hold
+(atanh of an action near 1 has lost its digits).
 
 Left open by the paper: separate networks and optimisers for policy and value,
 advantages standardised per minibatch, minibatches that hold equally many steps
@@ -69,7 +67,10 @@ class Config:
   num_steps: int = 2048  # of each, per iteration
   num_epochs: int = 10  # passes over the data of an iteration
   num_minibatches: int = 32  # per pass
-  iterations: int = 488
+
+
+# What tests and reports of all variants share.
+VARIANT_FIXED = ('actor_hidden', 'value_hidden')
 
 
 def validate(config: Config):
@@ -98,20 +99,12 @@ class Networks(NamedTuple):
 
 
 class Steps(NamedTuple):
-  """What the losses are taken on, leaves [E, T, ...]; no gradient.
-
-  Attributes:
-    observation: [E, T, O].
-    sample: [E, T, A], drawn by the policy, before it was clipped.
-    log_prob: [E, T], of the sample, when it was drawn.
-    value: [E, T], V(s) before the update.
-    advantage: [E, T].
-  """
+  """What the losses are taken on, leaves [E, T, ...]; no gradient."""
 
   observation: Array
-  sample: Array
-  log_prob: Array
-  value: Array
+  sample: Array  # [E, T, A], drawn by the policy, before it was clipped
+  log_prob: Array  # of the sample, when it was drawn
+  value: Array  # V(s) before the update
   advantage: Array
 
 
@@ -341,7 +334,7 @@ def make(
   stage = Stage(
     'ppo',
     1,
-    BatchSpec(num_tasks=config.num_envs, query=Rollout()),
+    BatchSpec(config.num_envs, 0, 0, query=Rollout()),
     lambda state, batch: update(state, batch, networks, config, axis_name),
   )
   return Algorithm(
@@ -350,7 +343,7 @@ def make(
       Loop(
         'online',
         (stage,),
-        config.iterations,
+        iterations=None,
         gather=Rollouts(config.num_envs, config.num_steps),
       ),
     ),
@@ -358,4 +351,5 @@ def make(
     evaluate=evaluate(networks),
     evaluate_given_context=None,
     actor_params=lambda state: state.params['actor'],
+    data=None,
   )

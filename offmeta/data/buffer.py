@@ -50,6 +50,10 @@ class Replay(NamedTuple):
     """The buffer that contexts are drawn from."""
     return self.rl if self.encoder is None else self.encoder
 
+  def new_steps(self) -> Array:
+    """Transitions in all tasks since the start, [...]."""
+    return jnp.sum(self.rl.size - self.rl.offline_size, axis=-1)
+
   def with_extras(self, extras: Mapping[str, Array]) -> 'Replay':
     """The same with further extras of the RL data, leaves [M, C, ...].
 

@@ -21,6 +21,7 @@ from offmeta.losses import returns
 from offmeta.training import (
   config as configs,
   gather as gathering,
+  gatherers,
   memory,
   seeds as seeds_lib,
   streaming,
@@ -28,12 +29,23 @@ from offmeta.training import (
 )
 from offmeta.training.config import ConfigError
 from offmeta.training.setup import Setup
-from offmeta.types import Algorithm, DataSpec, LearnerState, Transition
+from offmeta.types import (
+  Algorithm,
+  DataSpec,
+  LearnerState,
+  Rollouts,
+  Transition,
+)
 
 _ADVICE = (
   "Keep the replay in the host's memory with --replay=host, run fewer"
   ' --seeds at a time (--config.first_seed continues), or shorten the phase'
   ' (iterations, gather.*_steps); devices that share tasks hold a copy each.'
+)
+
+_ROLLOUT_ADVICE = (
+  'Take fewer environments or steps per iteration (num_envs, num_steps), or'
+  ' run fewer --seeds at a time (--config.first_seed continues).'
 )
 
 _SAC_ADVICE = (
@@ -194,6 +206,23 @@ def _annotations(
   ]
 
 
+def _rollouts(
+  setup: Setup, algorithm: Algorithm, spec: Rollouts, num_seeds: int
+) -> memory.Demand:
+  """Environments and the latest rollouts."""
+  start, _ = gatherers.rollout_functions(setup, algorithm, spec)
+  fresh = jax.eval_shape(
+    lambda key: start(algorithm.init(key), key), jax.random.key(0)
+  )
+  size = memory.nbytes(fresh)
+  return memory.Demand(
+    'rollouts',
+    num_seeds * size,
+    f'{memory.times(num_seeds, "seed")} x {spec.num_envs:,} environments x'
+    f' {spec.num_steps:,} steps: {size:,} B each',
+  )
+
+
 def _learners(
   algorithm: Algorithm, number: int, unit: str = 'seed'
 ) -> memory.Demand:
@@ -207,6 +236,8 @@ def _learners(
 def _collect(setup: Setup) -> Iterator[_Phase]:
   """The phase `collect`, if it trains anything."""
   config, family = setup.config.collect, setup.config.family
+  if not setup.logged:
+    return
   if config.dataset or config.source == 'script':
     return
   example = _example(setup, True)
@@ -263,11 +294,14 @@ def _phases(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
     yield from _collect(setup)
   if not {'offline', 'online'} & set(phases):
     return
-  start = collecting.dataset_sizes(setup)
   algorithm = setup.learner()
-  data = _datasets(setup, algorithm.data, start)
+  data, start = [], (0, 0)
+  if setup.logged:
+    start = collecting.dataset_sizes(setup)
+    data = _datasets(setup, algorithm.data, start)
   num_seeds = len(setup.seeds.layout.seeds)
-  if 'offline' in phases and not setup.is_done('offline'):
+  offline = algorithm.in_phase('offline')
+  if 'offline' in phases and offline and not setup.is_done('offline'):
     yield _Phase(
       'offline',
       setup.seeds,
@@ -283,6 +317,21 @@ def _phases(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
       if setup.is_done(f'online/{name}'):
         continue
       changed = configs.variant(config, name)
+      learner = setup.learner(config=changed)
+      (loop,) = learner.in_phase('online')
+      if loop.gather is not None:
+        yield _Phase(
+          f'online/{name}',
+          setup.seeds,
+          [
+            _rollouts(setup, learner, loop.gather, num_seeds),
+            *data,
+            _learners(learner, num_seeds),
+          ],
+          False,
+          _ROLLOUT_ADVICE,
+        )
+        continue
       sizes = visits_lib.online_sizes(
         setup.family.spec, changed, setup.seeds, *start
       )
@@ -299,7 +348,7 @@ def _phases(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
             sizes.sequences,
           ),
           *data,
-          _learners(setup.learner(config=changed), num_seeds),
+          _learners(learner, num_seeds),
         ],
         on_host,
       )

@@ -72,7 +72,7 @@ class OnlineConfig:
   share_encoder_buffer: bool = True  # one buffer for both roles (Ant script)
   gather: Visits = Visits()
   headline: str = 'smac'  # the variant reported as `online_*`
-  oracle: str = 'oracle'  # the variant reported as `oracle`
+  oracle: str = 'oracle'  # the variant reported as `oracle`; '': none
   # name -> {'description': str, and what it changes in ExperimentConfig}
   variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
@@ -129,7 +129,16 @@ SOURCES = ('pearl', 'sac', 'script')
 # 'middle' (spec macaw 4.5), all of them for 'all'.
 SLICES = ('first', 'middle', 'last', 'all')
 
-_SIZES = ('num_updates', 'num_tasks', 'query_size', 'context_size')
+_SIZES = (
+  'num_updates',
+  'num_tasks',
+  'query_size',
+  'context_size',
+  'num_envs',
+  'num_steps',
+  'num_epochs',
+  'num_minibatches',
+)
 
 # Of matrix products: inputs with 23, 10 and 7 bits; sums, parameters and
 # statistics are float32 in all. TensorFloat-32 exists on GPUs only.
@@ -348,6 +357,8 @@ def _validate_online(config: ExperimentConfig):
     )
   for role in ('headline', 'oracle'):
     name = getattr(config.online, role)
+    if role == 'oracle' and not name:  # there is none
+      continue
     if name not in names:
       raise ConfigError(
         f'config.online.{role}: no variant {name!r}; known:'

@@ -12,7 +12,7 @@ import pytest
 
 from offmeta import optim, parallel, rollout
 from offmeta.algorithms import ppo
-from offmeta.testing import probes
+from offmeta.testing import contracts, probes
 from offmeta.types import MetaBatch
 
 CONFIG = ppo.Config(
@@ -362,7 +362,11 @@ def test_it_learns_a_known_answer(terminates):
   np.testing.assert_allclose(value, left / 0.2, rtol=0.1)
 
 
-# Settings.
+# The contract, and settings.
+
+
+def test_contract():
+  contracts.check_algorithm(ppo.make, CONFIG, _FAMILY.spec)
 
 
 @pytest.mark.parametrize(
