@@ -21,6 +21,7 @@ from offmeta.types import (
   EnvSpec,
   EnvState,
   Evidence,
+  Key,
   LearnerState,
   Loop,
   MetaBatch,
@@ -351,7 +352,11 @@ def check_algorithm(
     states = begun
     for stage in loop.stages:
       states = _check_stage(
-        stage, states, spec, algorithm.data, tolerance, quick
+        stage,
+        states,
+        _drawing(algorithm, loop, stage, states[0], spec),
+        tolerance,
+        quick,
       )
     _check_finished(loop, states[0])
     states = [state.replace(memory=()) for state in states]
@@ -369,11 +374,60 @@ def check_algorithm(
     _check_diagnose(algorithm, states[0], spec)
 
 
+def _drawing(
+  algorithm: Algorithm,
+  loop: Loop,
+  stage: Stage,
+  state: LearnerState,
+  spec: EnvSpec,
+) -> Callable[[Key], MetaBatch]:
+  """key -> a batch as the stage asks for, without any meaning."""
+  if stage.batch.query is None:
+    return jax.jit(
+      lambda key: probes.random_batch(key, spec, stage.batch, algorithm.data)
+    )
+  assert loop.gather is not None, (
+    f'loop {loop.name!r}: stage {stage.name!r} is fed by rollouts, but nothing'
+    ' is gathered'
+  )
+  num_envs, num_steps = loop.gather
+  assert stage.batch.num_tasks == num_envs, (
+    f'stage {stage.name!r}: {stage.batch.num_tasks} tasks, but the loop gathers'
+    f' rollouts of {num_envs} environments'
+  )
+
+  def draw(key):
+    shape = (num_envs, num_steps)
+    steps = probes.random_transitions(
+      key, spec, shape, DataSpec(sequence_episodes=1)
+    )
+    policy, params = algorithm.explore, algorithm.actor_params(state)
+    act = lambda observation, key: policy.act(
+      params, policy.init(params, key), observation, key
+    )
+    action, _, said = jax.vmap(jax.vmap(act))(
+      steps.observation, jax.random.split(key, shape)
+    )
+    last = steps.extras['time'] == spec.episode_length - 1
+    extras = {
+      **said,
+      'features': jnp.zeros(shape + (spec.feature_size,)),
+      'time': steps.extras['time'],
+      'diverged': jnp.zeros(shape),
+      'truncated': last * steps.discount,
+    }
+    slots = jnp.arange(num_envs)
+    return MetaBatch(
+      slots, slots, None, None, steps._replace(action=action, extras=extras)
+    )
+
+  return jax.jit(draw)
+
+
 def _check_stage(
   stage: Stage,
   states: list[LearnerState],
-  spec: EnvSpec,
-  data: DataSpec,
+  draw: Callable[[Key], MetaBatch],
   tolerance: float,
   quick: bool,
 ) -> list[LearnerState]:
@@ -386,7 +440,6 @@ def _check_stage(
     return stage.update(state, batch)
 
   update = jax.jit(counted)
-  draw = jax.jit(lambda key: probes.random_batch(key, spec, stage.batch, data))
   batches = [draw(jax.random.key(i)) for i in range(2)]
   if stage.annotate is not None:
     batches = [_annotated(stage, states[0], batch) for batch in batches]
@@ -501,6 +554,14 @@ def _check_policy(
     f'{name}: adapt with other entries where valid is 0',
     0.0,
   )
+  kept = policy.keep(context)
+  _assert_like(kept.reward, context.reward, f'{name}: keep, the reward', 0.0)
+  _assert_like(
+    adapt(params, prior, kept, valid, keys[2]),
+    state,
+    f'{name}: adapt to what keep leaves',
+    0.0,
+  )
   act, observe = jax.jit(policy.act), jax.jit(policy.observe)
   for i in range(3):
     step = jax.tree.map(lambda x: x[i], other)
@@ -509,14 +570,20 @@ def _check_policy(
     if spec.observation_dtype == 'float32':
       # Far beyond the data, where what is not squashed leaves [-1, 1].
       observation = 100.0 * observation
-    action, _ = act(params, state, observation, key)
+    chosen = act(params, state, observation, key)
+    assert len(chosen) == 3, (
+      f'{name}: act returns {len(chosen)} things, not action, state and extras'
+    )
+    action, seen, extras = chosen
+    _assert_same_form(seen, state, f'{name}: the state after act')
+    _assert_finite((seen, extras), f'{name}: act')
     assert action.shape == (spec.action_size,), (
       f'{name}: action of shape {action.shape}'
     )
     assert np.all(np.abs(action) <= 1.0), (
       f'{name}: action {action} is not in [-1, 1]'
     )
-    new = observe(params, state, step, key)
+    new = observe(params, seen, step, key)
     _assert_same_form(new, state, f'{name}: the state after observe')
     _assert_finite(new, f'{name}: observe')
     state = new
@@ -560,7 +627,8 @@ def _check_finetune(
     'begin of finetune: what the policies take as params',
   )
   for stage in loop.stages:
-    begun = _check_stage(stage, begun, spec, algorithm.data, tolerance, quick)
+    draw = _drawing(algorithm, loop, stage, begun[0], spec)
+    begun = _check_stage(stage, begun, draw, tolerance, quick)
 
 
 def _check_relabel(
