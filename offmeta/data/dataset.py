@@ -114,6 +114,8 @@ def load(
   expected_spec: EnvSpec | None = None,
   *,
   force: bool = False,
+  memory_map: bool = False,
+  check_hash: bool = True,
 ) -> MetaDataset:
   """Reads a dataset and checks that it is whole, valid and the right one.
 
@@ -123,6 +125,10 @@ def load(
     force: warn, rather than fail, where the data were made with other options
       (simulator backend, versions, episode length). Another family or other
       sizes always fail.
+    memory_map: leave transitions on disk; their arrays are read where they
+      are indexed.
+    check_hash: compare the content of the files with the manifest, not only
+      their sizes and headers. It reads them once.
 
   Returns:
     The dataset, as numpy arrays.
@@ -137,8 +143,11 @@ def load(
     _check_spec(path, spec, expected_spec, force)
   leaves = {}
   for name, facts in manifest['leaves'].items():
-    leaves[name] = _read_leaf(path / _file_name(name), facts)
-  dataset = _assemble(path, leaves)
+    mapped = memory_map and name.startswith(('transitions.', 'context.'))
+    leaves[name] = _read_leaf(
+      path / _file_name(name), facts, 'r' if mapped else None, check_hash
+    )
+  dataset = _assemble(path, leaves, manifest.get('frames_once', False))
   validate(dataset, spec, where=str(path))
   return dataset
 
@@ -219,7 +228,8 @@ def _leaves(dataset: MetaDataset) -> Iterator[tuple[str, Array]]:
     if transition is None:
       continue
     for field in Transition._fields[:-1]:
-      yield f'{part}.{field}', getattr(transition, field)
+      if getattr(transition, field) is not None:
+        yield f'{part}.{field}', getattr(transition, field)
     for name, leaf in transition.extras.items():
       yield f'{part}.extras.{name}', leaf
   yield 'size', dataset.size
@@ -231,7 +241,7 @@ def _leaves(dataset: MetaDataset) -> Iterator[tuple[str, Array]]:
 
 
 def _assemble(
-  path: pathlib.Path, leaves: Mapping[str, np.ndarray]
+  path: pathlib.Path, leaves: Mapping[str, np.ndarray], frames_once: bool
 ) -> MetaDataset:
   """The inverse of `_leaves`."""
 
@@ -251,8 +261,13 @@ def _assemble(
     }
 
   def part(name: str) -> Transition:
-    fields = [get(f'{name}.{field}') for field in Transition._fields[:-1]]
-    return Transition(*fields, extras=group(f'{name}.extras.'))
+    fields = {
+      field: get(f'{name}.{field}')
+      for field in Transition._fields[:-1]
+      if not (frames_once and field == 'next_observation')
+    }
+    fields = {'next_observation': None, **fields}
+    return Transition(**fields, extras=group(f'{name}.extras.'))
 
   has_context = any(name.startswith('context.') for name in leaves)
   return MetaDataset(
@@ -279,6 +294,7 @@ def _manifest(
       'task_parameters': sorted(dataset.tasks),
       'num_tasks': len(dataset.size),
       'capacity': dataset.transitions.reward.shape[1],
+      'frames_once': dataset.transitions.next_observation is None,
       'size': _plain(dataset.size),
       'context_size': _plain(dataset.context_size),
       'episode_return': _plain(dataset.episode_return),
@@ -374,7 +390,12 @@ def _write_leaf(path: pathlib.Path, leaf: np.ndarray) -> dict[str, Any]:
   }
 
 
-def _read_leaf(path: pathlib.Path, facts: Mapping[str, Any]) -> np.ndarray:
+def _read_leaf(
+  path: pathlib.Path,
+  facts: Mapping[str, Any],
+  mmap_mode: str | None,
+  check_hash: bool,
+) -> np.ndarray:
   again = 'restore it from a copy, or collect the data again'
   try:
     size = path.stat().st_size
@@ -383,12 +404,12 @@ def _read_leaf(path: pathlib.Path, facts: Mapping[str, Any]) -> np.ndarray:
         f'{path}: holds {size} bytes, {facts["bytes"]} were written; the file'
         f' is truncated or was replaced; {again}'
       )
-    if disk.sha256(path) != facts['sha256']:
+    if check_hash and disk.sha256(path) != facts['sha256']:
       raise DatasetError(
         f'{path}: was altered after it was written (its SHA-256 is not the'
         f" manifest's); {again}"
       )
-    array = np.load(path, allow_pickle=False)
+    array = np.load(path, mmap_mode, allow_pickle=False)
   except FileNotFoundError as error:
     raise DatasetError(f'{path}: file is missing; {again}') from error
   except OSError as error:

@@ -10,7 +10,7 @@ from offmeta import evaluation, rollout
 from offmeta.data.buffer import Replay
 from offmeta.training.seeds import Seeds
 from offmeta.training.setup import Setup
-from offmeta.types import Algorithm, LearnerState
+from offmeta.types import Algorithm, LearnerState, Rows, Sequences
 
 
 class OfflineData(NamedTuple):
@@ -109,13 +109,36 @@ class Evaluator:
         replay.contexts(), ids, key, config.num_repeats, config.context_size
       )
 
+    asked = Rows(config.context_size, 'offline')
+    if known:
+      asked = Sequences(1, known * family.spec.episode_length)
+
+    def rows(tables, ids, key):
+      return evaluation.offline_rows(
+        tables, ids, key, config.num_repeats, asked
+      )
+
     compile_ = seeds.layout.compile
     self._own = compile_(own, (0, None, None, 0))
     self._given_contexts = algorithm.evaluate_given_context and compile_(
       given, (0, None, None, 0, 0)
     )
     self._shift = algorithm.posterior and compile_(shift, (0, 0, 0, 0))
-    self._draw = jax.jit(jax.vmap(draw, (None, None, 0)))
+    self._known = known
+    self._on_device = jax.jit(jax.vmap(draw, (None, None, 0)))
+    self._rows = jax.jit(jax.vmap(rows, (None, None, 0)))
+
+  def _draw(self, replay, ids, key) -> evaluation.OfflineContexts:
+    """Contexts [S, M, R, N, ...]; from memory maps only what they need."""
+    buffer = replay.rl if self._known else replay.contexts()
+    if not isinstance(buffer.data.reward, np.ndarray):
+      return self._on_device(replay, ids, key)
+    drawn = jax.device_get(self._rows(buffer.tables(), ids, key))
+    each = [
+      evaluation.look_up(buffer, np.asarray(ids), *one, self._known)
+      for one in zip(*drawn)
+    ]
+    return jax.tree.map(lambda *x: np.stack(x), *each)
 
   def _self_collected(
     self, params, train_ids, uniform: bool = False

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -76,6 +77,20 @@ class Setup:
   seeds: seeds_lib.Seeds
   stop: StopRequest
   runtime: Runtime = Runtime()
+
+  @functools.cached_property
+  def _kept(self) -> dict[str, Any]:
+    return {}
+
+  def once(self, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` gave when this setup was first asked for that name."""
+    if name not in self._kept:
+      self._kept[name] = make()
+    return self._kept[name]
+
+  def forget(self, name: str):
+    """Makes `once` ask again: what it came from has changed."""
+    self._kept.pop(name, None)
 
   def algorithm(
     self, name: str, config: Any, axis_name: str | None = None
