@@ -171,10 +171,11 @@ def look_up(
     buffer: they were drawn for; with 'time' among the extras if any episodes
       are to be left out.
     task_ids: [M].
-    rows, mask: [M, R, N].
+    rows, mask: [M, R, N], or other axes in the place of R.
     num_episodes: so many first ones count; 0: all.
   """
-  steps = buffers.take(buffer, task_ids[:, None, None], rows)
+  tasks = task_ids.reshape((-1,) + (1,) * (rows.ndim - 1))
+  steps = buffers.take(buffer, tasks, rows)
   if num_episodes:
     begins = (steps.extras['time'] == 0) & (jnp.arange(rows.shape[-1]) > 0)
     mask = mask * (jnp.cumsum(begins, axis=-1) < num_episodes)

@@ -22,6 +22,7 @@ from offmeta.types import (
   EnvSpec,
   LearnerState,
   MetaBatch,
+  Problem,
   Stage,
   Transition,
 )
@@ -65,11 +66,12 @@ class Case(NamedTuple):
 
   def make(self, axis_name: str | None = None) -> Algorithm:
     """The algorithm of this case."""
-    return ALGORITHMS[self.algorithm].make(self.spec, self.config, axis_name)
+    problem = Problem(self.spec, self.num_tasks, self.num_rows)
+    return ALGORITHMS[self.algorithm].make(problem, self.config, axis_name)
 
   def get_stage(self, axis_name: str | None = None) -> Stage:
     """The stage of this case."""
-    stage = getattr(self.make(axis_name), self.stage)[self.number]
+    stage = self.make(axis_name).loop(self.stage).stages[self.number]
     batch = stage.batch
     if 'query_size' in self.sizes:
       query = batch.query._replace(size=self.sizes['query_size'])
@@ -144,7 +146,7 @@ def _smoke_config() -> ExperimentConfig:
   )
 
 
-def _settings(algorithm: str, profile: str, num_tasks: int) -> Any:
+def _settings(algorithm: str, profile: str) -> Any:
   """The defaults for 'paper', else those of the config file."""
   if profile == 'paper':
     settings = ALGORITHMS[algorithm].config()
@@ -153,8 +155,6 @@ def _settings(algorithm: str, profile: str, num_tasks: int) -> Any:
     settings = configuration.resolve(
       file.get_config('point_robot'), profile, {}
     ).settings
-  if hasattr(settings, 'num_train_tasks'):
-    settings = dataclasses.replace(settings, num_train_tasks=num_tasks)
   return settings
 
 
@@ -162,7 +162,7 @@ def _offline_cases(
   algorithm: str, profile: str, spec: EnvSpec, data: tuple[int, int]
 ) -> list[Case]:
   """Update cases of one of _OFFLINE."""
-  settings = _settings(algorithm, profile, data[0])
+  settings = _settings(algorithm, profile)
   change = lambda **changes: dataclasses.replace(settings, **changes)
   if algorithm == 'macaw':
     variants = {loop: (change(task_loop=loop), 0) for loop in ('scan', 'vmap')}

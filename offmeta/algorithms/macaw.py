@@ -2,9 +2,10 @@
 
 Mitchell, Rafailov, Peng, Levine, Finn: "Offline Meta-Reinforcement Learning
 with Advantage Weighting", ICML 2021, arXiv 2008.06043. Written against the
-released code (spec macaw), whose settings are the defaults. Per task, one step
-of gradient descent on the value network, then one on the policy; the losses of
-what comes out are descended through these steps, second order included.
+released code (spec macaw), whose settings are the defaults, all of them
+(`DIFFERENCES` is empty). Per task, one step of gradient descent on the value
+network, then one on the policy; the losses of what comes out are descended
+through these steps, second order included.
 
 Switches that leave it are in `macaw_config.py`. Other differences:
 
@@ -19,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim, parallel
+from offmeta import limits, optim, parallel
 from offmeta.algorithms import macaw_losses, maml
 from offmeta.algorithms.macaw_config import (
+  DIFFERENCES as DIFFERENCES,
   Config,
   FinetuneConfig as FinetuneConfig,
   validate,
@@ -33,10 +35,11 @@ from offmeta.types import (
   Array,
   BatchSpec,
   DataSpec,
-  EnvSpec,
   Key,
+  Loop,
   MetaBatch,
   Params,
+  Problem,
   Rows,
   Slice,
   Stage,
@@ -49,6 +52,7 @@ def losses(
   batch: MetaBatch,
   networks: Networks,
   config: Config,
+  num_tasks: int,
   axis_name: str | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
   """Both losses after adaptation (spec macaw 2), and what to log.
@@ -61,6 +65,7 @@ def losses(
     batch: annotated, leaves [M, N, ...] and [M, B, ...].
     networks: see `make_networks`.
     config: hyper-parameters.
+    num_tasks: training tasks in all.
     axis_name: device axis over which tasks are sharded.
 
   Returns:
@@ -87,9 +92,10 @@ def losses(
     inner.value, inner.target, inner.policy, query
   )
   scale = 1.0
-  if config.outer_norm == 'n_train':  # a sum over the meta-batch, divided
+  # A sum over the meta-batch, divided.
+  if limits.chosen(config, 'outer_norm', 'n_train'):
     number = value.shape[0] * parallel.axis_size(axis_name)
-    scale = number / config.num_train_tasks
+    scale = number / num_tasks
   terms = {
     'value': scale * jnp.mean(value),
     'policy': scale * jnp.mean(policy.awr),
@@ -149,7 +155,7 @@ def _batch_spec(config: Config) -> BatchSpec:
   if config.disjoint_batches:  # one draw without replacement serves both
     drawn = None
     query += context
-  elif config.train_inner_sampling == 'uniform':
+  elif limits.chosen(config, 'train_inner_sampling', 'uniform'):
     drawn = Rows(context, replacement=False)
   else:
     drawn = Slice(context)
@@ -271,26 +277,20 @@ def _finetune_stages(
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """MACAW for one family.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
 
   Raises:
-    ValueError: a switch has an unknown value, or the number of training tasks
-      is needed and not given.
+    ValueError: a switch has an unknown value.
   """
   validate(config)
-  if config.outer_norm == 'n_train' and config.num_train_tasks < 1:
-    raise ValueError(
-      "macaw: outer_norm='n_train' divides by num_train_tasks, which is"
-      f' {config.num_train_tasks}'
-    )
-  networks = make_networks(spec, config)
+  networks = make_networks(problem.spec, config)
   optimizers = {
     'policy': optax.adam(config.policy_lr),
     'value': optax.adam(config.value_lr),
@@ -311,7 +311,9 @@ def make(
 
   def update(state, batch):
     def total(params):
-      terms, logs = losses(params, batch, networks, config, axis_name)
+      terms, logs = losses(
+        params, batch, networks, config, problem.num_tasks, axis_name
+      )
       return sum(terms.values()), logs
 
     gradients, logs = parallel.pmean(
@@ -334,18 +336,24 @@ def make(
 
   return Algorithm(
     init=init,
-    offline=(Stage('meta', config.num_updates, _batch_spec(config), update),),
-    online=(),
-    begin_online=lambda state: state,
-    relabel=None,
+    loops=(
+      Loop(
+        'offline',
+        (Stage('meta', config.num_updates, _batch_spec(config), update),),
+      ),
+      Loop(
+        'finetune',
+        _finetune_stages(networks, finetune_optimizers, config, axis_name),
+        iterations=None,
+        begin=begin_finetune,
+      ),
+    ),
     data=DataSpec(
       returns_discount=config.discount,
       stride=config.stride,
       context_part=config.context_part,
       context_rows=config.context_rows,
     ),
-    begin_finetune=begin_finetune,
-    finetune=_finetune_stages(networks, finetune_optimizers, config, axis_name),
     **maml.acting(
       networks.policy,
       lambda *given: adapt(*given, networks, config).policy,

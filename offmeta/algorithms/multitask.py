@@ -13,12 +13,13 @@ are taken at the same parameters. Losses and networks are MACAW's.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim, parallel
+from offmeta import limits, optim, parallel
 from offmeta.algorithms import macaw_losses, maml
 from offmeta.algorithms.macaw_config import Config as MacawConfig
 from offmeta.algorithms.macaw_losses import Networks, PolicyLoss
@@ -28,35 +29,39 @@ from offmeta.types import (
   Array,
   BatchSpec,
   DataSpec,
-  EnvSpec,
+  Loop,
   Params,
+  Problem,
   Rows,
   Stage,
   Transition,
 )
+
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Hyper-parameters (spec macaw 7.1 and 8)."""
 
-  hidden: tuple[int, ...] = (100, 100, 100)  # of policy and value
-  layer: str = 'bias_linear'  # key of weight_transform.LAYERS
-  latent_size: int = 100  # of 'wlinear' layers
-  action_std: float = 0.2  # of the policy, fixed
-  discount: float = 0.99
-  policy_lr: float = 1e-4
-  value_lr: float = 1e-5
-  temperature: float = 1.0  # of standardised advantages
-  max_weight: float = 20.0
-  finetune_steps: int = 20  # of Adam at meta-test
-  finetune_policy_lr: float = 1e-3
-  finetune_value_lr: float = 1e-5
-  num_train_tasks: int = 0  # set by the run
-  stride: int = 7  # every so-manieth logged step is used
-  num_updates: int = 1_000_000
-  num_tasks: int = 5  # meta-batch
-  query_size: int = 256
+  hidden: limits.Widths = (100, 100, 100)  # of policy and value
+  # Of weight_transform.LAYERS.
+  layer: Literal['wlinear', 'bias_linear', 'dense'] = 'bias_linear'
+  latent_size: limits.Width = 100  # of 'wlinear' layers
+  action_std: limits.Positive = 0.2  # of the policy, fixed
+  discount: limits.Share = 0.99
+  policy_lr: limits.Weight = 1e-4
+  value_lr: limits.Weight = 1e-5
+  temperature: limits.Positive = 1.0  # of standardised advantages
+  max_weight: limits.Positive = 20.0
+  finetune_steps: limits.CountOrZero = 20  # of Adam at meta-test
+  finetune_policy_lr: limits.Weight = 1e-3
+  finetune_value_lr: limits.Weight = 1e-5
+  stride: limits.Count = 7  # every so-manieth logged step is used
+  num_updates: limits.Count = 1_000_000
+  num_tasks: limits.Count = 5  # meta-batch
+  query_size: limits.Count = 256
 
 
 def _macaw(config: Config) -> MacawConfig:
@@ -72,10 +77,11 @@ def _macaw(config: Config) -> MacawConfig:
   )
 
 
-def make_networks(spec: EnvSpec, config: Config) -> Networks:
+def make_networks(problem: Problem, config: Config) -> Networks:
   """Policy and value of (observation, one-hot task)."""
+  spec = problem.spec
   wide = spec._replace(
-    observation_shape=(spec.observation_size + config.num_train_tasks,)
+    observation_shape=(spec.observation_size + problem.num_tasks,)
   )
   return macaw_losses.make_networks(wide, _macaw(config))
 
@@ -85,7 +91,7 @@ def with_task(rows: Transition, task: Array) -> Transition:
 
   Args:
     rows: leaves [..., B, ...].
-    task: [..., num_train_tasks].
+    task: [..., M], of the training tasks.
   """
   code = jnp.broadcast_to(
     task[..., None, :], rows.reward.shape + task.shape[-1:]
@@ -197,25 +203,19 @@ def finetuned(
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """MT+FT for one family.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
 
   Raises:
-    ValueError: the number of training tasks is not given, or there is no such
-      layer.
+    ValueError: there is no such layer.
   """
-  if config.num_train_tasks < 1:
-    raise ValueError(
-      'multitask: the networks see the one-hot number of the task, but'
-      f' num_train_tasks is {config.num_train_tasks}'
-    )
-  networks = make_networks(spec, config)
+  networks = make_networks(problem, config)
   optimizers = {
     'policy': optax.adam(config.policy_lr),
     'value': optax.adam(config.value_lr),
@@ -232,7 +232,7 @@ def make(
 
   def update(state, batch):
     rows = with_task(
-      batch.query, jax.nn.one_hot(batch.task_id, config.num_train_tasks)
+      batch.query, jax.nn.one_hot(batch.task_id, problem.num_tasks)
     )
     mask = jnp.ones_like(rows.reward)
 
@@ -254,7 +254,7 @@ def make(
       step=state.step + 1, params=params, opt_state=opt_state
     ), logs
 
-  unknown = jnp.zeros(config.num_train_tasks)
+  unknown = jnp.zeros(problem.num_tasks)
 
   def adapt(params, context, valid):
     if 'return_to_go' not in context.extras:
@@ -279,10 +279,9 @@ def make(
   )
   return Algorithm(
     init=init,
-    offline=(Stage('multitask', config.num_updates, batch, update),),
-    online=(),
-    begin_online=lambda state: state,
-    relabel=None,
+    loops=(
+      Loop('offline', (Stage('multitask', config.num_updates, batch, update),)),
+    ),
     data=DataSpec(returns_discount=config.discount, stride=config.stride),
     **maml.acting(acting, adapt, config.action_std),
   )

@@ -164,12 +164,13 @@ def slice_rows(
 ) -> tuple[Array, Array]:
   """Rows [size] in a row from a random start, and their mask.
 
-  Spec macaw 2.5. A shorter log is taken whole; the rest counts not.
+  Spec macaw 2.5: the last possible start is never drawn. A log that is not
+  longer is taken whole; what is missing counts not.
   """
   _require_appended(buffer, spec)
   count = spec.size
   size = buffer.size[task_id]
-  start = jax.random.randint(key, (), 0, jnp.maximum(size - count + 1, 1))
+  start = jax.random.randint(key, (), 0, jnp.maximum(size - count, 1))
   position = jnp.arange(count)
   mask = position < size
   return jnp.where(mask, start + position, 0), mask.astype(jnp.float32)

@@ -133,6 +133,10 @@ class PointRobot:
     del action
     return self._reward(features, task['goal'])
 
+  def position(self, observation: Array) -> Array:
+    """Where the robot is: [..., 2] -> [..., 2]."""
+    return observation
+
   def geometry(self, physics: np.ndarray, task: Task) -> list[render.Geom]:
     """The robot on its plane, the goal, and faintly other held-out goals."""
     reach = _GOAL_RADIUS if self._reward is sparse_reward else _GOAL_RADIUS / 3

@@ -6,11 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta import evaluation, rollout
+from offmeta import evaluation, rollout, types
+from offmeta.data import sampler
 from offmeta.data.buffer import Replay
 from offmeta.training.seeds import Seeds
 from offmeta.training.setup import Setup
-from offmeta.types import Algorithm, LearnerState, Rows, Sequences
+from offmeta.types import (
+  Algorithm,
+  Array,
+  Evidence,
+  LearnerState,
+  Rows,
+  Sequences,
+  Slice,
+)
 
 
 class OfflineData(NamedTuple):
@@ -45,7 +54,7 @@ class Evaluator:
     axis_name = seeds.layout.axis_name
     keys = seeds.streams('evaluation')
     self._keys = [
-      jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys) for i in range(6)
+      jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys) for i in range(9)
     ]
     self._setup = setup
     self._all = jnp.arange(num_train)
@@ -93,30 +102,30 @@ class Evaluator:
       return evaluation.distribution_shift(algorithm, *args)
 
     # The episode that follows a context is the last of a sequence.
-    known = max(algorithm.data.sequence_episodes - 1, 0)
+    episodes = algorithm.data.sequence_episodes if algorithm.data else 0
+    known = max(episodes - 1, 0)
 
-    def draw(replay, ids, key):
-      if known:  # as recorded; what contexts are trained on may be mixed
-        return evaluation.offline_sequences(
-          replay.rl,
-          ids,
-          key,
-          config.num_repeats,
-          known,
-          known * family.spec.episode_length,
-        )
-      return evaluation.offline_contexts(
-        replay.contexts(), ids, key, config.num_repeats, config.context_size
-      )
-
-    asked = Rows(config.context_size, 'offline')
+    # As recorded; what contexts are trained on may be mixed.
+    contexts_of = (lambda replay: replay.rl) if known else Replay.contexts
+    handed_over = Rows(config.context_size, 'offline')
+    logged = Slice(config.context_size)
     if known:
-      asked = Sequences(1, known * family.spec.episode_length)
+      handed_over = Sequences(1, known * family.spec.episode_length)
+    if episodes:
+      logged = Sequences(1, config.context_size)
 
-    def rows(tables, ids, key):
+    def context_rows(buffer, ids, key):
       return evaluation.offline_rows(
-        tables, ids, key, config.num_repeats, asked
+        buffer, ids, key, config.num_repeats, handed_over
       )
+
+    def log_rows(buffer, ids, key):
+      return jax.vmap(lambda k, task: sampler.rows_of(k, buffer, task, logged))(
+        jax.random.split(key, len(ids)), ids
+      )
+
+    def diagnosis(state, evidence):
+      return types.checked_diagnosis(algorithm.diagnose(state, evidence))
 
     compile_ = seeds.layout.compile
     self._own = compile_(own, (0, None, None, 0))
@@ -124,21 +133,9 @@ class Evaluator:
       given, (0, None, None, 0, 0)
     )
     self._shift = algorithm.posterior and compile_(shift, (0, 0, 0, 0))
-    self._known = known
-    self._on_device = jax.jit(jax.vmap(draw, (None, None, 0)))
-    self._rows = jax.jit(jax.vmap(rows, (None, None, 0)))
-
-  def _draw(self, replay, ids, key) -> evaluation.OfflineContexts:
-    """Contexts [S, M, R, N, ...]; from memory maps only what they need."""
-    buffer = replay.rl if self._known else replay.contexts()
-    if not isinstance(buffer.data.reward, np.ndarray):
-      return self._on_device(replay, ids, key)
-    drawn = jax.device_get(self._rows(buffer.tables(), ids, key))
-    each = [
-      evaluation.look_up(buffer, np.asarray(ids), *one, self._known)
-      for one in zip(*drawn)
-    ]
-    return jax.tree.map(lambda *x: np.stack(x), *each)
+    self._draw = _drawer(contexts_of, context_rows, known)
+    self._draw_rows = _drawer(lambda replay: replay.rl, log_rows, 0)
+    self._diagnosis = algorithm.diagnose and compile_(diagnosis, (0, 0))
 
   def _self_collected(
     self, params, train_ids, uniform: bool = False
@@ -268,7 +265,67 @@ class Evaluator:
         posterior_offline_mean=shift.offline_mean,
         posterior_self_mean=shift.self_mean,
       )
+    if data is not None and self._diagnosis is not None:
+      for name, value in self._diagnose(state, data.train, train).items():
+        out[f'diagnose/{name}'] = value
     return jax.device_get(out), test
+
+  def _diagnose(
+    self, state: LearnerState, logs: Replay, own: rollout.Adaptation
+  ) -> dict[str, Array]:
+    """What the algorithm says of itself, leaves [S, ...], on some tasks.
+
+    Args:
+      state: leaves [S, ...].
+      logs: of all training tasks.
+      own: what was collected in them, leaves [S, M, R, ...]; the first of the
+        repetitions is shown to the algorithm.
+    """
+    contexts = self._draw(logs, self._some, self._keys[6])
+    rows, mask = self._draw_rows(logs, self._some, self._keys[7])
+    first = lambda tree: jax.tree.map(lambda x: x[:, :, 0], tree)
+    seen = jax.tree.map(
+      lambda x: x[:, self._some], first((own.transitions, own.valid))
+    )
+    return self._diagnosis(
+      state,
+      Evidence(*first(contexts), *seen, rows, mask, self._keys[8]),
+    )
+
+
+def _drawer(buffer_of, draw_rows, num_episodes: int):
+  """Looks up rows that are drawn for every seed.
+
+  Args:
+    buffer_of: replay -> the buffer that they are rows of.
+    draw_rows: (buffer, task ids [M], key) -> rows and mask, [M, ..., N].
+    num_episodes: see `evaluation.look_up`.
+
+  Returns:
+    (replay, task ids [M], keys [S]) -> contexts, leaves [S, M, ..., N, ...].
+    Of memory maps only these are read.
+  """
+
+  def drawn(buffer, ids, key):
+    return evaluation.look_up(
+      buffer, ids, *draw_rows(buffer, ids, key), num_episodes
+    )
+
+  on_device = jax.jit(jax.vmap(drawn, (None, None, 0)))
+  rows_of_seeds = jax.jit(jax.vmap(draw_rows, (None, None, 0)))
+
+  def draw(replay, ids, keys) -> evaluation.OfflineContexts:
+    buffer = buffer_of(replay)
+    if not isinstance(buffer.data.reward, np.ndarray):
+      return on_device(buffer, ids, keys)
+    rows = jax.device_get(rows_of_seeds(buffer.tables(), ids, keys))
+    each = [
+      evaluation.look_up(buffer, np.asarray(ids), *one, num_episodes)
+      for one in zip(*rows)
+    ]
+    return jax.tree.map(lambda *x: np.stack(x), *each)
+
+  return draw
 
 
 def _num_diverged(adaptation: rollout.Adaptation) -> np.ndarray:

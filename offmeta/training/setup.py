@@ -3,20 +3,21 @@
 from collections.abc import Callable
 import dataclasses
 import functools
-import json
 import math
 import os
 import pathlib
 import shutil
 import time
-from typing import Any
+from typing import Annotated, Any, Literal
+import warnings
 
 import jax
 import jax.numpy as jnp
 
-from offmeta import disk, envs, parallel, processes
+from offmeta import disk, envs, limits, parallel, processes
 from offmeta.algorithms import ALGORITHMS
 from offmeta.checkpoints.checkpointer import Checkpointer
+from offmeta.results import records
 from offmeta.training import metrics as metrics_lib, seeds as seeds_lib
 from offmeta.training.config import (
   ConfigError,
@@ -25,7 +26,7 @@ from offmeta.training.config import (
   variant,
 )
 from offmeta.training.stopping import StopRequest
-from offmeta.types import Algorithm, EnvFamily, Key, Task
+from offmeta.types import Algorithm, EnvFamily, Key, Loop, Problem, Task
 
 
 class PhaseError(RuntimeError):
@@ -47,12 +48,14 @@ class Runtime:
       batches (`training/streaming.py`).
   """
 
-  checkpoint_every_s: float = 60.0
+  checkpoint_every_s: Annotated[
+    float, limits.Range(-math.inf, infinite=True)
+  ] = 60.0
   keep_checkpoints: bool = False
   quiet: bool = False
   max_devices: int | None = None
-  share: str = 'seeds'
-  replay: str = 'device'
+  share: Literal['seeds', 'tasks'] = 'seeds'
+  replay: Literal['device', 'host'] = 'device'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Setup:
     seeds: the run's learners.
     stop: asks phases to save and stop.
     runtime: how it is carried out.
+    num_rows: logged transitions of the training task with the fewest; 0 while
+      there are no logs.
   """
 
   config: ExperimentConfig
@@ -77,6 +82,7 @@ class Setup:
   seeds: seeds_lib.Seeds
   stop: StopRequest
   runtime: Runtime = Runtime()
+  num_rows: int = 0
 
   @functools.cached_property
   def _kept(self) -> dict[str, Any]:
@@ -96,10 +102,10 @@ class Setup:
     self, name: str, config: Any, axis_name: str | None = None
   ) -> Algorithm:
     """An algorithm of the registry for this family and these tasks."""
-    if getattr(config, 'num_train_tasks', None) == 0:
-      number = jax.tree.leaves(self.train_tasks)[0].shape[0]
-      config = dataclasses.replace(config, num_train_tasks=number)
-    return ALGORITHMS[name].make(self.family.spec, config, axis_name)
+    problem = make_problem(
+      self.family, envs.num_tasks(self.train_tasks), self.num_rows
+    )
+    return ALGORITHMS[name].make(problem, config, axis_name)
 
   def learner(
     self,
@@ -109,6 +115,11 @@ class Setup:
     """The algorithm of the run, or of a variant's `config`."""
     config = config or self.config
     return self.algorithm(config.algorithm, config.settings, axis_name)
+
+  @property
+  def logged(self) -> bool:
+    """Whether the run's algorithm has any use for logged data."""
+    return self.learner().data is not None
 
   def make_seeds(self, keys: Key, num_tasks: int) -> seeds_lib.Seeds:
     """Other learners than the run's, with meta-batches of `num_tasks`."""
@@ -171,7 +182,7 @@ class Setup:
     if not processes.is_main():
       return
     path = self.workdir / 'timing.json'
-    timing = json.loads(path.read_text()) if path.exists() else {}
+    timing = _read_timing(path)
     timing[stage] = round(timing.get(stage, 0.0) + seconds, 3)
     disk.write_json(path, timing)
 
@@ -182,6 +193,15 @@ class Setup:
       work()
     finally:
       self.add_time(stage, time.monotonic() - begin)
+
+
+def _read_timing(path: pathlib.Path) -> dict[str, float]:
+  """Seconds by stage; a file that cannot be read is not worth a run."""
+  try:
+    return records.load_timing(path)
+  except ValueError as error:
+    warnings.warn(f'{error}; counting begins anew', stacklevel=2)
+    return {}
 
 
 def _first(tasks: Task, count: int, what: str, name: str) -> Task:
@@ -204,10 +224,10 @@ def make_tasks(
   """
   kind, _, seed = name.partition(':')
   if kind == 'random':
-    if not seed.isdigit():
+    if not seed.isdecimal() or int(seed) > limits.MOST_SEED:
       raise ConfigError(
         f'config.family.task_list: {name!r}; write "random:SEED" with a'
-        ' whole number'
+        f' whole number from 0 to {limits.MOST_SEED}'
       )
     tasks = family.sample_tasks(jax.random.key(int(seed)), num_train + num_test)
     train = jax.tree.map(lambda x: x[:num_train], tasks)
@@ -222,6 +242,44 @@ def make_tasks(
   )
 
 
+def make_problem(
+  family: EnvFamily, num_tasks: int, num_rows: int = 0
+) -> Problem:
+  """What algorithms of this family are made for; see `Problem`."""
+  return Problem(
+    family.spec, num_tasks, num_rows, getattr(family, 'termination', None)
+  )
+
+
+def _check_gather(loop: Loop, config: ExperimentConfig, num_train: int):
+  """Refuses rollouts that do not fit the tasks, and batches of none."""
+  name = config.algorithm
+  fresh = any(stage.batch.query is not None for stage in loop.stages)
+  if loop.gather is None:
+    if fresh:
+      raise ConfigError(
+        f'config.{name}: a stage of loop {loop.name!r} is fed by rollouts, but'
+        ' the loop gathers none; give it gather=Rollouts(...)'
+      )
+    return
+  if loop.phase != 'online' or not all(
+    stage.batch.query is not None
+    and stage.batch.num_tasks == loop.gather.num_envs
+    for stage in loop.stages
+  ):
+    raise ConfigError(
+      f'config.{name}: loop {loop.name!r} gathers rollouts; that is for loops'
+      " of the phase 'online' whose stages are all fed by them, with as many"
+      ' tasks as there are environments'
+    )
+  if loop.gather.num_envs % num_train:
+    raise ConfigError(
+      f'config.{name}: {loop.gather.num_envs} environments do not spread'
+      f' evenly over {num_train} training tasks; choose a multiple, or another'
+      ' config.family.num_train'
+    )
+
+
 def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
   """What the meta-batches of all stages and variants are multiples of."""
   stages = []
@@ -229,16 +287,19 @@ def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
     config,
     *(variant(config, name) for name in config.online.variants),
   ):
-    settings = changed.settings
-    if hasattr(settings, 'num_train_tasks'):
-      settings = dataclasses.replace(
-        settings, num_train_tasks=config.family.num_train
-      )
+    problem = make_problem(family, config.family.num_train)
     try:
-      made = ALGORITHMS[changed.algorithm].make(family.spec, settings)
+      made = ALGORITHMS[changed.algorithm].make(problem, changed.settings)
     except ValueError as error:
       raise ConfigError(f'config.{changed.algorithm}: {error}') from error
-    stages += [*made.offline, *made.online]
+    for loop in made.loops:
+      _check_gather(loop, changed, config.family.num_train)
+    stages += [
+      stage
+      for loop in made.loops
+      if loop.phase != 'finetune'  # has layouts of its own
+      for stage in loop.stages
+    ]
   for stage in stages:
     batch = stage.batch
     if not batch.replacement and batch.num_tasks > config.family.num_train:
@@ -259,8 +320,13 @@ def make_setup(
   """Builds the family, its tasks, and the layout of the learners.
 
   Raises:
-    ConfigError: an unknown family, option or task list.
+    ConfigError: an unknown family, option or task list, or a flag of the
+      runtime that means nothing.
   """
+  try:
+    limits.check(runtime, 'runtime')
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
   try:
     family = envs.make(config.family.name, **config.family.options)
   except ValueError as error:

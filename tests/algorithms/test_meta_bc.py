@@ -16,6 +16,7 @@ from offmeta.testing import probes
 from offmeta.types import (
   BatchSpec,
   DataSpec,
+  Problem,
   Rows,
   Slice,
 )
@@ -40,7 +41,7 @@ def _changed(**changes):
 
 def _state(config=CONFIG):
   """Tensors have step sizes of their own."""
-  state = jax.jit(meta_bc.make(SPEC, config).init)(jax.random.key(0))
+  state = jax.jit(meta_bc.make(Problem(SPEC), config).init)(jax.random.key(0))
   return state.replace(
     params={
       'policy': helpers.shaken(state.params['policy'], 0, 0.2),
@@ -52,10 +53,10 @@ def _state(config=CONFIG):
 @pytest.fixture(name='batch', scope='module')
 def _batch():
   """Of the first task's context two rows do not count, and are not finite."""
-  algorithm = meta_bc.make(SPEC, CONFIG)
+  algorithm = meta_bc.make(Problem(SPEC), CONFIG)
   batch = jax.jit(
     lambda key: probes.random_batch(
-      key, SPEC, algorithm.offline[0].batch, algorithm.data
+      key, SPEC, algorithm.loop('offline').stages[0].batch, algorithm.data
     )
   )(jax.random.key(1))
   mask = jnp.ones((2, 6)).at[0, 2:4].set(0.0)
@@ -113,9 +114,9 @@ def test_loss_and_meta_gradient_against_numpy(batch, changes):
   theta, rho = (
     reference.vector(state.params[k]) for k in ('policy', 'policy_steps')
   )
-  after, logs = jax.jit(meta_bc.make(SPEC, config).offline[0].update)(
-    state, batch
-  )
+  after, logs = jax.jit(
+    meta_bc.make(Problem(SPEC), config).loop('offline').stages[0].update
+  )(state, batch)
   np.testing.assert_allclose(
     logs['policy/outer_loss'], own.outer(theta, rho, batch), rtol=1e-4
   )
@@ -159,7 +160,9 @@ def test_what_has_an_influence(batch):
   """Observations and actions, not rewards."""
   state, update = (
     _state(),
-    jax.jit(meta_bc.make(SPEC, CONFIG).offline[0].update),
+    jax.jit(
+      meta_bc.make(Problem(SPEC), CONFIG).loop('offline').stages[0].update
+    ),
   )
   before = update(state, batch)
 
@@ -202,7 +205,7 @@ def test_second_order(batch):
 
 
 def test_acting():
-  algorithm = meta_bc.make(SPEC, CONFIG)
+  algorithm = meta_bc.make(Problem(SPEC), CONFIG)
   params = algorithm.actor_params(_state())
   rows, valid = macaw_inputs.make_context(False)
   spoiled = jax.tree.map(lambda x: x.at[6:].set(jnp.nan), rows)
@@ -242,16 +245,18 @@ def test_acting():
 
 
 def test_what_it_asks_for():
-  algorithm = meta_bc.make(SPEC, CONFIG)
+  algorithm = meta_bc.make(Problem(SPEC), CONFIG)
   assert algorithm.data == DataSpec(stride=7, shared=True)
-  assert algorithm.online == ()
+  assert algorithm.in_phase('online') == ()
   for sampling, context in (
     ('contiguous', Slice(6)),
     ('uniform', Rows(6, replacement=False)),
   ):
-    (stage,) = meta_bc.make(
-      SPEC, _changed(train_inner_sampling=sampling)
-    ).offline
+    (stage,) = (
+      meta_bc.make(Problem(SPEC), _changed(train_inner_sampling=sampling))
+      .loop('offline')
+      .stages
+    )
     assert stage.num_steps == 4
     assert stage.batch == BatchSpec(
       2, Rows(5, replacement=False), context, replacement=False
@@ -260,8 +265,8 @@ def test_what_it_asks_for():
 
 @pytest.mark.parametrize('name', ['layer', 'train_inner_sampling', 'task_loop'])
 def test_bad_settings_raise(name):
-  with pytest.raises(ValueError, match=f"meta_bc: {name}='x'"):
-    meta_bc.make(SPEC, _changed(**{name: 'x'}))
+  with pytest.raises(ValueError, match=f"meta_bc.{name}: 'x'"):
+    meta_bc.make(Problem(SPEC), _changed(**{name: 'x'}))
 
 
 def test_released_defaults():
@@ -289,7 +294,9 @@ def test_adaptation_to_held_out_directions():
     num_updates=300,
   )
   params = bandit_logs.train(meta_bc.make, config)
-  score = bandit_logs.scorer(meta_bc.make(bandit_logs.FAMILY.spec, config))
+  score = bandit_logs.scorer(
+    meta_bc.make(Problem(bandit_logs.FAMILY.spec), config)
+  )
   contexts = bandit_logs.contexts(config.context_size)
   adapted = score(params, contexts)
   prior = score(params, bandit_logs.nothing(contexts))

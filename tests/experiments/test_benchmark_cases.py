@@ -179,9 +179,6 @@ def test_every_algorithm_has_its_cases(profile):
     assert (rl.num_tasks, rl.query.size) == (16, 256)
     vae = batches['borel', 'offline', 'vae_50_times']
     assert (vae.num_tasks, vae.context) == (4, Sequences(8, 400))
-  for case in found:
-    if hasattr(case.config, 'num_train_tasks'):
-      assert case.config.num_train_tasks == case.num_tasks
 
 
 def test_returns_in_the_synthetic_data():
