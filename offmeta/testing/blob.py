@@ -19,7 +19,9 @@ from offmeta.types import (
   EnvSpec,
   EnvState,
   Key,
+  Loop,
   Policy,
+  Problem,
   Stage,
   Task,
   Trajectory,
@@ -88,10 +90,9 @@ class Blob:
     """Goes to the target with some noise; its params are one task."""
 
     def act(task, state, observation, key):
-      del state
       way = (task['target'] - locate(observation)) / _STEP_SIZE
       way += _NOISE * jax.random.normal(key, (2,))
-      return jnp.clip(way, -1.0, 1.0), {}
+      return jnp.clip(way, -1.0, 1.0), state, {}
 
     return rollout.uniform_policy(2)._replace(act=act)
 
@@ -128,15 +129,16 @@ class Config:
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """Predicts each next frame from a frame and an action; acts at random.
 
   Args:
-    spec: of a family of images.
+    problem: of a family of images.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
   """
+  spec = problem.spec
   height, width, channels = spec.observation_shape
   pixels = height * width * channels
   network = base.mlp(
@@ -172,14 +174,13 @@ def make(
   acting = rollout.uniform_policy(spec.action_size)
   return Algorithm(
     init=init,
-    offline=(Stage('frames', config.num_updates, batch, update),),
-    online=(),
-    begin_online=lambda state: state,
+    loops=(
+      Loop('offline', (Stage('frames', config.num_updates, batch, update),)),
+    ),
     explore=acting,
     evaluate=acting,
     evaluate_given_context=None,
     actor_params=lambda state: (),
-    relabel=None,
     data=DataSpec(sequence_episodes=1),
   )
 

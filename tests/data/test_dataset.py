@@ -219,8 +219,9 @@ def test_memory_maps(saved, data):
   file.write_bytes(bytes(content))
   with pytest.raises(DatasetError, match='reward.npy: was altered'):
     mapped()
-  assert mapped(check_hash=False).transitions.reward[0, 0] == (
-    data.transitions.reward[0, 0]
+  assert (
+    mapped(check_hash=False).transitions.reward[0, 0]
+    == (data.transitions.reward[0, 0])
   )
   file.write_bytes(bytes(content[:-4]))
   with pytest.raises(DatasetError, match='reward.npy: holds .* were written'):

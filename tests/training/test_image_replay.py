@@ -26,7 +26,12 @@ from offmeta.training import (
   streaming,
   updates,
 )
-from offmeta.types import Exploration, Rows, Slice
+from offmeta.types import (
+  Exploration,
+  Problem,
+  Rows,
+  Slice,
+)
 
 _T, _EPISODES, _TASKS = 8, 40, 3
 _CONFIG = {
@@ -56,6 +61,10 @@ def _known():
   blob.register()
   yield
   del envs.FAMILIES['blob']
+
+
+def _problem():
+  return Problem(blob.Blob().spec, _TASKS)
 
 
 def _setup(workdir, place):
@@ -122,7 +131,7 @@ def test_frames_are_stored_once_and_nothing_is_lost(setup):
   whole = _collected(setup).transitions
   replay = prepare.replay(
     stored,
-    blob.make(setup.family.spec, blob.Config()).data,
+    blob.make(_problem(), blob.Config()).data,
     setup.family,
     setup.train_tasks,
     jax.random.key(0),
@@ -171,7 +180,7 @@ def test_episodes_of_any_length_and_cut_logs(setup):
   spec = setup.family.spec._replace(observation_shape=(2, 2, 1))
   datasets.validate(data, spec)
   replay = prepare._frames_once(
-    data, blob.make(setup.family.spec, blob.Config()).data
+    data, blob.make(_problem(), blob.Config()).data
   ).rl
   np.testing.assert_array_equal(
     replay.sequence_length, [[2, 3, 1, 2], [4, 2, 0, 0]]
@@ -230,7 +239,7 @@ def test_what_is_no_data_of_frames(setup, changed):
 
 def test_what_frames_cannot_be_prepared_for(setup):
   stored = collecting.load_dataset(setup)
-  asked = blob.make(setup.family.spec, blob.Config()).data
+  asked = blob.make(_problem(), blob.Config()).data
   with pytest.raises(DatasetError, match='stores every frame once'):
     prepare.replay(
       stored,
@@ -264,7 +273,7 @@ def test_a_file_larger_than_the_blocks(setup):
     images = images.base
   assert isinstance(images, np.memmap)
   config = blob.Config(num_updates=12)
-  algorithm = blob.make(setup.family.spec, config)
+  algorithm = blob.make(_problem(), config)
   replay = prepare.replay(
     stored,
     algorithm.data,
@@ -277,7 +286,7 @@ def test_a_file_larger_than_the_blocks(setup):
   traces = []
 
   def make_stage(axis):
-    [stage] = blob.make(setup.family.spec, config, axis).offline
+    [stage] = blob.make(_problem(), config, axis).loop('offline').stages
 
     def update(state, batch):
       traces.append(batch.query.observation.shape)
