@@ -17,7 +17,7 @@ from offmeta.collection.sources import (
   sac,
   script,
 )
-from offmeta.data import dataset as datasets
+from offmeta.data import dataset as datasets, frames
 from offmeta.data.meta_dataset import MetaDataset
 from offmeta.training import config as configs
 from offmeta.training.setup import PhaseError, Setup
@@ -74,7 +74,9 @@ def _load(setup: Setup, path: str, what: str, number: str, tasks: Task):
       f'{path}: no dataset; run --phases=collect first or point'
       ' --config.collect.dataset at one'
     )
-  data = datasets.load(path, setup.family.spec)
+  data = setup.once(
+    path, lambda: datasets.load(path, setup.family.spec, memory_map=True)
+  )
   for name, leaf in tasks.items():
     stored = data.tasks.get(name)
     if (
@@ -129,7 +131,7 @@ def dataset_sizes(setup: Setup) -> tuple[int, int]:
   size = config.rl_size
   if config.rl_slice == 'all':
     size = pearl.most_rows(setup)
-  return size, config.encoder_size
+  return _most_rows(setup, (size, config.encoder_size))
 
 
 def test_dataset_sizes(setup: Setup) -> tuple[int, int] | None:
@@ -140,7 +142,7 @@ def test_dataset_sizes(setup: Setup) -> tuple[int, int] | None:
     return None if data is None else _sizes(data)
   if config.source != 'pearl':
     return _log_size(setup), 0
-  return pearl.most_visit_rows(setup)
+  return _most_rows(setup, pearl.most_visit_rows(setup))
 
 
 def _sizes(data: MetaDataset) -> tuple[int, int]:
@@ -148,17 +150,26 @@ def _sizes(data: MetaDataset) -> tuple[int, int]:
   return data.transitions.reward.shape[1], context
 
 
+def _most_rows(setup: Setup, steps: tuple[int, int]) -> tuple[int, int]:
+  """Of logs of so many steps; 0 stays 0."""
+  return tuple(n and frames.most_rows(setup.family.spec, n) for n in steps)
+
+
 def _log_size(setup: Setup) -> int:
   """Rows of a task's log that a script or SAC makes."""
   config, spec = setup.config.collect, setup.family.spec
   if config.source == 'script':
-    return config.script_episodes * spec.episode_length
-  if config.rl_slice != 'all':
-    return config.rl_size
-  return single_task.life(spec, config.specialists)[1]
+    steps = config.script_episodes * spec.episode_length
+  elif config.rl_slice != 'all':
+    steps = config.rl_size
+  else:
+    steps = single_task.life(spec, config.specialists)[1]
+  return frames.most_rows(spec, steps)
 
 
 def _save(setup: Setup, path: str, data: MetaDataset, origin: str):
+  if frames.are_once(setup.family.spec):
+    data = frames.once(data)
   made_by = {
     'algorithm': setup.config.collect.source,
     'log': origin,
@@ -171,6 +182,7 @@ def _save(setup: Setup, path: str, data: MetaDataset, origin: str):
     )
   )
   processes.in_all(lambda: processes.await_directory(pathlib.Path(path)))
+  setup.forget(path)
 
 
 def _score_references(setup, scores):
