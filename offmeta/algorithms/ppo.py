@@ -69,7 +69,6 @@ class Config:
   num_minibatches: int = 32  # per pass
 
 
-# What tests and reports of all variants share.
 VARIANT_FIXED = ('actor_hidden', 'value_hidden')
 
 
@@ -142,8 +141,7 @@ def prepare(
   Args:
     params: groups 'actor' and 'value'.
     rollout: leaves [E, T, ...]; extras hold 'truncated' and what `act` says.
-    networks: see `make_networks`.
-    config: hyper-parameters.
+    networks, config: see `losses`.
   """
   value = networks.value.apply(params['value'], rollout.observation)
   truncated = rollout.extras['truncated']
@@ -226,12 +224,11 @@ def update(
   Args:
     state: groups 'actor' and 'value'.
     batch: fresh rollouts, query leaves [E, T, ...].
-    networks: see `make_networks`.
-    config: hyper-parameters.
+    networks, config: see `losses`.
     axis_name: device axis over which the environments are sharded.
 
   Returns:
-    The next state, and scalars to log: means over all minibatches.
+    The next state, and means over all minibatches.
   """
   optimizers = make_optimizers(config)
   query = batch.query
@@ -301,7 +298,6 @@ def evaluate(networks: Networks) -> Policy:
 
 
 def _policy(act: Callable) -> Policy:
-  """A policy without a belief."""
   return Policy(
     init=lambda params, key: (),
     act=act,
