@@ -414,6 +414,7 @@ def test_contract():
   [
     (dict(num_minibatches=5), '5 does not divide the num_steps=6'),
     (dict(standardise='no'), "standardise: 'no'; choose"),
+    (dict(clip=0.0), 'ppo.clip: must be above 0'),
   ],
 )
 def test_settings_that_cannot_be(changes, message):
