@@ -3,6 +3,7 @@
 import dataclasses
 
 import helpers
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
