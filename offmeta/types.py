@@ -81,7 +81,8 @@ class MetaBatch(NamedTuple):
       stage asks for none.
     context_mask: [M, N], 1 where the context entry counts; None with it.
     query: leaves [M, B, ...]: what the losses are taken on. For `Windows` a
-      Trajectory, leaves [M, count, length (+ 1), ...].
+      Trajectory, leaves [M, count, length (+ 1), ...]. Of a
+      `Rollout` leaves [E, T, ...], in order, with task_id and slot [E].
   """
 
   task_id: Array
@@ -195,16 +196,25 @@ class Policy(NamedTuple):
 
   Attributes:
     init: (params, key) -> state, the prior.
-    act: (params, state, observation [O], key) -> (action [A], extras).
-    observe: (params, state, transition, key) -> state, called every step.
+    act: (params, state, observation [O], key) -> (action [A], state, extras):
+      the state may take in the observation (a filter sees an episode's first
+      one here), extras are what else there is to say of the choice, e.g.
+      'log_prob' and 'value'; `rollout.continue_rollout` stores them.
+    observe: (params, state, transition, key) -> state, called after every step
+      with the state that `act` left.
     adapt: (params, state, context [N, ...], valid [N], key) -> state, called
       before every episode; with no valid entry the result is the prior.
+    keep: (transition [...]) -> transition [...]: what `adapt` needs of steps,
+      with rewards and extras['time'] as they are; a policy that reads a task
+      off something smaller drops frames here. What is collected for its own
+      adaptation is stored so; other contexts may hold more.
   """
 
   init: Callable[..., PolicyState]
-  act: Callable[..., tuple[Array, Mapping[str, Array]]]
+  act: Callable[..., tuple[Array, PolicyState, Mapping[str, Array]]]
   observe: Callable[..., PolicyState]
   adapt: Callable[..., PolicyState]
+  keep: Callable[[Transition], Transition] = lambda transition: transition
 
 
 @struct.dataclass
@@ -317,8 +327,27 @@ class Windows(NamedTuple):
   length: int
 
 
+class Rollouts(NamedTuple):
+  """On-policy data before every iteration: what a loop may gather.
+
+  The algorithm's `explore` goes on in the same environments from iteration to
+  iteration, in the training tasks with their true rewards.
+
+  Attributes:
+    num_envs: E, spread evenly over the training tasks.
+    num_steps: T of each per iteration.
+  """
+
+  num_envs: int
+  num_steps: int
+
+
 class Rollout(NamedTuple):
-  """What was gathered just before the update, in order."""
+  """The fresh rollouts of this iteration, leaves [E, T, ...].
+
+  `BatchSpec.num_tasks` is then E, the number of environments, and the update
+  does all its epochs and minibatches itself.
+  """
 
 
 class BatchSpec(NamedTuple):
@@ -431,6 +460,9 @@ class Loop(NamedTuple):
     stages: at least one.
     iterations: how many; None: the experiment says (`config.online.iterations`,
       `config.finetune.iterations`).
+    gather: before every iteration. None: nothing in an 'offline' loop; in the
+      others what the experiment says (`config.online.gather`: `Visits`).
+      `Rollouts` are for an 'online' loop.
     begin: (LearnerState) -> LearnerState, at its start. Of 'finetune', which
       trains one learner per task: (LearnerState, context [N, ...], valid [N]).
     finished: (LearnerState) -> [] bool, asked before every iteration. A seed
@@ -441,6 +473,7 @@ class Loop(NamedTuple):
   name: str
   stages: tuple[Stage, ...]
   iterations: int | None = 1
+  gather: Rollouts | None = None
   begin: Callable[..., LearnerState] = _unchanged
   finished: Callable[[LearnerState], Array] | None = None
 
@@ -469,7 +502,7 @@ class Algorithm(NamedTuple):
       -> rewards [T] without access to `data.reward`; None if there is none.
     posterior: (actor params, context [N, ...], valid [N]) -> (mean [Z],
       std [Z]); None for algorithms without a Gaussian latent.
-    data: how logs are prepared.
+    data: how logs are prepared; None: it has no use for logs.
     diagnose: (LearnerState, Evidence) -> {name: array}, what the report shows
       of a learner besides its returns, of one seed: [], [K], [K, L], or points
       [n, 2]. It gets the whole state, because models and critics are not among
@@ -487,7 +520,7 @@ class Algorithm(NamedTuple):
   actor_params: Callable[[LearnerState], Params]
   relabel: Callable[..., Array] | None = None
   posterior: Callable[..., tuple[Array, Array]] | None = None
-  data: DataSpec = DataSpec()
+  data: DataSpec | None = DataSpec()
   diagnose: Callable[..., Mapping[str, Array]] | None = None
 
   def in_phase(self, phase: str) -> tuple[Loop, ...]:

@@ -5,7 +5,9 @@ sees the frozen dataclass.
 """
 
 from collections.abc import Callable, Mapping
+import errno
 from importlib import machinery
+import os
 import pathlib
 import sys
 import traceback
@@ -60,9 +62,9 @@ def _one_message(work: Callable[[], Any]) -> Any:
     elif "'get_config'" in str(error):
       message = f'{_file_name()}: it has no function get_config'
     elif isinstance(error, OSError):
-      message = f'{_file_name()}: {error.strerror or error}'
+      message = f'{_file_name()}: {_unreadable(error)}'
     elif isinstance(error, (AttributeError, KeyError)):  # of ml_collections
-      message = _unknown_key(error)
+      message = _not_a_config() or _unknown_key(error)
     elif isinstance(error, (flags.Error, TypeError, ValueError)):
       message = _text(error)
     else:
@@ -73,6 +75,13 @@ def _one_message(work: Callable[[], Any]) -> Any:
 
 def _file_name() -> str:
   return f'config file {_config_argument().split(":")[0]}'
+
+
+def _unreadable(error: OSError) -> str:
+  """Why; ml_collections lists all places where it has looked."""
+  if not pathlib.Path(_config_argument().split(':')[0]).exists():
+    return os.strerror(errno.ENOENT)
+  return error.strerror or _text(error)
 
 
 def _line_of_file(error: Exception) -> int | None:
@@ -91,6 +100,17 @@ def _line_of_file(error: Exception) -> int | None:
 
 def _kind(error: Exception) -> str:
   return f'{type(error).__name__}: {getattr(error, "msg", error)}'
+
+
+def _not_a_config() -> str:
+  """What the file gives, if that has no keys at all; else ''."""
+  try:
+    load_config(_config_argument())
+  except NoConfigError as error:
+    return str(error)
+  except ValueError:  # e.g. it registers a family, which it has done before
+    pass
+  return ''
 
 
 def _unknown_key(error: Exception) -> str:
@@ -186,10 +206,9 @@ def from_flag(config_flag: Any) -> tuple[Any, dict]:
 
   try:
     values = config_flag.value
-    if isinstance(values, ml_collections.ConfigDict):
-      values.to_dict()  # a file that could not be loaded fails here
+    getattr(values, 'to_dict', None)  # a file that is not there fails here
   except OSError as error:
-    raise ConfigError(f'{_file_name()}: {error.strerror or error}') from error
+    raise ConfigError(f'{_file_name()}: {_unreadable(error)}') from error
   except (ValueError, TypeError, AttributeError) as error:
     raise ConfigError(f'--config: {_text(error)}') from error
   _check_returned(_file_name(), values)
@@ -202,11 +221,13 @@ def from_flag(config_flag: Any) -> tuple[Any, dict]:
   }
 
 
-def _check_returned(file: str, values: Any):
-  from offmeta.training.config import ConfigError
+class NoConfigError(ValueError):
+  """A config file whose get_config returns something else."""
 
+
+def _check_returned(file: str, values: Any):
   if not isinstance(values, ml_collections.ConfigDict):
-    raise ConfigError(
+    raise NoConfigError(
       f'{file}: get_config returned {values!r}, but a ConfigDict is needed, as'
       ' made by experiments.configs.base.make_config'
     )

@@ -227,6 +227,7 @@ def attempt(work: Callable[[], Any]) -> tuple[int, str]:
     DatasetError,
     CheckpointError,
     DivergenceError,
+    configuration.NoConfigError,
     ImportError,
     MetricsFileError,
     WorkdirBusyError,

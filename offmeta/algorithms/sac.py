@@ -172,6 +172,7 @@ def _policy(act: Callable) -> Policy:
     init=lambda params, key: (),
     act=lambda params, state, observation, key: (
       act(params, observation, key),
+      state,
       {},
     ),
     observe=lambda params, state, transition, key: state,

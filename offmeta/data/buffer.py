@@ -67,6 +67,10 @@ class Replay(NamedTuple):
       self.rl.tables(), None if self.encoder is None else self.encoder.tables()
     )
 
+  def new_steps(self) -> Array:
+    """Transitions in all tasks since the start, [...]."""
+    return jnp.sum(self.rl.size - self.rl.offline_size, axis=-1)
+
   def with_extras(self, extras: Mapping[str, Array]) -> 'Replay':
     """The same with further extras of the RL data, leaves [M, C, ...].
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from offmeta.networks import base
-from offmeta.networks.distributions import TANH_NORMALS
+from offmeta.networks.distributions import TANH_NORMALS, Normal
 from offmeta.types import Network
 
 MIN_LOG_STD = -20.0
@@ -55,3 +55,28 @@ def tanh_gaussian_actor(
     return distribution(mean, jnp.clip(log_std, MIN_LOG_STD, max_log_std))
 
   return Network(init=body.init, apply=apply)
+
+
+def gaussian_actor(
+  input_sizes: Sequence[int],
+  action_size: int,
+  hidden: Sequence[int],
+  initial_std: float,
+) -> Network:
+  """apply(params, *inputs [..., .]) -> Normal [..., A].
+
+  The mean is squashed into [-1, 1], samples are not. One standard deviation per
+  action, the same in all states, starts at `initial_std` and is learnt.
+  """
+  body = base.mlp(input_sizes, hidden, ((action_size, 1e-3),))
+
+  def init(key):
+    log_std = jnp.full((action_size,), jnp.log(jnp.float32(initial_std)))
+    return {'mean': body.init(key), 'log_std': log_std}
+
+  def apply(params, *inputs):
+    mean = jnp.tanh(body.apply(params['mean'], *inputs))
+    std = jnp.broadcast_to(jnp.exp(params['log_std']), mean.shape)
+    return Normal(mean, std)
+
+  return Network(init=init, apply=apply)

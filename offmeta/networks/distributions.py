@@ -44,6 +44,11 @@ class Normal(NamedTuple):
     """mean + std * noise [..., A], from standard normal noise [..., A]."""
     return self.mean + self.std * noise
 
+  def entropy(self) -> Array:
+    """In nats, [...]."""
+    each = 0.5 * (1.0 + _LOG_2PI) + jnp.log(self.std)
+    return jnp.sum(jnp.broadcast_to(each, self.mean.shape), axis=-1)
+
 
 class TanhNormal(NamedTuple):
   """tanh of a diagonal Gaussian; event axis last.

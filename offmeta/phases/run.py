@@ -50,8 +50,13 @@ PHASES = ('collect', 'offline', 'online', 'finetune', 'test', 'report')
 # Offline.
 
 
-def offline_replays(setup: Setup) -> evaluators.OfflineData:
-  """The datasets as replays (no seed axis), where the run keeps its replays."""
+def offline_replays(setup: Setup) -> evaluators.OfflineData | None:
+  """The datasets as replays (no seed axis), where the run keeps its replays.
+
+  None for algorithms that have no use for logs.
+  """
+  if not setup.logged:
+    return None
   spec = setup.learner().data
   # What is random in the preparation is the same for all seeds.
   key = seeds_lib.stream(jax.random.key(setup.config.seed), 'preparation')
@@ -198,10 +203,11 @@ def _online_replays(setup, config, data: Replay) -> Replay:
 def online(
   setup: Setup, name: str, evaluator: evaluators.Evaluator | None = None
 ):
-  """Runs one variant of the self-supervised phase.
+  """Runs one variant of the online phase: self-supervised, or on-policy.
 
-  Rewards are dropped inside the rollout unless the variant asks for true
-  ones; labels come from the decoder and frozen offline data of the task.
+  In the former rewards are dropped inside the rollout unless the variant asks
+  for true ones; labels come from the decoder and frozen offline data of the
+  task.
 
   Args:
     setup: of the run.
@@ -213,10 +219,11 @@ def online(
     return
   config = configs.variant(setup.config, name)
   data = offline_replays(setup)
-  setup = dataclasses.replace(setup, num_rows=int(jnp.min(data.train.rl.size)))
+  if data is not None:
+    rows = int(jnp.min(data.train.rl.size))
+    setup = dataclasses.replace(setup, num_rows=rows)
   algorithm = setup.learner(config=config)
   (loop,) = algorithm.in_phase('online')
-  visited = visits_lib.online_visits(config, setup.seeds)
   updater = updates.make_updater(
     setup,
     lambda axis: setup.learner(axis, config).loop(loop.name),
@@ -227,23 +234,34 @@ def online(
   )
   states = _start_states(setup, algorithm, loop, lambda other: other.name)
   evaluator = evaluator or make_evaluator(setup)
-  loops.run_loop(
-    setup,
-    folder,
-    loops.start(states, _online_replays(setup, config, data.train)),
-    updater,
-    show=(
-      'eval/test/self_context/final_return',
-      'eval/train/offline_context/final_return',
-    ),
-    label=config.algorithm,
-    gather=gatherers.gatherer(
+  if loop.gather is None:
+    visited = visits_lib.online_visits(config, setup.seeds)
+    gather = gatherers.gatherer(
       setup,
       algorithm,
       setup.seeds,
       setup.seeds.mine(visited),
       config.online.gather,
+    )
+    start = _online_replays(setup, config, data.train)
+  else:
+    begin, gather = gatherers.rollout_gatherer(
+      setup, algorithm, setup.seeds, loop.gather
+    )
+    start = begin(states)
+  loops.run_loop(
+    setup,
+    folder,
+    loops.start(states, start),
+    updater,
+    show=(
+      'eval/test/self_context/final_return',
+      'eval/train/self_context/final_return'
+      if data is None
+      else 'eval/train/offline_context/final_return',
     ),
+    label=config.algorithm,
+    gather=gather,
     evaluate=lambda state, replay: evaluator.curve(state, data),
     evaluate_every=config.evaluation.every_iterations * updater.total,
   )

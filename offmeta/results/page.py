@@ -198,6 +198,9 @@ def _verdict(summary: Mapping[str, Any]) -> str:
   else:
     name, what = 'offline_adaptation', 'adapting to its own context'
   entry = summary['paired'][name]
+  rows = summary['rows']
+  if 'offline_self_context' not in rows and 'online_self_context' in rows:
+    return ''  # trained online only: there is nothing before it
   if entry['mean'] is None:
     return f'<p>What {what} changes has not been tested yet.</p>'
   mean = f'{entry["mean"]:+.2f}'

@@ -64,12 +64,14 @@ def training_curves(
         'eval/train/offline_context/final_return',
       ),
     )
-    if any(
-      metric in values
-      for stage, values in record.metrics.items()
-      if stage != 'collect'
-    )
+    if _logged(record, metric)
   ]
+  if all(metric.startswith('eval/test') for _, metric in panels):
+    title, metric = (
+      'Training tasks, self-collected context',
+      'eval/train/self_context/final_return',
+    )
+    panels += [(title, metric)] if _logged(record, metric) else []
   if not panels:
     return None
   curves = [_curves(record, metric) for _, metric in panels]
@@ -80,7 +82,9 @@ def training_curves(
       {(i, n): s for i, c in enumerate(curves) for n, s in c[1].items()},
     )
   ]
-  both = last[1] > 0
+  if not last[0]:  # nothing was trained offline
+    last = last[1:]
+  both = len(last) == 2 and last[1] > 0
   share = float(np.clip(last[0] / max(sum(last), 1), 0.25, 0.75))
   with drawing.rc():
     figure = drawing.figure(8.6, 3.5 * len(panels) + 0.3)
@@ -103,6 +107,15 @@ def training_curves(
       drawing.label_right(axes[-1], labels)
     _phase_axes(grid, last)
   return figure
+
+
+def _logged(record: records.Record, metric: str) -> bool:
+  """Whether any training logged it."""
+  return any(
+    metric in values
+    for stage, values in record.metrics.items()
+    if stage != 'collect'
+  )
 
 
 def _curves(
@@ -216,6 +229,8 @@ def _phase_axes(grid: np.ndarray, last: Sequence[int]) -> None:
         va='bottom',
       )
   names = ('offline updates', 'online updates (since the switch)')
+  if len(last) == 1:
+    names = ('online updates',)
   for axis, name in zip(grid[-1], names):
     axis.set_xlabel(name)
 
@@ -240,7 +255,10 @@ def episode_curves(record: records.Record) -> Any | None:
   points.insert(
     max(len(points) - 1, 0), ('offline', 'offline stage', drawing.OFFLINE)
   )
-  training = record.array('offline', 'train_self_returns') is not None
+  training = any(
+    record.array(point, 'train_self_returns') is not None
+    for point, *_ in points
+  )
   with drawing.rc():
     figure = drawing.figure(9.6 if training else 6.2, 3.9)
     axes = figure.subplots(1, 1 + training, squeeze=False, sharey=True)[0]

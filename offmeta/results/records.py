@@ -3,7 +3,8 @@
 Axis letters: S seeds, M held-out tasks, N training tasks, R repetitions,
 E episodes, T time, Z latent, P points (posterior draws), K evaluations.
 
-Layout (all but `run.json` and `evaluations/offline.npz` may be missing):
+Layout (all but `run.json` and `evaluations/offline.npz` may be missing, and
+that too where nothing is trained offline):
 
   run.json                       what ran: config, variants, versions
   timing.json                    {phase: seconds}
@@ -155,7 +156,7 @@ def load(workdir: str | pathlib.Path, tested: bool = True) -> Record:
 
   Args:
     workdir: what `experiments.run --workdir` was given.
-    tested: whether its offline stage must have been tested.
+    tested: whether it must have been tested: its offline stage, if it has one.
 
   Raises:
     ValueError: with what is wrong, where, and what to do.
@@ -176,11 +177,18 @@ def load(workdir: str | pathlib.Path, tested: bool = True) -> Record:
     path = workdir / 'evaluations' / f'{point}.npz'
     if path.exists():
       evaluations[point] = load_evaluation(path)
-    elif point == 'offline' and tested:
+    elif point == 'offline' and tested and _has_offline(workdir, run):
       raise ValueError(
         f'{path} is missing: the offline stage has not been tested; run '
         'again with --phases=collect,offline,test,report'
       )
+  if tested and not any(
+    p.startswith(('offline', 'online')) for p in evaluations
+  ):
+    raise ValueError(
+      f'{workdir / "evaluations"}: nothing that was trained has been tested;'
+      ' run again with --phases=collect,online,test,report'
+    )
   _check_axes(evaluations, run.num_seeds, workdir / 'evaluations')
   for stage in dict.fromkeys([*stages, *loops]):
     path = workdir / stage / 'metrics.jsonl'
@@ -198,6 +206,11 @@ def _loops(workdir: pathlib.Path) -> list[str]:
     for pattern in ('*/metrics.jsonl', '*/*/metrics.jsonl')
     for path in workdir.glob(pattern)
   )
+
+
+def _has_offline(workdir: pathlib.Path, run: Run) -> bool:
+  """Whether the run trains offline: on-policy ones only have variants."""
+  return not run.variants or (workdir / 'offline').exists()
 
 
 def load_run(path: pathlib.Path) -> Run:

@@ -264,7 +264,7 @@ def _robust(record: records.Record) -> dict[str, Any]:
           statistics.task_scores(returns)
         ).as_dict()
       )
-  if online is not None:
+  if online is not None and offline is not None:
     result['probability_online_above_offline'] = (
       statistics.probability_of_improvement(
         statistics.task_scores(online), statistics.task_scores(offline)

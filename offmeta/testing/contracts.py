@@ -21,6 +21,7 @@ from offmeta.types import (
   EnvSpec,
   EnvState,
   Evidence,
+  Key,
   LearnerState,
   Loop,
   MetaBatch,
@@ -351,7 +352,11 @@ def check_algorithm(
     states = begun
     for stage in loop.stages:
       states = _check_stage(
-        stage, states, spec, algorithm.data, tolerance, quick
+        stage,
+        states,
+        _drawing(algorithm, loop, stage, states[0], spec),
+        tolerance,
+        quick,
       )
     _check_finished(loop, states[0])
     states = [state.replace(memory=()) for state in states]
@@ -369,11 +374,60 @@ def check_algorithm(
     _check_diagnose(algorithm, states[0], spec)
 
 
+def _drawing(
+  algorithm: Algorithm,
+  loop: Loop,
+  stage: Stage,
+  state: LearnerState,
+  spec: EnvSpec,
+) -> Callable[[Key], MetaBatch]:
+  """key -> a batch as the stage asks for, without any meaning."""
+  if stage.batch.query is None:
+    return jax.jit(
+      lambda key: probes.random_batch(key, spec, stage.batch, algorithm.data)
+    )
+  assert loop.gather is not None, (
+    f'loop {loop.name!r}: stage {stage.name!r} is fed by rollouts, but nothing'
+    ' is gathered'
+  )
+  num_envs, num_steps = loop.gather
+  assert stage.batch.num_tasks == num_envs, (
+    f'stage {stage.name!r}: {stage.batch.num_tasks} tasks, but the loop gathers'
+    f' rollouts of {num_envs} environments'
+  )
+
+  def draw(key):
+    shape = (num_envs, num_steps)
+    steps = probes.random_transitions(
+      key, spec, shape, DataSpec(sequence_episodes=1)
+    )
+    policy, params = algorithm.explore, algorithm.actor_params(state)
+    act = lambda observation, key: policy.act(
+      params, policy.init(params, key), observation, key
+    )
+    action, _, said = jax.vmap(jax.vmap(act))(
+      steps.observation, jax.random.split(key, shape)
+    )
+    last = steps.extras['time'] == spec.episode_length - 1
+    extras = {
+      **said,
+      'features': jnp.zeros(shape + (spec.feature_size,)),
+      'time': steps.extras['time'],
+      'diverged': jnp.zeros(shape),
+      'truncated': last * steps.discount,
+    }
+    slots = jnp.arange(num_envs)
+    return MetaBatch(
+      slots, slots, None, None, steps._replace(action=action, extras=extras)
+    )
+
+  return jax.jit(draw)
+
+
 def _check_stage(
   stage: Stage,
   states: list[LearnerState],
-  spec: EnvSpec,
-  data: DataSpec,
+  draw: Callable[[Key], MetaBatch],
   tolerance: float,
   quick: bool,
 ) -> list[LearnerState]:
@@ -386,7 +440,6 @@ def _check_stage(
     return stage.update(state, batch)
 
   update = jax.jit(counted)
-  draw = jax.jit(lambda key: probes.random_batch(key, spec, stage.batch, data))
   batches = [draw(jax.random.key(i)) for i in range(2)]
   if stage.annotate is not None:
     batches = [_annotated(stage, states[0], batch) for batch in batches]
@@ -424,17 +477,16 @@ def _check_stage(
   # Primitive by primitive; disable_jit would undo jax's own functions too.
   eager = stage.update(before, batches[0])
   _assert_like(eager, once[0], f'{where}: without jit', tolerance)
-  stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
-  batched = jax.jit(jax.vmap(stage.update, (0, None)))(
-    stack(*states), batches[0]
+  # A program each, not one per leaf and shape.
+  stack = jax.jit(lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees))
+  unstack = jax.jit(
+    lambda tree: [jax.tree.map(lambda x: x[i], tree) for i in range(2)]
   )
-  for i, single in enumerate(once):
-    _assert_like(
-      jax.tree.map(lambda x: x[i], batched),
-      single,
-      f'{where}: vmap over seeds',
-      tolerance,
-    )
+  batched = jax.jit(jax.vmap(stage.update, (0, None)))(
+    stack(states), batches[0]
+  )
+  for both, single in zip(unstack(batched), once, strict=True):
+    _assert_like(both, single, f'{where}: vmap over seeds', tolerance)
   return after
 
 
@@ -450,13 +502,14 @@ def _annotated(stage: Stage, state: LearnerState, batch: MetaBatch):
     )
   _assert_finite(added, f'stage {stage.name!r}: annotate')
   # What does not count must not matter to what comes before it.
-  cut = mask.at[:, -1:].set(0.0)
-  spoiled = jax.tree.map(
-    lambda x: x.at[:, -1:].set(100.0 + x[:, -1:]), batch.query
-  )
+  cut, spoiled = jax.tree.map(np.array, (mask, batch.query))
+  cut[:, -1] = 0.0
+  for leaf in jax.tree.leaves(spoiled):
+    leaf[:, -1] += 100.0
+  kept = lambda found: jax.tree.map(lambda x: np.asarray(x)[:, :-1], found)
   _assert_like(
-    jax.tree.map(lambda x: x[:, :-1], annotate(state, spoiled, cut)),
-    jax.tree.map(lambda x: x[:, :-1], annotate(state, batch.query, cut)),
+    kept(annotate(state, spoiled, cut)),
+    kept(annotate(state, batch.query, cut)),
     f'stage {stage.name!r}: annotate with another entry where the mask is 0',
     0.0,
   )
@@ -490,13 +543,23 @@ def _check_policy(
   _assert_like(
     nothing, prior, f'{name}: adapt with nothing valid, and init', tolerance
   )
+  # In numpy: outside jit, jax compiles a program per operation and shape.
+  context, other = jax.tree.map(np.asarray, (context, other))
   mixed = jax.tree.map(
-    lambda a, b: jnp.concatenate([a[:3], b[3:]]), context, other
+    lambda a, b: np.concatenate([a[:3], b[3:]]), context, other
   )
   _assert_like(
     adapt(params, prior, mixed, valid, keys[2]),
     state,
     f'{name}: adapt with other entries where valid is 0',
+    0.0,
+  )
+  kept = policy.keep(context)
+  _assert_like(kept.reward, context.reward, f'{name}: keep, the reward', 0.0)
+  _assert_like(
+    adapt(params, prior, kept, valid, keys[2]),
+    state,
+    f'{name}: adapt to what keep leaves',
     0.0,
   )
   act, observe = jax.jit(policy.act), jax.jit(policy.observe)
@@ -507,22 +570,28 @@ def _check_policy(
     if spec.observation_dtype == 'float32':
       # Far beyond the data, where what is not squashed leaves [-1, 1].
       observation = 100.0 * observation
-    action, _ = act(params, state, observation, key)
+    chosen = act(params, state, observation, key)
+    assert len(chosen) == 3, (
+      f'{name}: act returns {len(chosen)} things, not action, state and extras'
+    )
+    action, seen, extras = chosen
+    _assert_same_form(seen, state, f'{name}: the state after act')
+    _assert_finite((seen, extras), f'{name}: act')
     assert action.shape == (spec.action_size,), (
       f'{name}: action of shape {action.shape}'
     )
     assert np.all(np.abs(action) <= 1.0), (
       f'{name}: action {action} is not in [-1, 1]'
     )
-    new = observe(params, state, step, key)
+    new = observe(params, seen, step, key)
     _assert_same_form(new, state, f'{name}: the state after observe')
     _assert_finite(new, f'{name}: observe')
     state = new
   if algorithm.posterior is not None:
-    mean, std = algorithm.posterior(params, context, 0.0 * valid)
+    mean, std = jax.jit(algorithm.posterior)(params, context, 0.0 * valid)
     _assert_like(
       (mean, std),
-      (jnp.zeros_like(mean), jnp.ones_like(std)),
+      (np.zeros_like(mean), np.ones_like(std)),
       'posterior of nothing, and N(0, I)',
       tolerance,
     )
@@ -546,9 +615,9 @@ def _check_finetune(
   tolerance: float,
   quick: bool,
 ) -> None:
-  context = probes.random_transitions(
-    jax.random.key(5), spec, (6,), algorithm.data
-  )
+  context = jax.jit(
+    lambda key: probes.random_transitions(key, spec, (6,), algorithm.data)
+  )(jax.random.key(5))
   begin = jax.jit(loop.begin)
   begun = [begin(state, context, jnp.ones(6)) for state in states]
   _assert_finite(begun[0], 'begin of finetune')
@@ -558,22 +627,27 @@ def _check_finetune(
     'begin of finetune: what the policies take as params',
   )
   for stage in loop.stages:
-    begun = _check_stage(stage, begun, spec, algorithm.data, tolerance, quick)
+    draw = _drawing(algorithm, loop, stage, begun[0], spec)
+    begun = _check_stage(stage, begun, draw, tolerance, quick)
 
 
 def _check_relabel(
   algorithm: Algorithm, state: LearnerState, spec: EnvSpec
 ) -> None:
   keys = jax.random.split(jax.random.key(4), 3)
-  context = probes.random_transitions(keys[0], spec, (5,))
-  data = probes.random_transitions(keys[1], spec, (7,))
+  context, data = jax.jit(
+    lambda keys: [
+      probes.random_transitions(key, spec, (size,))
+      for key, size in zip(keys, (5, 7))
+    ]
+  )(keys)
   relabel = jax.jit(algorithm.relabel)
   labels = relabel(state, context, jnp.ones(5), data, keys[2])
   assert labels.shape == data.reward.shape, (
     f'relabel: rewards of shape {labels.shape}, not {data.reward.shape}'
   )
   _assert_finite(labels, 'relabel')
-  poisoned = data._replace(reward=jnp.full_like(data.reward, jnp.nan))
+  poisoned = data._replace(reward=np.full_like(data.reward, np.nan))
   _assert_like(
     relabel(state, context, jnp.ones(5), poisoned, keys[2]),
     labels,

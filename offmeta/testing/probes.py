@@ -151,6 +151,62 @@ class BanditFamily:
     return jnp.sum(jnp.clip(action, -1.0, 1.0) * task['direction'], axis=-1)
 
 
+class AimFamily:
+  """The reward is 1 - (action - slope * mark)^2; the mark is seen.
+
+  The observation is (mark, share of the time that is over), the mark drawn from
+  U(-0.8, 0.8) at the reset, the feature the mark. The best action is
+  slope * mark, and then all steps pay 1. At the time limit the episode is cut,
+  or with `terminates` over: V of the best policy before step t of T is
+  1 / (1 - gamma), or (1 - gamma^(T - t)) / (1 - gamma).
+
+  Task: {'slope': []}, in [-1, 1].
+  """
+
+  def __init__(self, *, episode_length: int = 5, terminates: bool = False):
+    self.spec = EnvSpec(
+      name='aim',
+      observation_size=2,
+      action_size=1,
+      feature_size=1,
+      episode_length=episode_length,
+      terminates=terminates,
+      options={'episode_length': episode_length, 'terminates': terminates},
+    )
+
+  def sample_tasks(self, key: Key, num_tasks: int) -> Task:
+    """Slopes uniform in [-1, 1]."""
+    return {'slope': jax.random.uniform(key, (num_tasks,), minval=-1.0)}
+
+  def task_list(self, name: str) -> tuple[Task, Task]:
+    """There is none."""
+    raise ValueError(f'unknown task list {name!r}; known: none')
+
+  def reset(self, key: Key, task: Task) -> EnvState:
+    """At the first step with a random mark."""
+    del task
+    zero = jnp.zeros(())
+    mark = jax.random.uniform(key, (), minval=-0.8, maxval=0.8)
+    return EnvState(zero, jnp.stack([mark, zero]), zero, zero, mark[None])
+
+  def step(self, state: EnvState, action: Array, task: Task) -> EnvState:
+    """Pays, and counts."""
+    time = state.physics + 1.0
+    limit = self.spec.episode_length
+    over = (time >= limit).astype(jnp.float32)
+    return state._replace(
+      physics=time,
+      observation=jnp.stack([state.features[0], time / limit]),
+      reward=self.reward(state.features, action, task),
+      terminal=over if self.spec.terminates else jnp.zeros(()),
+    )
+
+  def reward(self, features: Array, action: Array, task: Task) -> Array:
+    """The reward [...] of features [..., 1], action [..., 1]."""
+    error = jnp.clip(action, -1.0, 1.0) - task['slope'] * features
+    return 1.0 - jnp.sum(jnp.square(error), axis=-1)
+
+
 class PoisonedReward:
   """A family whose steps reveal `value` instead of rewards and features.
 

@@ -94,7 +94,8 @@ class Evaluator:
       return evaluation.distribution_shift(algorithm, *args)
 
     # The episode that follows a context is the last of a sequence.
-    known = max(algorithm.data.sequence_episodes - 1, 0)
+    episodes = algorithm.data.sequence_episodes if algorithm.data else 0
+    known = max(episodes - 1, 0)
 
     def draw(replay, ids, key):
       if known:  # as recorded; what contexts are trained on may be mixed

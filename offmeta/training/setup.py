@@ -25,7 +25,7 @@ from offmeta.training.config import (
   variant,
 )
 from offmeta.training.stopping import StopRequest
-from offmeta.types import Algorithm, EnvFamily, Key, Problem, Task
+from offmeta.types import Algorithm, EnvFamily, Key, Loop, Problem, Task
 
 
 class PhaseError(RuntimeError):
@@ -100,6 +100,11 @@ class Setup:
     """The algorithm of the run, or of a variant's `config`."""
     config = config or self.config
     return self.algorithm(config.algorithm, config.settings, axis_name)
+
+  @property
+  def logged(self) -> bool:
+    """Whether the run's algorithm has any use for logged data."""
+    return self.learner().data is not None
 
   def make_seeds(self, keys: Key, num_tasks: int) -> seeds_lib.Seeds:
     """Other learners than the run's, with meta-batches of `num_tasks`."""
@@ -231,6 +236,35 @@ def make_problem(
   )
 
 
+def _check_gather(loop: Loop, config: ExperimentConfig, num_train: int):
+  """Refuses rollouts that do not fit the tasks, and batches of none."""
+  name = config.algorithm
+  fresh = any(stage.batch.query is not None for stage in loop.stages)
+  if loop.gather is None:
+    if fresh:
+      raise ConfigError(
+        f'config.{name}: a stage of loop {loop.name!r} is fed by rollouts, but'
+        ' the loop gathers none; give it gather=Rollouts(...)'
+      )
+    return
+  if loop.phase != 'online' or not all(
+    stage.batch.query is not None
+    and stage.batch.num_tasks == loop.gather.num_envs
+    for stage in loop.stages
+  ):
+    raise ConfigError(
+      f'config.{name}: loop {loop.name!r} gathers rollouts; that is for loops'
+      " of the phase 'online' whose stages are all fed by them, with as many"
+      ' tasks as there are environments'
+    )
+  if loop.gather.num_envs % num_train:
+    raise ConfigError(
+      f'config.{name}: {loop.gather.num_envs} environments do not spread'
+      f' evenly over {num_train} training tasks; choose a multiple, or another'
+      ' config.family.num_train'
+    )
+
+
 def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
   """What the meta-batches of all stages and variants are multiples of."""
   stages = []
@@ -243,6 +277,8 @@ def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
       made = ALGORITHMS[changed.algorithm].make(problem, changed.settings)
     except ValueError as error:
       raise ConfigError(f'config.{changed.algorithm}: {error}') from error
+    for loop in made.loops:
+      _check_gather(loop, changed, config.family.num_train)
     stages += [
       stage
       for loop in made.loops

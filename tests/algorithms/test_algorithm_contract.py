@@ -72,6 +72,7 @@ def _toy(**changes):
     init=lambda params, key: jnp.zeros(()),
     act=lambda params, state, observation, key: (
       jnp.tanh(params['w'] * jnp.sum(observation)),
+      state,
       {},
     ),
     observe=lambda params, state, transition, key: state,
@@ -104,7 +105,7 @@ def _toy(**changes):
       elif name in Loop._fields:
         new = new._replace(loops=(new.loops[0]._replace(**{name: change}),))
       elif name in Policy._fields:
-        new = new._replace(evaluate=policy._replace(**{name: change}))
+        new = new._replace(evaluate=new.evaluate._replace(**{name: change}))
       else:
         new = new._replace(**{name: change})
     return new
@@ -185,8 +186,21 @@ def _idle(update, state, batch):
       dict(begin=lambda s: s.replace(extras=jnp.ones(1))),
       "begin of loop 'online' has another form",
     ),
-    (dict(act=lambda p, s, o, k: (p['w'] * jnp.sum(o), {})), 'not in'),
-    (dict(act=lambda p, s, o, k: (jnp.zeros((1, 2)), {})), 'action of shape'),
+    (dict(act=lambda p, s, o, k: (p['w'] * jnp.sum(o), s, {})), 'not in'),
+    (
+      dict(act=lambda p, s, o, k: (jnp.zeros((1, 2)), s, {})),
+      'action of shape',
+    ),
+    (dict(act=lambda p, s, o, k: (jnp.zeros(2), s[None], {})), 'after act'),
+    (dict(act=lambda p, s, o, k: (jnp.zeros(2), {})), 'returns'),
+    (
+      dict(
+        adapt=lambda p, s, c, v, k: jnp.sum(c.action[:, 0] * v),
+        keep=lambda t: t._replace(action=0.0 * t.action),
+      ),
+      'what keep leaves',
+    ),
+    (dict(keep=lambda t: t._replace(reward=0.0 * t.reward)), 'reward'),
     (dict(adapt=lambda p, s, c, v, k: jnp.sum(c.reward)), 'nothing valid'),
     (
       dict(

@@ -403,7 +403,7 @@ def test_policies(state):
     mean, log_std = numpy_reference.normal_tanh(
       params['actor'], np.concatenate([observation, [begins], q]), []
     )
-    action, _ = algorithm.evaluate.act(params, belief, observation, key)
+    action, _, _ = algorithm.evaluate.act(params, belief, observation, key)
     np.testing.assert_allclose(action, np.tanh(mean), rtol=1e-4, atol=1e-5)
     samples = jax.jit(
       jax.vmap(

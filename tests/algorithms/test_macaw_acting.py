@@ -196,7 +196,7 @@ def test_actions(state):
   saturated = prior._replace(
     weights=jax.tree.map(lambda x: 30 * x, prior.weights)
   )
-  action, _ = algorithm.explore.act(
+  action, _, _ = algorithm.explore.act(
     state.params, saturated, observation, keys[0]
   )
   assert np.abs(action).max() <= 1.0

@@ -240,7 +240,7 @@ def test_adaptation_against_numpy(state):
       observations
     )
     np.testing.assert_allclose(actions, expected, rtol=1e-3, atol=1e-4)
-  noisy, _ = algorithm.explore.act(params, weights, observations[0], key)
+  noisy, _, _ = algorithm.explore.act(params, weights, observations[0], key)
   assert np.all(noisy != actions[0])
 
 
@@ -261,7 +261,7 @@ def test_without_context_it_is_the_policy_of_no_task(state):
     np.array([[0.7, 0.0, 0.0]]),
     np.zeros((1, 2)),
   )[0][0]
-  action, _ = policy.act(state.params, prior, jnp.array([0.7]), key)
+  action, _, _ = policy.act(state.params, prior, jnp.array([0.7]), key)
   np.testing.assert_allclose(action, expected, rtol=1e-4)
 
 
