@@ -100,8 +100,10 @@ def _adaptation(lengths, places):
   )
 
 
-def _family(terminates, **hooks):
-  spec = types.SimpleNamespace(episode_length=3, terminates=terminates)
+def _family(terminates, size, **hooks):
+  spec = types.SimpleNamespace(
+    episode_length=3, terminates=terminates, observation_shape=(size,)
+  )
   return types.SimpleNamespace(spec=spec, **hooks)
 
 
@@ -127,7 +129,7 @@ def test_paths_of_a_family_that_says_where_it_is():
   goals = np.stack([np.cos(angle), np.sin(angle)], -1)
   # Steps 0 to 2 and 3 to 5; one that blew up began anew after a step.
   adaptation = _adaptation([[1, 2, 3]] * 6, places)
-  family = _family(False, position=lambda x: x[..., [2, 0]])
+  family = _family(False, 3, position=lambda x: x[..., [2, 0]])
   found = _paths(family, {'goal': goals}, adaptation)
   shown = [1, 3, 5, 4]  # 0.1, 0.2, 0.4, 0.6
   np.testing.assert_array_equal(found['trajectory_goals'], goals[shown])
@@ -135,7 +137,11 @@ def test_paths_of_a_family_that_says_where_it_is():
   np.testing.assert_array_equal(
     found['trajectories'], np.stack([seen[:, :4], seen[:, 3:7]], 1)
   )
-  assert not _paths(_family(False), {'goal': goals}, adaptation)
+  for other in (
+    _family(False, 3),
+    _family(False, 9, position=lambda x: x),  # cut down by `Policy.keep`
+  ):
+    assert not _paths(other, {'goal': goals}, adaptation)
 
 
 def test_paths_of_episodes_that_end_early():
@@ -143,7 +149,7 @@ def test_paths_of_episodes_that_end_early():
   places = np.random.default_rng(0).normal(size=(2, 6, 2))
   adaptation = _adaptation([[1, 3], [2, 1, 2]], places)
   tasks = {'mass': np.ones((2, 3))}
-  family = _family(True, position=lambda x: x)
+  family = _family(True, 2, position=lambda x: x)
   found = _paths(family, tasks, adaptation)
   assert set(found) == {'trajectories'}
   expected = np.full((2, 3, 4, 2), np.nan)
