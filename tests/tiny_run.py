@@ -142,7 +142,7 @@ def shared_programs() -> Iterator[None]:
     return (
       configs.config_hash(setup.config),
       seeds.layout,
-      setup.runtime,
+      setup.runtime.replay,
       type(family).__name__,
       str(vars(family).get('_value')),
     )
