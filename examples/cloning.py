@@ -20,7 +20,14 @@ from offmeta.algorithms import latent
 from offmeta.losses import latent as latent_losses
 from offmeta.networks import actors, context
 from offmeta.networks.distributions import task_noise
-from offmeta.types import Algorithm, BatchSpec, Loop, Problem, Stage
+from offmeta.types import (
+  Algorithm,
+  BatchSpec,
+  Loop,
+  Problem,
+  Rows,
+  Stage,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +104,9 @@ def make(
       step=state.step + 1, params=params, opt_state=opt_state
     ), logs
 
-  batch = BatchSpec(config.num_tasks, config.context_size, config.query_size)
+  batch = BatchSpec(
+    config.num_tasks, Rows(config.query_size), Rows(config.context_size)
+  )
   return Algorithm(
     init=init,
     loops=(

@@ -7,9 +7,9 @@
 Data of training and held-out tasks are made once, then every algorithm runs on
 them, one after the other: NAME is experiments/configs/NAME.py, whatever ends in
 .py a file of your own with a `get_config(family)`. Ablations are those that the
-files list. The same command goes on where it was stopped (SIGTERM saves and
-exits with status 143) and leaves finished runs alone; with other algorithms it
-adds to the table. --only_table prints it again.
+files list. The same command goes on where it was stopped (SIGTERM or Ctrl-C
+saves and exits with status 143) and leaves finished runs alone; with other
+algorithms it adds to the table. --only_table prints it again.
 
 WORKDIR holds `data`, a workdir of `experiments.run` for each algorithm, and
 `comparison` with the table as text, Markdown, CSV and JSON and a picture.
@@ -105,12 +105,21 @@ def run(options: Options, command: str, stop: stopping.StopRequest) -> int:
     Those of the phase `collect`, which makes the data.
   """
   workdir = _workdir(options)
+  launch.check_folder(workdir)
+  _check(options)
   chosen, failed = _choose(options)
   if options.only_table:
     failed = {}  # of files that are not needed
   else:
-    data = _make_data(options, workdir, command, stop)
-    experiments = _resolve(options, chosen, data, failed)
+    data = _data_config(options)
+    collect = _with_dataset(data, workdir / comparison.DATA)
+    experiments = _resolve(options, chosen, collect, failed)
+    if not experiments:
+      raise ConfigError(
+        '--algorithms: none can be run: '
+        + '; '.join(f'{name}: {why}' for name, why in failed.items())
+      )
+    _make_data(data, options, workdir, command, stop)
     for number, experiment in enumerate(experiments, start=1):
       print(f'\n{experiment.name} ({number} of {len(experiments)})', flush=True)
       _run_one(experiment, options, workdir, command, stop, failed)
@@ -126,6 +135,35 @@ def _workdir(options: Options) -> pathlib.Path:
   return pathlib.Path(options.workdir or default).expanduser().absolute()
 
 
+def _check(options: Options):
+  """Refuses flags that mean nothing, before anything is made.
+
+  Raises:
+    ConfigError: names the flag.
+  """
+  if not options.algorithms:
+    raise ConfigError(
+      f'--algorithms: empty; known: {", ".join(ALGORITHMS)}, or a file'
+    )
+  if options.seeds < 0:
+    raise ConfigError(
+      f"--seeds: must be at least 1, or 0 for the profile's, not"
+      f' {options.seeds}'
+    )
+  for given in () if options.only_table else options.algorithms:
+    if not _file(given).is_file():
+      raise ConfigError(
+        f'--algorithms: no {given!r}; known: {", ".join(ALGORITHMS)}, or a file'
+      )
+
+
+def _file(given: str) -> pathlib.Path:
+  """The config file that a name stands for."""
+  if given.endswith('.py'):
+    return pathlib.Path(given)
+  return configuration.ROOT / 'experiments' / 'configs' / f'{given}.py'
+
+
 def _choose(options: Options) -> tuple[list[Chosen], dict[str, str]]:
   """The algorithms' files; run -> message for those that cannot be read.
 
@@ -134,11 +172,7 @@ def _choose(options: Options) -> tuple[list[Chosen], dict[str, str]]:
   """
   chosen, failed, known = [], {}, {}
   for given in options.algorithms:
-    file = (
-      given
-      if given.endswith('.py')
-      else str(configuration.ROOT / 'experiments' / 'configs' / f'{given}.py')
-    )
+    file = str(_file(given))
     name = pathlib.Path(file).stem
     if any(name == other.name for other in chosen):
       raise ConfigError(f'--algorithms: {name} is named twice')
@@ -167,18 +201,30 @@ def _choose(options: Options) -> tuple[list[Chosen], dict[str, str]]:
   return chosen, failed
 
 
-def _make_data(options, workdir, command, stop) -> dict[str, Any]:
-  """The group `collect` of all runs, whose data are made if they are not."""
+def _data_config(options) -> ExperimentConfig:
+  """What makes the data of all runs."""
   try:
     values = base.data_config(options.family, options.data)
   except ValueError as error:
     raise ConfigError(f'--family: {error}') from error
-  config = configuration.resolve(values, options.profile, {'num_seeds': 1})
-  folder = workdir / comparison.DATA
+  return configuration.resolve(values, options.profile, {'num_seeds': 1})
+
+
+def _with_dataset(data: ExperimentConfig, folder) -> dict[str, Any]:
+  """The group `collect` of all runs, whose data are in a folder."""
+  return {
+    **configs.to_dict(data.collect),
+    'dataset': str(folder / 'dataset'),
+    'test_dataset': str(folder / 'dataset_test'),
+  }
+
+
+def _make_data(config, options, workdir, command, stop):
+  """Makes the data if they are not made."""
   print(f'data of {options.family}', flush=True)
   launch.execute(
     config,
-    folder,
+    workdir / comparison.DATA,
     ('collect',),
     stop,
     options.runtime,
@@ -186,11 +232,6 @@ def _make_data(options, workdir, command, stop) -> dict[str, Any]:
     command,
     '',
   )
-  return {
-    **configs.to_dict(config.collect),
-    'dataset': str(folder / 'dataset'),
-    'test_dataset': str(folder / 'dataset_test'),
-  }
 
 
 def _resolve(

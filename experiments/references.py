@@ -9,8 +9,8 @@ over the list (the first, the last and those between); each has a SAC learner of
 its own, side by side with the others on one core or device per task.
 
 The file is written after each family; the same command goes on where it was
-stopped and leaves finished families alone. SIGTERM saves a checkpoint and exits
-with status 143.
+stopped and leaves finished families alone. SIGTERM or Ctrl-C saves a checkpoint
+and exits with status 143; a second one ends it at once.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ import jax
 import numpy as np
 
 from experiments.benchmarking import machine as machines
-from experiments.runs import jax_settings
-from offmeta import disk, envs, parallel
+from experiments.runs import jax_settings, launch
+from offmeta import disk, envs, limits, parallel
 from offmeta.algorithms import sac
 from offmeta.checkpoints.checkpointer import CheckpointError
 from offmeta.collection import single_task
 from offmeta.results import statistics
-from offmeta.training import seeds as seeds_lib, stopping
+from offmeta.training import seeds as seeds_lib, stopping, workdir_lock
 from offmeta.training.config import (
   ConfigError,
   SpecialistsConfig,
@@ -281,10 +281,18 @@ def run(
 
   Raises:
     ConfigError: an option that cannot be met.
+    WorkdirBusyError: another process measures in the workdir.
     Interrupted: a stop was requested; the same call continues.
   """
   _validate(options)
   path, workdir = _paths(options)
+  launch.check_folder(workdir)
+  with workdir_lock.hold(workdir):
+    return _measure_all(options, path, workdir, command, stop)
+
+
+def _measure_all(options, path, workdir, command, stop) -> dict[str, Any]:
+  """`run` in a workdir that is held."""
   results = _earlier(path, options)
   for name in options.families or sorted(envs.FAMILIES):
     if name in ACCELERATOR_ONLY and options.profile != 'paper':
@@ -338,10 +346,15 @@ def _validate(options: Options):
       f'--families: unknown {", ".join(unknown)}; known:'
       f' {", ".join(sorted(envs.FAMILIES))}'
     )
-  if options.env_steps < 0:
-    raise ConfigError(f'--env_steps: {options.env_steps} is below 0')
-  if options.num_tasks < 1:
-    raise ConfigError(f'--num_tasks: {options.num_tasks} is below 1')
+  for name, limit in (
+    ('env_steps', limits.Range(0, limits.MOST)),
+    ('num_tasks', limits.COUNT),
+    ('seed', limits.SEED),
+  ):
+    try:
+      limits.require(getattr(options, name), limit, f'--{name}')
+    except ValueError as error:
+      raise ConfigError(str(error)) from error
 
 
 def _paths(options: Options) -> tuple[pathlib.Path, pathlib.Path]:
@@ -425,7 +438,12 @@ def _main():
         file=sys.stderr,
       )
       return 143
-    except (ConfigError, CheckpointError, OSError) as error:
+    except (
+      ConfigError,
+      CheckpointError,
+      OSError,
+      workdir_lock.WorkdirBusyError,
+    ) as error:
       print(f'\nerror: {error}', file=sys.stderr)
       return 1
     print(table(results))

@@ -4,8 +4,9 @@
   python -m experiments.run --config=experiments/configs/smac.py:cheetah_vel \\
       --profile=cpu --workdir=runs/cheetah --seeds=3 --config.smac.kl_weight=1.0
 
-The same command on an existing --workdir continues it. SIGTERM saves a
-checkpoint and exits with status 143.
+The same command on an existing --workdir continues it. SIGTERM or Ctrl-C saves
+a checkpoint and exits with status 143 (a second one ends it at once). Only one
+process at a time may run in a workdir.
 
 Several hosts: start the same command on each, on a file system that they
 share, with --cluster where the job scheduler tells who is who, else with

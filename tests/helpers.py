@@ -11,7 +11,7 @@ from offmeta.types import EnvSpec
 
 SPEC = EnvSpec(
   name='none',
-  observation_size=3,
+  observation_shape=(3,),
   action_size=2,
   feature_size=1,
   episode_length=5,

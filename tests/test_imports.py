@@ -15,6 +15,7 @@ _FILES = sorted(_PACKAGE.rglob('*.py'))
 # Part of the package -> the parts that it may import, itself aside. A part is
 # a top-level module or folder.
 _ENGINE = {
+  'limits',
   'types',
   'parallel',
   'processes',
@@ -29,18 +30,19 @@ _ENGINE = {
   'checkpoints',
 }
 _ALLOWED = {
-  'types': set(),
+  'limits': set(),
+  'types': {'limits'},
   'disk': set(),
   'processes': {'types'},
   'parallel': {'types', 'processes'},
   'optim': {'types'},
   'networks': {'types'},
   'losses': {'types', 'parallel'},
-  'algorithms': {'types', 'parallel', 'optim', 'networks', 'losses'},
+  'algorithms': {'limits', 'types', 'parallel', 'optim', 'networks', 'losses'},
   'envs': {'types'},
   'data': {'types', 'disk', 'losses'},
   'checkpoints': {'types', 'disk', 'parallel', 'processes'},
-  'rollout': {'types'},
+  'rollout': {'types', 'parallel'},
   'evaluation': {'types', 'parallel', 'rollout', 'data', 'losses'},
   'results': set(),
   'testing': {'types'},

@@ -50,7 +50,8 @@ class Case(NamedTuple):
     config: of the algorithm.
     num_tasks, num_rows: M and C of the replay.
     number: of the stage among the offline or online ones.
-    sizes: fields of its BatchSpec that are not the configuration's.
+    sizes: of its batches, where they are not the configuration's: see
+      `resized`.
   """
 
   algorithm: str
@@ -71,7 +72,13 @@ class Case(NamedTuple):
   def get_stage(self, axis_name: str | None = None) -> Stage:
     """The stage of this case."""
     stage = self.make(axis_name).loop(self.stage).stages[self.number]
-    return stage._replace(batch=stage.batch._replace(**self.sizes))
+    batch = stage.batch
+    if 'query_size' in self.sizes:
+      query = batch.query._replace(size=self.sizes['query_size'])
+      batch = batch._replace(query=query)
+    if 'num_tasks' in self.sizes:
+      batch = batch._replace(num_tasks=self.sizes['num_tasks'])
+    return stage._replace(batch=batch)
 
   def resized(self, **sizes: int) -> 'Case':
     """The same with other `num_tasks` or `query_size` in each batch.
@@ -111,7 +118,7 @@ class Case(NamedTuple):
 
 
 def _spec(name: str, observation: int, action: int, length: int) -> EnvSpec:
-  return EnvSpec(name, observation, action, 1, length, False, {})
+  return EnvSpec(name, (observation,), action, 1, length, False, {})
 
 
 def _smoke_config() -> ExperimentConfig:
@@ -247,7 +254,8 @@ def synthetic_replay(case: Case) -> Replay:
         log, jnp.ones_like(log.reward), asked.returns_discount
       )
     )(data)
-  length = max(1, case.get_stage().batch.sequence_size)
+  context = case.get_stage().batch.context
+  length = getattr(context, 'sequence_size', 1)  # of Exploration
   number = 1
   if asked.sequence_episodes:
     kept['time'] = data.extras['time']

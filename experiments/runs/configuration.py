@@ -4,14 +4,18 @@ ml_collections stays in this file and in the config files; everything below
 sees the frozen dataclass.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+import errno
 from importlib import machinery
+import os
 import pathlib
 import sys
+import traceback
 import types
 from typing import Any
 
 from absl import flags
+import ml_collections
 from ml_collections import config_flags
 
 from experiments.configs import recipes
@@ -24,33 +28,92 @@ _DEFAULT = str(ROOT / 'experiments/configs/smac.py:point_robot')
 def define_config_flag() -> Any:
   """The --config flag: FILE or FILE:FAMILY, and --config.KEY=VALUE.
 
-  An unknown key shows while the flag is defined; it gives one message and
-  exit status 1.
+  A mistake in the file or an unknown key may show while the flag is defined;
+  it gives one message and exit status 1.
   """
   jax_settings.prepare_environment()  # config files import jax
-  try:
-    return config_flags.DEFINE_config_file(
+  return _one_message(
+    lambda: config_flags.DEFINE_config_file(
       'config',
       default=_DEFAULT,
       help_string='Config file and family, e.g.'
       ' experiments/configs/smac.py:cheetah_vel.',
     )
-  except (AttributeError, KeyError) as error:  # from ml_collections
-    _unknown_key(error)
+  )
 
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; a bad one gives one message and exit status 1."""
+  return _one_message(lambda: flags.FLAGS(argv))
+
+
+def _one_message(work: Callable[[], Any]) -> Any:
+  """Does what reads flags; whatever goes wrong ends the process in words.
+
+  A mistake in a config file shows where it is, too.
+  """
   try:
-    return flags.FLAGS(argv)
-  except (AttributeError, KeyError) as error:  # from ml_collections
-    _unknown_key(error)
-  except (flags.Error, TypeError, ValueError, OSError) as error:
-    print(f'error: {_text(error)}', file=sys.stderr)
+    return work()
+  except Exception as error:  # pylint: disable=broad-exception-caught
+    line = _line_of_file(error)
+    if line is not None and not isinstance(error, (OSError, ValueError)):
+      traceback.print_exception(error)
+      message = f'{_file_name()}, line {line}: {_kind(error)}'
+    elif "'get_config'" in str(error):
+      message = f'{_file_name()}: it has no function get_config'
+    elif isinstance(error, OSError):
+      message = f'{_file_name()}: {_unreadable(error)}'
+    elif isinstance(error, (AttributeError, KeyError)):  # of ml_collections
+      message = _not_a_config() or _unknown_key(error)
+    elif isinstance(error, (flags.Error, TypeError, ValueError)):
+      message = _text(error)
+    else:
+      raise
+    print(f'error: {message}', file=sys.stderr)
     sys.exit(1)
 
 
-def _unknown_key(error: Exception):
+def _file_name() -> str:
+  return f'config file {_config_argument().split(":")[0]}'
+
+
+def _unreadable(error: OSError) -> str:
+  """Why; ml_collections lists all places where it has looked."""
+  if not pathlib.Path(_config_argument().split(':')[0]).exists():
+    return os.strerror(errno.ENOENT)
+  return error.strerror or _text(error)
+
+
+def _line_of_file(error: Exception) -> int | None:
+  """Where in the config file an error came up; None if not in it."""
+  file = pathlib.Path(_config_argument().split(':')[0]).absolute()
+  lines = [
+    frame.lineno
+    for frame in traceback.extract_tb(error.__traceback__)
+    if pathlib.Path(frame.filename).absolute() == file
+  ]
+  if isinstance(error, SyntaxError) and error.filename:
+    if pathlib.Path(error.filename).absolute() == file:
+      lines.append(error.lineno)
+  return lines[-1] if lines else None
+
+
+def _kind(error: Exception) -> str:
+  return f'{type(error).__name__}: {getattr(error, "msg", error)}'
+
+
+def _not_a_config() -> str:
+  """What the file gives, if that has no keys at all; else ''."""
+  try:
+    load_config(_config_argument())
+  except NoConfigError as error:
+    return str(error)
+  except ValueError:  # e.g. it registers a family, which it has done before
+    pass
+  return ''
+
+
+def _unknown_key(error: Exception) -> str:
   given = ' '.join(a for a in sys.argv if a.startswith('--config.'))
   known = 'the fields of offmeta/training/config.py'
   if '--config.family.options.' in given:
@@ -62,13 +125,9 @@ def _unknown_key(error: Exception):
   while error.args and isinstance(error.args[0], Exception):
     error = error.args[0]
   key, *hint = str(error.args[0]).splitlines()
-  print(
-    f'error: unknown key {key} in {given}; the keys are {known}',
-    *hint,
-    sep='; ',
-    file=sys.stderr,
+  return '; '.join(
+    [f'unknown key {key} in {given}', f'the keys are {known}'] + hint
   )
-  sys.exit(1)
 
 
 def _config_argument() -> str:
@@ -113,9 +172,11 @@ def load_config(name: str) -> Any:
   file, *argument = name.split(':', 1)
   module = load_file(file)
   try:
-    return module.get_config(*argument)
+    values = module.get_config(*argument)
   except _BAD_FILE as error:
     raise _bad_file(file, error) from error
+  _check_returned(f'config file {file}', values)
+  return values
 
 
 def _bad_file(file: str, error: Exception) -> Exception:
@@ -128,7 +189,11 @@ def _bad_file(file: str, error: Exception) -> Exception:
 def _text(error: Exception) -> str:
   """The last line of a message, without quotes around it."""
   lines = [line for line in str(error).strip().splitlines() if line.strip()]
-  return lines[-1].strip().strip('"\'') if lines else type(error).__name__
+  if not lines:
+    return type(error).__name__
+  text = lines[-1].strip()
+  quoted = len(text) > 1 and text[0] == text[-1] and text[0] in '"\''
+  return text[1:-1] if quoted else text
 
 
 def from_flag(config_flag: Any) -> tuple[Any, dict]:
@@ -141,12 +206,31 @@ def from_flag(config_flag: Any) -> tuple[Any, dict]:
 
   try:
     values = config_flag.value
-    values.to_dict()  # a file that could not be loaded fails here
-    return values, dict(
-      config_flags.get_override_values(flags.FLAGS[config_flag.name])
-    )
-  except (OSError, ValueError, TypeError, AttributeError) as error:
+    getattr(values, 'to_dict', None)  # a file that is not there fails here
+  except OSError as error:
+    raise ConfigError(f'{_file_name()}: {_unreadable(error)}') from error
+  except (ValueError, TypeError, AttributeError) as error:
     raise ConfigError(f'--config: {_text(error)}') from error
+  _check_returned(_file_name(), values)
+  overrides = config_flags.get_override_values(flags.FLAGS[config_flag.name])
+  return values, {
+    key: value.to_dict()
+    if isinstance(value, ml_collections.ConfigDict)
+    else value
+    for key, value in overrides.items()
+  }
+
+
+class NoConfigError(ValueError):
+  """A config file whose get_config returns something else."""
+
+
+def _check_returned(file: str, values: Any):
+  if not isinstance(values, ml_collections.ConfigDict):
+    raise NoConfigError(
+      f'{file}: get_config returned {values!r}, but a ConfigDict is needed, as'
+      ' made by experiments.configs.base.make_config'
+    )
 
 
 def _nest(changes: Mapping[str, Any]) -> dict:

@@ -4,6 +4,8 @@ For `experiments.run` and `experiments.compare`, which are flags around it.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
+import errno
 import pathlib
 import shlex
 import sys
@@ -13,6 +15,9 @@ from typing import Any
 from absl import logging
 
 from experiments.runs import configuration, jax_settings
+
+# Not mistakes of the user: a disk that is full or broken.
+_FAILED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def run(
@@ -58,7 +63,7 @@ def run(
 
 
 def prepare() -> Any:
-  """A quiet log, jax's settings, and what listens to SIGTERM."""
+  """A quiet log, jax's settings, and what listens to SIGTERM and Ctrl-C."""
 
   if not any(a.startswith('--verbosity') for a in sys.argv):
     logging.set_verbosity(logging.WARNING)
@@ -97,12 +102,14 @@ def execute(
   from experiments.runs import record
   from offmeta import processes
   from offmeta.phases import budget, run as phases_lib
-  from offmeta.training import setup as setups
+  from offmeta.training import setup as setups, workdir_lock
 
+  check_folder(folder)
   setup = setups.make_setup(config, folder, stop, setups.Runtime(**runtime))
+  held = contextlib.ExitStack()
 
   def announce():
-    folder.mkdir(parents=True, exist_ok=True)
+    held.enter_context(workdir_lock.hold(folder))
     record.write(
       config,
       folder,
@@ -124,10 +131,24 @@ def execute(
     )
 
   needs = budget.check(setup, phases)
-  processes.on_main(announce)
-  phases_lib.run(setup, phases)
-  if 'report' in phases:
-    processes.on_main(lambda: _report(setup))
+  with held:
+    processes.on_main(announce)
+    phases_lib.run(setup, phases)
+    if 'report' in phases:
+      processes.on_main(lambda: _report(setup))
+
+
+def check_folder(folder: pathlib.Path):
+  """Refuses a workdir that cannot be one.
+
+  Raises:
+    ConfigError: it, or a folder that it is in, is a file.
+  """
+  from offmeta.training.config import ConfigError
+
+  for path in (folder, *folder.parents):
+    if path.exists() and not path.is_dir():
+      raise ConfigError(f'--workdir={folder}: {path} is a file, no folder')
 
 
 def _execute_flags(
@@ -183,34 +204,42 @@ def attempt(work: Callable[[], Any]) -> tuple[int, str]:
 
   Returns:
     The exit status and a message. 0, '': done. 1: bad input or a failed run.
-    143: a SIGTERM was honoured; the same command continues.
+    143: SIGTERM or Ctrl-C was honoured; the same command continues.
   """
   from offmeta import processes
   from offmeta.checkpoints.checkpointer import CheckpointError
   from offmeta.data.meta_dataset import DatasetError
   from offmeta.training.config import ConfigError
-  from offmeta.training.metrics import DivergenceError
+  from offmeta.training.metrics import DivergenceError, MetricsFileError
   from offmeta.training.setup import PhaseError
   from offmeta.training.stopping import Interrupted
+  from offmeta.training.workdir_lock import WorkdirBusyError
 
   try:
     work()
   except Interrupted:
     return 143, 'stopped on request; the same command continues from here'
+  except KeyboardInterrupt:  # before anything listens, or after
+    return 143, 'stopped; the same command continues'
   except (
     ConfigError,
     PhaseError,
     DatasetError,
     CheckpointError,
     DivergenceError,
+    configuration.NoConfigError,
     ImportError,
+    MetricsFileError,
+    WorkdirBusyError,
     processes.ProcessError,
   ) as error:
     return 1, str(error)
   except OSError as error:
     where = f'{error.filename}: ' if error.filename else ''
-    return 1, (
-      f'{where}{error.strerror or error}; what was finished before is'
-      ' intact and the same command continues'
-    )
+    message = f'{where}{error.strerror or error}'
+    if error.errno in _FAILED_WRITES:
+      message += (
+        '; what was finished before is intact and the same command continues'
+      )
+    return 1, message
   return 0, ''

@@ -82,7 +82,7 @@ def write(
     try:
       old = json.loads(path.read_text())
       known = old['config_hash']
-    except (ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
       raise configs.ConfigError(
         f'{path}: not readable as a run description ({error}); use another'
         ' --workdir'

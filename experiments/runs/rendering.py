@@ -26,6 +26,7 @@ from offmeta.training.setup import PhaseError
 from offmeta.types import EnvFamily, Task, Transition
 
 _PICTURES_PER_SECOND = 25  # at most about so many unless asked for
+_MOST_EPISODES = 1000  # all that come before one are acted, too
 _STEPS_PER_SECOND = 10  # of families without a time step
 _TRAIL, _OLD_TRAIL = (0.25, 0.35, 0.55), (0.66, 0.70, 0.76)
 
@@ -114,6 +115,7 @@ def fresh(
     acting = acting._replace(
       act=lambda params, state, observation, key: (
         jnp.zeros((family.spec.action_size,)),
+        state,
         {},
       )
     )
@@ -185,8 +187,10 @@ def _numbers(show: Show) -> list[int]:
     ConfigError: not a whole number of at least 1.
   """
   for number in show.episodes:
-    if not number.isdecimal() or int(number) < 1:
-      raise ConfigError(f'--episodes: {number!r}; number them from 1')
+    if not number.isdecimal() or not 1 <= int(number) <= _MOST_EPISODES:
+      raise ConfigError(
+        f'--episodes: {number!r}; number them from 1, at most {_MOST_EPISODES}'
+      )
   return sorted({int(number) for number in show.episodes})
 
 

@@ -8,7 +8,8 @@ the task, q(z | all steps so far), from sequences of several episodes
 on (state, belief) with the encoder fixed. While acting, the belief is updated
 in every step and lives on from one episode to the next.
 
-Defaults are the release's for cheetah-vel. Deviations:
+Defaults are the release's for cheetah-vel, all of them (`DIFFERENCES` is
+empty). Deviations that are no settings:
 
 * The state that follows an episode's last step is the first one of the next
   episode. In the release it is the last observation, from which the policy
@@ -17,6 +18,9 @@ Defaults are the release's for cheetah-vel. Deviations:
   release takes all in turn, the same sequence numbers for all tasks.
 * The release's terminals are 1 inside the goal of its sparse tasks and reset
   the belief; here they are true terminations, and nothing resets it.
+* Mixed rewards (`relabel_rewards`, `training.preparation`) are those of the
+  task; the release's cheetah-vel writes the task to where its reward function
+  does not look.
 * Its CQL penalty (off by default) is left out: where CQL has exp(Q) / density
   it has Q / density under the logarithm.
 * The gradients of an RL update are taken at the same parameters (see `sac`).
@@ -25,15 +29,19 @@ Defaults are the release's for cheetah-vel. Deviations:
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim, parallel
+from offmeta import limits, optim, parallel
 from offmeta.algorithms import belief, latent, sac
-from offmeta.losses import latent as latent_losses, td
+from offmeta.losses import (
+  latent as latent_losses,
+  policy as policy_losses,
+  td,
+)
 from offmeta.networks import recurrent
 from offmeta.networks.distributions import task_noise
 from offmeta.types import (
@@ -49,9 +57,14 @@ from offmeta.types import (
   Network,
   Params,
   Problem,
+  Rows,
+  Sequences,
   Stage,
   Transition,
 )
+
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,37 +73,40 @@ class VaeConfig:
 
   # 100 epochs of 257 batches of 8 of the 2050 sequences per task, for each of
   # 25 batches of 4 of the 100 tasks.
-  num_updates: int = 642_500
-  num_tasks: int = 4  # meta-batch
-  num_sequences: int = 8  # per task
-  num_decoded: int = 0  # times per sequence whose belief is decoded; 0: all
-  learning_rate: float = 3e-4
+  num_updates: limits.Count = 642_500
+  num_tasks: limits.Count = 4  # meta-batch
+  num_sequences: limits.Count = 8  # per task
+  # Times per sequence whose belief is decoded; 0: all.
+  num_decoded: limits.CountOrZero = 0
+  learning_rate: limits.Weight = 3e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class RlConfig(sac.Config):
   """The stage that trains the policy: SAC's settings, and the meta-batch."""
 
-  temperature: float = 0.2  # alpha
+  hidden_bias: limits.Number = 0.1
+  tanh_correction: Literal['exact', 'shifted'] = 'shifted'
+  temperature: limits.Positive = 0.2  # alpha
   learn_temperature: bool = False  # True: alpha is where it starts
-  num_updates: int = 1_000_000  # gradient steps in all
-  num_tasks: int = 16  # meta-batch
-  batch_size: int = 256  # transitions per task
+  num_updates: limits.Count = 1_000_000  # gradient steps in all
+  num_tasks: limits.Count = 16  # meta-batch
+  batch_size: limits.Count = 256  # transitions per task
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Hyper-parameters (spec baselines A2.2 to A2.4)."""
 
-  latent_size: int = 5  # dimensions of z
-  gru_size: int = 128  # of the encoder's hidden state
-  observation_embedding: int = 32  # widths, in encoder and decoder
-  action_embedding: int = 16
-  reward_embedding: int = 16  # encoder only
-  decoder_hidden: tuple[int, ...] = (32, 32)
+  latent_size: limits.Width = 5  # dimensions of z
+  gru_size: limits.Width = 128  # of the encoder's hidden state
+  observation_embedding: limits.Width = 32  # widths, in encoder and decoder
+  action_embedding: limits.Width = 16
+  reward_embedding: limits.Width = 16  # encoder only
+  decoder_hidden: limits.Widths = (32, 32)
   decode_whole_step: bool = True  # r(z, s, a, s'); False: r(z, s') (points)
-  kl_weight: float = 0.05  # on the sum of KL(q_t || q_t-1)
-  num_episodes: int = 2  # in a sequence
+  kl_weight: limits.Weight = 0.05  # on the sum of KL(q_t || q_t-1)
+  num_episodes: limits.Count = 2  # in a sequence
   relabel_rewards: bool = True  # VAE data; False for families of dynamics
   vae: VaeConfig = VaeConfig()
   rl: RlConfig = RlConfig()
@@ -115,7 +131,7 @@ def make_networks(spec: EnvSpec, config: Config) -> Networks:
     o, a, z, config.gru_size, embeddings + (config.reward_embedding,)
   )
   of_states = sac.make_networks(
-    spec._replace(observation_size=o + 2 * z), config.rl
+    spec._replace(observation_shape=(o + 2 * z,)), config.rl
   )
   return Networks(
     tracker=belief.Tracker(
@@ -160,8 +176,10 @@ def vae_losses(
   """The negative ELBO (spec baselines A2.2), and what to log.
 
   A sample of every q_t decodes the rewards of all steps, past and future. The
-  loss is a sum over times and steps, and a mean over sequences only. Gradient
-  routing: 'reward' reaches encoder and decoder, 'kl' the encoder.
+  loss is a mean over the decoded steps, as released (the ELBO has a sum, under
+  which the KL would weigh T times less), a sum over the times t, and a mean
+  over sequences. Gradient routing: 'reward' reaches encoder and decoder, 'kl'
+  the encoder.
 
   Args:
     params: 'encoder', 'decoder'.
@@ -201,19 +219,18 @@ def vae_losses(
     networks.tracker.next_observation(steps),
   )
   rewards = jnp.broadcast_to(steps.reward[..., None, :], decoded.shape)
-  errors = weights * jnp.sum(
-    mask[..., None, :] * td.squared_error(decoded, rewards), axis=-1
+  errors = weights * policy_losses.masked_mean(
+    td.squared_error(decoded, rewards),
+    jnp.broadcast_to(mask[..., None, :], decoded.shape),
   )
   terms = {
     'reward': jnp.mean(jnp.sum(errors, axis=-1)),
     'kl': config.kl_weight * jnp.mean(jnp.sum(kl, axis=-1)),
   }
-  pairs = jnp.sum(weights, axis=-1) * jnp.sum(mask, axis=-1)
+  known = jnp.sum(weights, axis=-1)
   logs = {
     'decoder/loss': terms['reward'],
-    'decoder/squared_error': jnp.mean(
-      jnp.sum(errors, axis=-1) / jnp.maximum(pairs, 1.0)
-    ),
+    'decoder/squared_error': jnp.mean(jnp.sum(errors, axis=-1) / known),
     'encoder/kl': jnp.mean(jnp.sum(kl, axis=-1)),
   }
   return terms, logs
@@ -225,17 +242,12 @@ def validate(config: Config):
   Raises:
     ValueError: names the setting and what it takes.
   """
+  limits.check(config, 'borel')
   if config.relabel_rewards and config.num_episodes == 1:
     raise ValueError(
-      'borel: relabel_rewards replaces the first episode of each sequence,'
-      ' and with num_episodes=1 nothing else is left; set one of the two'
+      'borel: relabel_rewards replaces the first half of the episodes of a'
+      ' sequence, and num_episodes=1 has none; set one of the two'
     )
-  for name, value, least in (
-    ('num_episodes', config.num_episodes, 1),
-    ('vae.num_decoded', config.vae.num_decoded, 0),
-  ):
-    if value < least:
-      raise ValueError(f'borel: {name}={value}; the least is {least}')
 
 
 def _vae_optimizer(config: Config) -> dict[str, optax.GradientTransformation]:
@@ -315,17 +327,14 @@ def make_stages(
     vae.num_updates,
     BatchSpec(
       num_tasks=vae.num_tasks,
-      context_size=1,
-      query_size=1,
-      context='sequences',
-      sequence_size=length,
-      num_sequences=vae.num_sequences,
+      query=Rows(1),
+      context=Sequences(vae.num_sequences, length),
     ),
     lambda state, batch: vae_update(state, batch, networks, config, axis_name),
   ), Stage(
     'rl',
     rl.num_updates,
-    BatchSpec(num_tasks=rl.num_tasks, context_size=1, query_size=rl.batch_size),
+    BatchSpec(num_tasks=rl.num_tasks, query=Rows(rl.batch_size)),
     rl_update,
     annotate,
   )

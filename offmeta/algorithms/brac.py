@@ -8,13 +8,13 @@ and each term reaches the group of parameters of its own name only.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim
+from offmeta import limits, optim
 from offmeta.losses import (
   divergence as divergence_losses,
   policy as policy_losses,
@@ -38,33 +38,43 @@ Learner = tuple[dict[str, Params], dict[str, Any]]  # params, opt_state
 class Config:
   """Hyper-parameters of control (defaults: spec baselines A3.4)."""
 
-  critic_hidden: tuple[int, ...] = (256, 256)
-  actor_hidden: tuple[int, ...] = (256, 256)
-  hidden_bias: float = 0.1  # initial hidden biases, of all networks
-  critic_lr: float = 3e-4
-  actor_lr: float = 3e-4
-  discount: float = 0.99
-  target_rate: float = 0.005  # polyak step of the target, every update
-  reward_scale: float = 1.0  # multiplies the reward in the TD target only
+  critic_hidden: limits.Widths = (256, 256)
+  actor_hidden: limits.Widths = (256, 256)
+  hidden_bias: limits.Number = 0.1  # initial hidden biases, of all networks
+  # Log-std is clipped to [-20, this]; 0 in A3.3, A4.
+  max_log_std: limits.Number = 2.0
+  # Of log pi: 'shifted' adds 1e-6, as released.
+  tanh_correction: Literal['exact', 'shifted'] = 'shifted'
+  critic_lr: limits.Weight = 3e-4
+  actor_lr: limits.Weight = 3e-4
+  discount: limits.Share = 0.99
+  # Polyak step of the target, every update.
+  target_rate: limits.PositiveShare = 0.005
+  # Multiplies the reward in the TD target only.
+  reward_scale: limits.Positive = 1.0
   value_network: bool = False  # V and target V, else two target Qs
-  value_hidden: tuple[int, ...] = (256, 256)
-  value_lr: float = 3e-4
-  entropy_weight: float = 1.0  # on log pi in the policy loss
+  value_hidden: limits.Widths = (256, 256)
+  value_lr: limits.Weight = 3e-4
+  entropy_weight: limits.Weight = 1.0  # on log pi in the policy loss
   entropy_in_target: bool = False  # and in the target of Q, or of V
-  mean_weight: float = 0.0  # on the squared policy means before the tanh
-  log_std_weight: float = 0.0  # on the squared policy log-std
-  divergence_weight: float = 0.2  # alpha, at the start; 0 and not learned: off
+  # On the squared policy means before the tanh.
+  mean_weight: limits.Weight = 0.0
+  log_std_weight: limits.Weight = 0.0  # on the squared policy log-std
+  # Alpha, at the start; 0 and not learned: off.
+  divergence_weight: limits.Weight = 0.2
   learn_divergence_weight: bool = False  # dual ascent on alpha
-  divergence_weight_rate: float = 1.0  # its step size
-  target_divergence: float = 0.05  # where alpha stays
-  max_divergence_weight: float = 2000.0  # alpha is used clipped to [0, this]
+  divergence_weight_rate: limits.Weight = 1.0  # its step size
+  target_divergence: limits.Weight = 0.05  # where alpha stays
+  # Alpha is used clipped to [0, this].
+  max_divergence_weight: limits.Positive = 2000.0
   value_penalty: bool = True  # -alpha Dhat in the target of Q
   policy_penalty: bool = True  # alpha Dhat in the policy loss
-  divergence_hidden: tuple[int, ...] = (256, 256)
-  divergence_lr: float = 1e-4
-  divergence_steps: int = 3  # of the dual critic, per update
-  gradient_penalty: str = 'action'  # slope dc/da; 'value': c itself (released)
-  gradient_penalty_weight: float = 5.0
+  divergence_hidden: limits.Widths = (256, 256)
+  divergence_lr: limits.Weight = 1e-4
+  divergence_steps: limits.Count = 3  # of the dual critic, per update
+  # Slope dc/da; 'value': c itself (released).
+  gradient_penalty: Literal['action', 'value'] = 'action'
+  gradient_penalty_weight: limits.Weight = 5.0
 
   @property
   def regularised(self) -> bool:
@@ -92,7 +102,14 @@ def make_networks(spec: EnvSpec, latent_size: int, config: Config) -> Networks:
     divergence = critics.scalar((o, a, z), config.divergence_hidden, bias)
   return Networks(
     critic=critics.q_ensemble((o, a, z), config.critic_hidden, 2, bias),
-    actor=actors.tanh_gaussian_actor((o, z), a, config.actor_hidden, bias),
+    actor=actors.tanh_gaussian_actor(
+      (o, z),
+      a,
+      config.actor_hidden,
+      bias,
+      max_log_std=config.max_log_std,
+      tanh_correction=config.tanh_correction,
+    ),
     value=value,
     divergence=divergence,
   )
@@ -165,7 +182,7 @@ def divergence_terms(
     )
 
   mixed = action + mix[..., None] * (query.action - action)
-  if config.gradient_penalty == 'action':
+  if limits.chosen(config, 'gradient_penalty', 'action'):
     slope = jax.grad(lambda a: jnp.sum(c(a)))(mixed)
   else:
     slope = c(mixed)[..., None]

@@ -5,7 +5,7 @@ Shift Reduction for Offline Meta-Reinforcement Learning", NeurIPS 2023, arXiv
 2311.03695 (spec baselines A4). A model p(z | s, a) of single transitions is
 trained beside the encoder; the encoder then also descends a CLUB bound on
 I(z; (s, a)). All else is FOCAL's first release, whose switches are the
-defaults here, but for the slope of the dual critic (`focal`).
+defaults here, but for `DIFFERENCES`.
 
 The bound's pairs are those of one task, as released. Left out: the release
 lets the model see the reward too where the context has next observations.
@@ -16,37 +16,46 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from offmeta import limits
 from offmeta.algorithms import focal
 from offmeta.losses import metric, policy as policy_losses
 from offmeta.networks import context
 from offmeta.types import Algorithm, Problem
+
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = {
+  'gradient_penalty': focal.DIFFERENCES['gradient_penalty'],
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(focal.Config):
   """Hyper-parameters (spec baselines A4; cheetah-vel)."""
 
-  mi_weight: float = 10.0  # lambda_MI on the CLUB bound; 10 to 50 by family
-  model_weight: float = 10.0  # on the likelihood of p(z | s, a)
-  model_hidden: tuple[int, ...] = (200, 200, 200)
-  latent_size: int = 20
-  encoder_hidden: tuple[int, ...] = (200, 200, 200)
+  # Lambda_MI on the CLUB bound; 10 to 50 by family.
+  mi_weight: limits.Weight = 10.0
+  metric_weight: limits.Weight = 10.0
+  max_log_std: limits.Number = 0.0
+  model_weight: limits.Weight = 10.0  # on the likelihood of p(z | s, a)
+  model_hidden: limits.Widths = (200, 200, 200)
+  latent_size: limits.Width = 20
+  encoder_hidden: limits.Widths = (200, 200, 200)
   use_next_observation: bool = False  # True for dynamics families
   use_terminal: bool = False
-  critic_hidden: tuple[int, ...] = (256, 256, 256)
-  actor_hidden: tuple[int, ...] = (256, 256, 256)
-  value_hidden: tuple[int, ...] = (256, 256, 256)
-  divergence_hidden: tuple[int, ...] = (256, 256, 256)
-  reward_scale: float = 5.0
+  critic_hidden: limits.Widths = (256, 256, 256)
+  actor_hidden: limits.Widths = (256, 256, 256)
+  value_hidden: limits.Widths = (256, 256, 256)
+  divergence_hidden: limits.Widths = (256, 256, 256)
+  reward_scale: limits.Positive = 5.0
   value_network: bool = True
   entropy_in_target: bool = True
-  mean_weight: float = 1e-3
-  log_std_weight: float = 1e-3
-  divergence_weight: float = 50.0
+  mean_weight: limits.Weight = 1e-3
+  log_std_weight: limits.Weight = 1e-3
+  divergence_weight: limits.Weight = 50.0
   learn_divergence_weight: bool = True
   value_penalty: bool = False
-  num_updates: int = 105_000
-  context_size: int = 100
+  num_updates: limits.Count = 105_000
+  context_size: limits.Count = 100
 
 
 def representation(problem: Problem, config: Config) -> focal.Representation:

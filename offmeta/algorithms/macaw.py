@@ -2,9 +2,10 @@
 
 Mitchell, Rafailov, Peng, Levine, Finn: "Offline Meta-Reinforcement Learning
 with Advantage Weighting", ICML 2021, arXiv 2008.06043. Written against the
-released code (spec macaw), whose settings are the defaults. Per task, one step
-of gradient descent on the value network, then one on the policy; the losses of
-what comes out are descended through these steps, second order included.
+released code (spec macaw), whose settings are the defaults, all of them
+(`DIFFERENCES` is empty). Per task, one step of gradient descent on the value
+network, then one on the policy; the losses of what comes out are descended
+through these steps, second order included.
 
 Switches that leave it are in `macaw_config.py`. Other differences:
 
@@ -19,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim, parallel
+from offmeta import limits, optim, parallel
 from offmeta.algorithms import macaw_losses, maml
 from offmeta.algorithms.macaw_config import (
+  DIFFERENCES as DIFFERENCES,
   Config,
   FinetuneConfig as FinetuneConfig,
   validate,
@@ -38,6 +40,8 @@ from offmeta.types import (
   MetaBatch,
   Params,
   Problem,
+  Rows,
+  Slice,
   Stage,
   Transition,
 )
@@ -88,7 +92,8 @@ def losses(
     inner.value, inner.target, inner.policy, query
   )
   scale = 1.0
-  if config.outer_norm == 'n_train':  # a sum over the meta-batch, divided
+  # A sum over the meta-batch, divided.
+  if limits.chosen(config, 'outer_norm', 'n_train'):
     number = value.shape[0] * parallel.axis_size(axis_name)
     scale = number / num_tasks
   terms = {
@@ -148,13 +153,16 @@ def _batch_spec(config: Config) -> BatchSpec:
   """What a meta-update is fed."""
   context, query = config.context_size, config.query_size
   if config.disjoint_batches:  # one draw without replacement serves both
-    context, query = 1, context + query
-  uniform = config.train_inner_sampling == 'uniform'
+    drawn = None
+    query += context
+  elif limits.chosen(config, 'train_inner_sampling', 'uniform'):
+    drawn = Rows(context, replacement=False)
+  else:
+    drawn = Slice(context)
   return BatchSpec(
     num_tasks=config.num_tasks,
-    context_size=context,
-    query_size=query,
-    context='transitions' if uniform else 'slice',
+    query=Rows(query, replacement=False),
+    context=drawn,
     replacement=False,
   )
 
@@ -255,8 +263,7 @@ def _finetune_stages(
       num_steps,
       BatchSpec(
         num_tasks=1,
-        context_size=1,
-        query_size=config.finetune.batch_size,
+        query=Rows(config.finetune.batch_size, replacement=False),
         replacement=False,
       ),
       update,

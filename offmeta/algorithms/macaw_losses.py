@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from offmeta import optim
+from offmeta import limits, optim
 from offmeta.algorithms import maml
 from offmeta.algorithms.macaw_config import Config
 from offmeta.losses import policy as policy_losses, returns, td
@@ -68,7 +68,7 @@ def bootstrapped_return(
   macaw 9.1).
   """
   extras = rows.extras
-  if config.bootstrap_terminal == 'none':
+  if limits.chosen(config, 'bootstrap_terminal', 'none'):
     return extras['return_to_go']
   power = extras['bootstrap']
   if config.mask_bootstrap_on_death:
@@ -222,6 +222,6 @@ def step_sizes(params: dict[str, Params], config: Config) -> dict[str, Params]:
     name: optim.step_sizes(params[f'{name}_steps'])
     for name in ('policy', 'value')
   }
-  if config.adapt == 'latent_only':
+  if limits.chosen(config, 'adapt', 'latent_only'):
     return {k: weight_transform.only_latent(v) for k, v in steps.items()}
   return steps

@@ -30,6 +30,8 @@ def over_tasks(task_loop: str) -> Callable[[Callable], Callable]:
   """`jax.vmap`, or for 'scan' the same with one task after the other."""
   if task_loop == 'vmap':
     return jax.vmap
+  if task_loop != 'scan':
+    raise ValueError(f'task_loop: {task_loop!r}; choose "scan" or "vmap"')
   return lambda fn: lambda *args: jax.lax.map(lambda one: fn(*one), args)
 
 
@@ -120,7 +122,7 @@ def acting(
       mean = policy.apply_generated(belief.weights, observation)
       std = jnp.where(belief.known, noise_after, noise_before)
       action = Normal(mean, std).sample(jax.random.normal(key, mean.shape))
-      return jnp.clip(action, -1.0, 1.0), {}
+      return jnp.clip(action, -1.0, 1.0), belief, {}
 
     return Policy(
       init=lambda params, key: Adapted(prior(params), jnp.zeros((), bool)),

@@ -12,12 +12,13 @@ training tasks, which Adam undoes).
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim, parallel
+from offmeta import limits, optim, parallel
 from offmeta.algorithms import maml
 from offmeta.losses import policy as policy_losses
 from offmeta.networks import weight_transform
@@ -33,29 +34,37 @@ from offmeta.types import (
   MetaBatch,
   Params,
   Problem,
+  Rows,
+  Slice,
   Stage,
   Transition,
 )
+
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Hyper-parameters: MACAW's (spec macaw 8)."""
 
-  hidden: tuple[int, ...] = (100, 100, 100)
-  layer: str = 'wlinear'  # key of weight_transform.LAYERS
-  latent_size: int = 100  # of the weight-transform layers
-  action_std: float = 0.2  # of the policy, fixed
-  policy_lr: float = 1e-4
-  step_size_lr: float = 1e-3
-  inner_policy_lr: float = 1e-3  # at the start
-  train_inner_sampling: str = 'contiguous'  # or 'uniform', as at meta-test
-  stride: int = 7  # every so-manieth logged step is used
-  num_updates: int = 1_000_000
-  num_tasks: int = 5  # meta-batch
-  context_size: int = 256  # of the inner batch
-  query_size: int = 256  # of the outer batch
-  task_loop: str = 'scan'  # one task after the other, or 'vmap'
+  hidden: limits.Widths = (100, 100, 100)
+  # Of weight_transform.LAYERS.
+  layer: Literal['wlinear', 'bias_linear', 'dense'] = 'wlinear'
+  latent_size: limits.Width = 100  # of the weight-transform layers
+  action_std: limits.Positive = 0.2  # of the policy, fixed
+  policy_lr: limits.Weight = 1e-4
+  step_size_lr: limits.Weight = 1e-3
+  inner_policy_lr: limits.Weight = 1e-3  # at the start
+  # 'uniform': as at meta-test.
+  train_inner_sampling: Literal['contiguous', 'uniform'] = 'contiguous'
+  stride: limits.Count = 7  # every so-manieth logged step is used
+  num_updates: limits.Count = 1_000_000
+  num_tasks: limits.Count = 5  # meta-batch
+  context_size: limits.Count = 256  # of the inner batch
+  query_size: limits.Count = 256  # of the outer batch
+  # 'scan': one task after the other.
+  task_loop: Literal['scan', 'vmap'] = 'scan'
 
 
 def validate(config: Config):
@@ -64,16 +73,7 @@ def validate(config: Config):
   Raises:
     ValueError: names the switch and what it takes.
   """
-  known = {
-    'layer': tuple(weight_transform.LAYERS),
-    'train_inner_sampling': ('contiguous', 'uniform'),
-    'task_loop': ('scan', 'vmap'),
-  }
-  for name, values in known.items():
-    if getattr(config, name) not in values:
-      raise ValueError(
-        f'meta_bc: {name}={getattr(config, name)!r}; choose one of {values}'
-      )
+  limits.check(config, 'meta_bc')
 
 
 def make_network(spec: EnvSpec, config: Config) -> AdaptableNetwork:
@@ -213,12 +213,13 @@ def make(
     weights, _ = inner_loop(params, *one, network, config)
     return jax.tree.map(lambda x: x[0], weights)
 
-  uniform = config.train_inner_sampling == 'uniform'
+  uniform = limits.chosen(config, 'train_inner_sampling', 'uniform')
   batch = BatchSpec(
     num_tasks=config.num_tasks,
-    context_size=config.context_size,
-    query_size=config.query_size,
-    context='transitions' if uniform else 'slice',
+    query=Rows(config.query_size, replacement=False),
+    context=Rows(config.context_size, replacement=False)
+    if uniform
+    else Slice(config.context_size),
     replacement=False,
   )
   return Algorithm(

@@ -13,12 +13,13 @@ are taken at the same parameters. Losses and networks are MACAW's.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim, parallel
+from offmeta import limits, optim, parallel
 from offmeta.algorithms import macaw_losses, maml
 from offmeta.algorithms.macaw_config import Config as MacawConfig
 from offmeta.algorithms.macaw_losses import Networks, PolicyLoss
@@ -31,31 +32,36 @@ from offmeta.types import (
   Loop,
   Params,
   Problem,
+  Rows,
   Stage,
   Transition,
 )
+
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Hyper-parameters (spec macaw 7.1 and 8)."""
 
-  hidden: tuple[int, ...] = (100, 100, 100)  # of policy and value
-  layer: str = 'bias_linear'  # key of weight_transform.LAYERS
-  latent_size: int = 100  # of 'wlinear' layers
-  action_std: float = 0.2  # of the policy, fixed
-  discount: float = 0.99
-  policy_lr: float = 1e-4
-  value_lr: float = 1e-5
-  temperature: float = 1.0  # of standardised advantages
-  max_weight: float = 20.0
-  finetune_steps: int = 20  # of Adam at meta-test
-  finetune_policy_lr: float = 1e-3
-  finetune_value_lr: float = 1e-5
-  stride: int = 7  # every so-manieth logged step is used
-  num_updates: int = 1_000_000
-  num_tasks: int = 5  # meta-batch
-  query_size: int = 256
+  hidden: limits.Widths = (100, 100, 100)  # of policy and value
+  # Of weight_transform.LAYERS.
+  layer: Literal['wlinear', 'bias_linear', 'dense'] = 'bias_linear'
+  latent_size: limits.Width = 100  # of 'wlinear' layers
+  action_std: limits.Positive = 0.2  # of the policy, fixed
+  discount: limits.Share = 0.99
+  policy_lr: limits.Weight = 1e-4
+  value_lr: limits.Weight = 1e-5
+  temperature: limits.Positive = 1.0  # of standardised advantages
+  max_weight: limits.Positive = 20.0
+  finetune_steps: limits.CountOrZero = 20  # of Adam at meta-test
+  finetune_policy_lr: limits.Weight = 1e-3
+  finetune_value_lr: limits.Weight = 1e-5
+  stride: limits.Count = 7  # every so-manieth logged step is used
+  num_updates: limits.Count = 1_000_000
+  num_tasks: limits.Count = 5  # meta-batch
+  query_size: limits.Count = 256
 
 
 def _macaw(config: Config) -> MacawConfig:
@@ -75,7 +81,7 @@ def make_networks(problem: Problem, config: Config) -> Networks:
   """Policy and value of (observation, one-hot task)."""
   spec = problem.spec
   wide = spec._replace(
-    observation_size=spec.observation_size + problem.num_tasks
+    observation_shape=(spec.observation_size + problem.num_tasks,)
   )
   return macaw_losses.make_networks(wide, _macaw(config))
 
@@ -268,8 +274,7 @@ def make(
   )
   batch = BatchSpec(
     num_tasks=config.num_tasks,
-    context_size=1,
-    query_size=config.query_size,
+    query=Rows(config.query_size, replacement=False),
     replacement=False,
   )
   return Algorithm(

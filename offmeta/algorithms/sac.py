@@ -8,17 +8,18 @@ the data of one specialist per task (spec macaw 4.1).
 
 Deviations: the three gradients of an update are taken at the same parameters,
 as in SMAC, and networks start as everywhere here (rlkit's initialisers).
+`hidden_bias` and `tanh_correction` are for BOReL, whose release has others.
 """
 
 from collections.abc import Callable
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim, parallel
+from offmeta import limits, optim, parallel
 from offmeta.algorithms import latent
 from offmeta.losses import policy as policy_losses, td
 from offmeta.networks import actors, critics
@@ -35,28 +36,41 @@ from offmeta.types import (
   Params,
   Policy,
   Problem,
+  Rows,
   Stage,
   Transition,
 )
+
+# Settings whose defaults are not the release's: (here, released, why).
+# Released: table 1 of the paper.
+DIFFERENCES = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Hyper-parameters; defaults are table 1 of the paper."""
 
-  critic_hidden: tuple[int, ...] = (256, 256)
-  actor_hidden: tuple[int, ...] = (256, 256)
-  critic_lr: float = 3e-4
-  actor_lr: float = 3e-4
-  temperature_lr: float = 3e-4
-  discount: float = 0.99
-  target_rate: float = 0.005  # polyak step of the target critics
-  reward_scale: float = 1.0  # multiplies the reward in the TD target only
-  temperature: float = 1.0  # alpha at the start; the release starts at 1
+  critic_hidden: limits.Widths = (256, 256)
+  actor_hidden: limits.Widths = (256, 256)
+  hidden_bias: limits.Number = 0.0  # initial, of all networks
+  # Log-std of the policy is clipped to [-20, this].
+  max_log_std: limits.Number = 2.0
+  # Of log pi: 'shifted' adds 1e-6, as released.
+  tanh_correction: Literal['exact', 'shifted'] = 'exact'
+  critic_lr: limits.Weight = 3e-4
+  actor_lr: limits.Weight = 3e-4
+  temperature_lr: limits.Weight = 3e-4
+  discount: limits.Share = 0.99
+  target_rate: limits.PositiveShare = 0.005  # polyak step of the target critics
+  # Multiplies the reward in the TD target only.
+  reward_scale: limits.Positive = 1.0
+  # Alpha at the start; the release starts at 1.
+  temperature: limits.Positive = 1.0
   learn_temperature: bool = True  # False: alpha stays fixed (first SAC)
-  target_entropy_per_action: float = -1.0  # times A: the target entropy
-  num_updates: int = 1000  # per online iteration; published: 1 per step
-  batch_size: int = 256  # transitions per update
+  target_entropy_per_action: limits.Number = -1.0  # times A: the target entropy
+  # Per online iteration; published: 1 per step.
+  num_updates: limits.Count = 1000
+  batch_size: limits.Count = 256  # transitions per update
 
 
 class Networks(NamedTuple):
@@ -70,8 +84,17 @@ def make_networks(spec: EnvSpec, config: Config) -> Networks:
   """Twin critics and a tanh-Gaussian actor."""
   o, a = spec.observation_size, spec.action_size
   return Networks(
-    critic=critics.q_ensemble((o, a), config.critic_hidden),
-    actor=actors.tanh_gaussian_actor((o,), a, config.actor_hidden),
+    critic=critics.q_ensemble(
+      (o, a), config.critic_hidden, 2, config.hidden_bias
+    ),
+    actor=actors.tanh_gaussian_actor(
+      (o,),
+      a,
+      config.actor_hidden,
+      config.hidden_bias,
+      max_log_std=config.max_log_std,
+      tanh_correction=config.tanh_correction,
+    ),
   )
 
 
@@ -149,6 +172,7 @@ def _policy(act: Callable) -> Policy:
     init=lambda params, key: (),
     act=lambda params, state, observation, key: (
       act(params, observation, key),
+      state,
       {},
     ),
     observe=lambda params, state, transition, key: state,
@@ -263,7 +287,7 @@ def make(
     del key
     return networks.actor.apply(params, observation).mode()
 
-  batch = BatchSpec(num_tasks=1, context_size=1, query_size=config.batch_size)
+  batch = BatchSpec(num_tasks=1, query=Rows(config.batch_size))
   return Algorithm(
     init=init,
     loops=(

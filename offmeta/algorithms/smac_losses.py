@@ -5,7 +5,7 @@
 
 import jax.numpy as jnp
 
-from offmeta import parallel
+from offmeta import limits, parallel
 from offmeta.algorithms.smac_config import Config
 from offmeta.losses import latent as latent_losses, policy as policy_losses, td
 from offmeta.networks.distributions import Gaussian, TanhNormal
@@ -23,7 +23,8 @@ def context_terms(
   reward_loss = jnp.mean(td.squared_error(decoded, query.reward))
   kl = latent_losses.kl_to_standard_normal(posterior.mean, posterior.variance)
   kl_loss = jnp.mean(kl)
-  if config.kl_over_tasks == 'sum':  # pmean over devices is applied later
+  # pmean over devices is applied later.
+  if limits.chosen(config, 'kl_over_tasks', 'sum'):
     kl_loss = jnp.sum(kl) * parallel.axis_size(axis_name)
   terms = {'reward': reward_loss, 'kl': config.kl_weight * kl_loss}
   return terms, {'decoder/loss': reward_loss, 'encoder/kl': jnp.mean(kl)}
@@ -38,7 +39,7 @@ def critic_term(
 ) -> Array:
   """TD error of all members q [K, M, B] (2.4); next_q [K, M, B] is fixed."""
   next_value = jnp.min(next_q, axis=0)
-  if config.actor == 'sac' and config.sac.entropy_in_target:
+  if limits.chosen(config, 'actor', 'sac') and config.sac.entropy_in_target:
     next_value = policy_losses.soft_value_target(
       next_log_prob, next_value, config.sac.entropy_weight
     )

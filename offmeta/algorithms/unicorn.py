@@ -13,17 +13,23 @@ per transition, at meta-test too.
 
 Control is FOCAL's later code. What the release calls SAC (all families but
 ant-dir) is `divergence_weight=0, entropy_in_target=True` with `entropy_weight`
-= its alpha (0.2, cheetah-vel 0).
+= its alpha (0.2, cheetah-vel 0). Defaults are the release's for ant-dir, but
+for `DIFFERENCES`, which are FOCAL's.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax.numpy as jnp
 
+from offmeta import limits
 from offmeta.algorithms import focal
 from offmeta.losses import metric, policy as policy_losses
 from offmeta.networks import base, context
 from offmeta.types import Algorithm, Network, Problem
+
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = focal.DIFFERENCES
 
 _SPREAD_WEIGHT = 0.01  # on the distance of the models' log-variance bounds
 
@@ -32,9 +38,12 @@ _SPREAD_WEIGHT = 0.01  # on the distance of the models' log-variance bounds
 class Config(focal.Config):
   """Hyper-parameters (spec baselines A5; ant-dir)."""
 
-  supervision: str = 'reconstruction'  # SS, or 'classification': SUP
-  decoder_hidden: tuple[int, ...] = (64, 64)  # of models, or of the classifier
-  metric_weight: float = 0.15  # beta; SS only
+  # SS, or SUP.
+  supervision: Literal['reconstruction', 'classification'] = 'reconstruction'
+  decoder_hidden: limits.Widths = (64, 64)  # of models, or of the classifier
+  # How the models start; 'rlkit': as all else, as in PEARL.
+  decoder_start: Literal['truncated_normal', 'rlkit'] = 'truncated_normal'
+  metric_weight: limits.Weight = 0.15  # beta; SS only
 
 
 def validate(config: Config):
@@ -43,18 +52,13 @@ def validate(config: Config):
   Raises:
     ValueError: names the switch and what it takes.
   """
-  focal.validate(config)
-  if config.supervision not in ('reconstruction', 'classification'):
-    raise ValueError(
-      f'supervision={config.supervision!r}; choose "reconstruction" or'
-      ' "classification"'
-    )
+  limits.check(config, 'unicorn')
 
 
 def _decoders(problem: Problem, config: Config) -> dict[str, Network]:
   """What reads the latent."""
-  if config.supervision == 'classification':
-    heads = ((problem.num_tasks, 3e-3),)
+  if limits.chosen(config, 'supervision', 'classification'):
+    heads = (base.Head(problem.num_tasks, 3e-3),)
     return {
       'classifier': base.mlp(
         (config.latent_size,), config.decoder_hidden, heads, config.hidden_bias
@@ -64,7 +68,11 @@ def _decoders(problem: Problem, config: Config) -> dict[str, Network]:
   sizes = (config.latent_size, spec.observation_size, spec.action_size)
   return {
     name: context.gaussian_model(
-      sizes, size, config.decoder_hidden, config.hidden_bias
+      sizes,
+      size,
+      config.decoder_hidden,
+      config.hidden_bias,
+      config.decoder_start,
     )
     for name, size in (('dynamics', spec.observation_size), ('reward', 1))
   }

@@ -5,12 +5,13 @@ is known to the byte; nothing is allocated here.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from offmeta import processes
+from offmeta import limits, processes, rollout
 from offmeta.collection import phase as collecting, single_task
 from offmeta.collection.sources import (
   pearl as collect_pearl,
@@ -18,9 +19,11 @@ from offmeta.collection.sources import (
 )
 from offmeta.data import capacity
 from offmeta.losses import returns
+from offmeta.phases import finetune as finetuning
 from offmeta.training import (
   config as configs,
   gather as gathering,
+  gatherers,
   memory,
   seeds as seeds_lib,
   streaming,
@@ -28,12 +31,30 @@ from offmeta.training import (
 )
 from offmeta.training.config import ConfigError
 from offmeta.training.setup import Setup
-from offmeta.types import Algorithm, DataSpec, LearnerState, Transition
+from offmeta.types import (
+  Algorithm,
+  DataSpec,
+  LearnerState,
+  Loop,
+  Rollouts,
+  Transition,
+)
 
 _ADVICE = (
   "Keep the replay in the host's memory with --replay=host, run fewer"
   ' --seeds at a time (--config.first_seed continues), or shorten the phase'
   ' (iterations, gather.*_steps); devices that share tasks hold a copy each.'
+)
+
+_PASSING_ADVICE = (
+  'Make batches (num_tasks, context_size, query_size, batch_size) or'
+  ' evaluations (evaluation.num_repeats, num_steps, num_train_tasks) smaller,'
+  ' or run fewer --seeds at a time.'
+)
+
+_ROLLOUT_ADVICE = (
+  'Take fewer environments or steps per iteration (num_envs, num_steps), or'
+  ' run fewer --seeds at a time (--config.first_seed continues).'
 )
 
 _SAC_ADVICE = (
@@ -50,6 +71,7 @@ class _Phase(NamedTuple):
     seeds: its learners.
     demands: what stays in memory.
     on_host: whether all that stays in the host's memory.
+    passing: what comes and goes, one at a time; the largest parts of it.
     advice: what to change if it does not fit.
   """
 
@@ -57,6 +79,7 @@ class _Phase(NamedTuple):
   seeds: seeds_lib.Seeds
   demands: list[memory.Demand]
   on_host: bool
+  passing: list[memory.Demand]
   advice: str = _ADVICE
 
 
@@ -194,6 +217,23 @@ def _annotations(
   ]
 
 
+def _rollouts(
+  setup: Setup, algorithm: Algorithm, spec: Rollouts, num_seeds: int
+) -> memory.Demand:
+  """Environments and the latest rollouts."""
+  start, _ = gatherers.rollout_functions(setup, algorithm, spec)
+  fresh = jax.eval_shape(
+    lambda key: start(algorithm.init(key), key), jax.random.key(0)
+  )
+  size = memory.nbytes(fresh)
+  return memory.Demand(
+    'rollouts',
+    num_seeds * size,
+    f'{memory.times(num_seeds, "seed")} x {spec.num_envs:,} environments x'
+    f' {spec.num_steps:,} steps: {size:,} B each',
+  )
+
+
 def _learners(
   algorithm: Algorithm, number: int, unit: str = 'seed'
 ) -> memory.Demand:
@@ -204,10 +244,118 @@ def _learners(
   )
 
 
+def _groups(settings: Any) -> Iterator[Any]:
+  """A dataclass of settings, and those in it."""
+  yield settings
+  for field in dataclasses.fields(settings):
+    value = getattr(settings, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from _groups(value)
+
+
+def _batches(setup: Setup, settings: Any, number: int) -> memory.Demand:
+  """The largest batch of an algorithm, at least; by the names of settings."""
+  size = memory.nbytes(_example(setup, True))
+
+  def rows(group):
+    get = lambda name: getattr(group, name, 0)
+    whole = get('num_sequences') * setup.family.spec.episode_length
+    context = max(get('context_size'), get('sequence_size'))
+    loose = context + get('query_size') + get('batch_size')
+    return getattr(group, 'num_tasks', 1) * (loose + whole)
+
+  most = max(map(rows, _groups(settings)))
+  return memory.Demand(
+    'a batch',
+    number * most * size,
+    f'{memory.times(number, "learner")} x {most:,} transitions x {size:,} B',
+  )
+
+
+def _evaluation(setup: Setup, number: int) -> memory.Demand:
+  """All steps of a meta-test, and the contexts that are handed over."""
+  config, family = setup.config.evaluation, setup.config.family
+  tasks = family.num_test + min(config.num_train_tasks, family.num_train)
+  steps = rollout.max_episodes(setup.family, config.num_steps)
+  steps = steps * setup.family.spec.episode_length + config.context_size
+  size = memory.nbytes(_example(setup, True))
+  return memory.Demand(
+    'an evaluation',
+    number * tasks * config.num_repeats * steps * size,
+    f'{memory.times(number, "seed")} x {tasks:,} tasks x'
+    f' {config.num_repeats:,} repetitions x {steps:,} transitions x {size:,} B',
+  )
+
+
+def _check_counter(name: str, loop: Loop, iterations: int, done: int = 0):
+  """Refuses more updates than a learner's counter holds.
+
+  Args:
+    name: of the phase.
+    loop: whose stages are run in each iteration.
+    iterations: how many.
+    done: updates before.
+
+  Raises:
+    ConfigError: says how many there would be.
+  """
+  each = sum(stage.num_steps for stage in loop.stages)
+  total = done + iterations * each
+  if total > limits.MOST:
+    raise ConfigError(
+      f'phase {name}: {iterations:,} iterations of {each:,} updates; a learner'
+      f' counts up to {limits.MOST:,} in all. Make fewer'
+    )
+
+
+def _script(setup: Setup) -> _Phase:
+  """Logs of a scripted policy, which are joined in the host's memory."""
+  family, spec = setup.config.family, setup.family.spec
+  rows = setup.config.collect.script_episodes * spec.episode_length
+  log = memory.replay_demand(
+    _example(setup, True),
+    family.num_train + family.num_test,
+    rows,
+    1,
+    'logs',
+  )
+  return _Phase(
+    'collect',
+    setup.seeds,
+    [log],
+    True,
+    [],
+    'Make fewer episodes (config.collect.script_episodes) or take fewer tasks.',
+  )
+
+
+def _finetune(setup: Setup) -> _Phase:
+  """Learners of all seeds and held-out tasks, with a replay each."""
+  algorithm, number = setup.learner(), finetuning.learners(setup)
+  example = jax.eval_shape(lambda: finetuning.example_row(setup, algorithm))
+  return _Phase(
+    'finetune',
+    setup.seeds,
+    [
+      memory.replay_demand(
+        example, 1, finetuning.rows(setup), number, 'replay', unit='learner'
+      ),
+      _learners(algorithm, number, 'learner'),
+    ],
+    setup.runtime.replay == 'host',
+    [_batches(setup, setup.config.settings, number)],
+    'Shorten the phase (config.finetune.iterations, burn_in) or run fewer'
+    ' --seeds at a time.',
+  )
+
+
 def _collect(setup: Setup) -> Iterator[_Phase]:
-  """The phase `collect`, if it trains anything."""
+  """The phase `collect`, if it makes anything."""
   config, family = setup.config.collect, setup.config.family
-  if config.dataset or config.source == 'script':
+  if not setup.logged or config.dataset:
+    return
+  if config.source == 'script':
+    yield _script(setup)
     return
   example = _example(setup, True)
   if config.source == 'sac':
@@ -225,10 +373,13 @@ def _collect(setup: Setup) -> Iterator[_Phase]:
         _learners(sac, number, 'learner'),
       ],
       False,
+      [_batches(setup, config.specialists.sac, number)],
       _SAC_ADVICE,
     )
     return
   seeds = collect_pearl.behaviour_seeds(setup)
+  pearl = setup.algorithm('pearl', config.behaviour)
+  _check_counter('collect', pearl.loop('online'), config.iterations)
   yield _Phase(
     'collect',
     seeds,
@@ -250,24 +401,39 @@ def _collect(setup: Setup) -> Iterator[_Phase]:
         0,
         ' of held-out tasks',
       ),
-      _learners(setup.algorithm('pearl', config.behaviour), 1),
+      _learners(pearl, 1),
     ],
     setup.runtime.replay == 'host',
+    [_batches(setup, config.behaviour, 1), _evaluation(setup, 1)],
   )
 
 
 def _phases(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
   """Phases still to run."""
-  config, on_host = setup.config, setup.runtime.replay == 'host'
   if 'collect' in phases and not setup.is_done('collect'):
     yield from _collect(setup)
-  if not {'offline', 'online'} & set(phases):
-    return
-  start = collecting.dataset_sizes(setup)
+  if {'offline', 'online'} & set(phases):
+    yield from _training(setup, phases)
+  if 'finetune' in phases and setup.config.finetune.iterations:
+    if not setup.is_done('finetune'):
+      yield _finetune(setup)
+
+
+def _training(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
+  """The phases `offline` and `online`."""
+  config, on_host = setup.config, setup.runtime.replay == 'host'
   algorithm = setup.learner()
-  data = _datasets(setup, algorithm.data, start)
+  data, start = [], (0, 0)
+  if setup.logged:
+    start = collecting.dataset_sizes(setup)
+    data = _datasets(setup, algorithm.data, start)
   num_seeds = len(setup.seeds.layout.seeds)
-  if 'offline' in phases and not setup.is_done('offline'):
+  passing = [
+    _batches(setup, config.settings, num_seeds),
+    _evaluation(setup, num_seeds),
+  ]
+  offline = algorithm.in_phase('offline')
+  if 'offline' in phases and offline and not setup.is_done('offline'):
     yield _Phase(
       'offline',
       setup.seeds,
@@ -277,12 +443,41 @@ def _phases(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
         _learners(algorithm, num_seeds),
       ],
       on_host,
+      passing,
     )
   if 'online' in phases:
     for name in config.online.variants:
       if setup.is_done(f'online/{name}'):
         continue
       changed = configs.variant(config, name)
+      learner = setup.learner(config=changed)
+      (loop,) = learner.in_phase('online')
+      _check_counter(
+        f'online/{name}',
+        loop,
+        changed.online.iterations
+        if loop.iterations is None
+        else loop.iterations,
+        sum(
+          (other.iterations or 0) * stage.num_steps
+          for other in offline
+          for stage in other.stages
+        ),
+      )
+      if loop.gather is not None:
+        yield _Phase(
+          f'online/{name}',
+          setup.seeds,
+          [
+            _rollouts(setup, learner, loop.gather, num_seeds),
+            *data,
+            _learners(learner, num_seeds),
+          ],
+          False,
+          passing,
+          _ROLLOUT_ADVICE,
+        )
+        continue
       sizes = visits_lib.online_sizes(
         setup.family.spec, changed, setup.seeds, *start
       )
@@ -299,9 +494,10 @@ def _phases(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
             sizes.sequences,
           ),
           *data,
-          _learners(setup.learner(config=changed), num_seeds),
+          _learners(learner, num_seeds),
         ],
         on_host,
+        [_batches(setup, changed.settings, num_seeds), *passing],
       )
 
 
@@ -322,7 +518,7 @@ def check(setup: Setup, phases: tuple[str, ...]) -> list[str]:
 def _fitting(planned: list[_Phase]) -> list[str]:
   """`check`, for the memory of this process."""
   lines, free = [], {}
-  for name, seeds, demands, on_host, advice in planned:
+  for name, seeds, demands, on_host, passing, advice in planned:
     devices = seeds.layout.local_devices
     if on_host:
       devices = [streaming.host()]
@@ -334,6 +530,8 @@ def _fitting(planned: list[_Phase]) -> list[str]:
     available = memory.available_bytes(devices)
     try:
       memory.check(demands, available, advice)
+      for demand in passing:
+        memory.check([demand], available, _PASSING_ADVICE)
     except memory.MemoryBudgetError as error:
       raise ConfigError(f'phase {name}: {error}') from error
     total = memory.readable(sum(demand.nbytes for demand in demands))

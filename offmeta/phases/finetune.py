@@ -157,20 +157,35 @@ def _start(own: Setup, algorithm: Algorithm, states: LearnerState):
   )
 
 
-def _empty_replay(own: Setup, algorithm: Algorithm) -> Replay:
-  """Leaves [S x M, 1, C, ...]."""
-  config, spec = own.config.finetune, own.family.spec
-  # Episodes of all rounds, and room for writing the last one.
-  rows = (config.burn_in + config.iterations + 1) * spec.episode_length
-  example = gathering.example_transition(own.family, own.train_tasks)
+def learners(setup: Setup) -> int:
+  """S x M, all trained side by side."""
+  return setup.seeds.layout.num_seeds * setup.config.family.num_test
+
+
+def rows(setup: Setup) -> int:
+  """Of a learner's replay: all rounds, and room for writing the last one."""
+  config = setup.config.finetune
+  episodes = config.burn_in + config.iterations + 1
+  return episodes * setup.family.spec.episode_length
+
+
+def example_row(setup: Setup, algorithm: Algorithm) -> Transition:
+  """Zeros like a row of a learner's replay."""
+  example = gathering.example_transition(setup.family, setup.train_tasks)
   if algorithm.data.returns_discount is not None:
     log = jax.tree.map(lambda x: x[None], example)
     added = returns.annotate(log, jnp.ones(1), 1.0)
     example = example._replace(
       extras={**example.extras, **jax.tree.map(lambda x: x[0], added)}
     )
+  return example
+
+
+def _empty_replay(own: Setup, algorithm: Algorithm) -> Replay:
+  """Leaves [S x M, 1, C, ...]."""
+  example, size = example_row(own, algorithm), rows(own)
   return gatherers.new_replay(
-    own, own.seeds, lambda: Replay(buffers.empty(example, 1, rows), None)
+    own, own.seeds, lambda: Replay(buffers.empty(example, 1, size), None)
   )
 
 

@@ -20,6 +20,8 @@ from offmeta.types import (
   EnvFamily,
   EnvSpec,
   EnvState,
+  Evidence,
+  Key,
   LearnerState,
   Loop,
   MetaBatch,
@@ -27,6 +29,7 @@ from offmeta.types import (
   Problem,
   Stage,
   Task,
+  checked_diagnosis,
 )
 
 
@@ -44,7 +47,8 @@ def check_env_family(
   their termination) are finite, with terminal in {0, 1}; `reward(features,
   action, task)` equals the reward of `step`, also for clipped and for stacked
   actions; vmap over tasks equals one by one; the same key gives the same
-  episode; task lists have the leaves of sampled tasks.
+  episode; task lists have the leaves of sampled tasks; `position`, where there
+  is one, gives finite points on a plane.
 
   Args:
     family: what to check.
@@ -110,13 +114,13 @@ def check_env_family(
   ), 'different keys gave the same task and the same episode'
   for i, states in enumerate(single):
     _check_reward(family, states, actions[i], take(tasks, i), tolerance)
+    _check_position(family, states)
   _check_vmap(family, single, keys, actions, tasks, tolerance)
 
 
 def _check_spec(family: EnvFamily) -> None:
   spec = family.spec
   for name in (
-    'observation_size',
     'action_size',
     'feature_size',
     'episode_length',
@@ -125,6 +129,19 @@ def _check_spec(family: EnvFamily) -> None:
     assert isinstance(value, int) and value >= 1, (
       f'spec.{name} must be a positive int, not {value!r}'
     )
+  assert (
+    isinstance(spec.observation_shape, tuple)
+    and len(spec.observation_shape) in (1, 3)
+    and all(isinstance(n, int) and n >= 1 for n in spec.observation_shape)
+  ), (
+    'spec.observation_shape must be (size,) or (height, width, channels), not'
+    f' {spec.observation_shape!r}'
+  )
+  known = ('float32', 'uint8')
+  assert spec.observation_dtype in known, (
+    f'spec.observation_dtype must be one of {known}, not'
+    f' {spec.observation_dtype!r}'
+  )
   assert isinstance(spec.name, str) and spec.name, 'spec.name is empty'
   assert isinstance(spec.terminates, bool), 'spec.terminates must be a bool'
   try:
@@ -170,7 +187,7 @@ def _check_tasks(
 def _check_state(family: EnvFamily, state: EnvState, where: str) -> None:
   spec = family.spec
   shapes = {
-    'observation': (spec.observation_size,),
+    'observation': spec.observation_shape,
     'reward': (),
     'terminal': (),
     'features': (spec.feature_size,),
@@ -181,8 +198,9 @@ def _check_state(family: EnvFamily, state: EnvState, where: str) -> None:
     assert value.shape == shape, (
       f'{where}: {name} has shape {value.shape}, spec says {shape}'
     )
-    assert value.dtype == jnp.float32, (
-      f'{where}: {name} is {value.dtype}, not float32'
+    dtype = spec.observation_dtype if name == 'observation' else 'float32'
+    assert value.dtype == dtype, (
+      f'{where}: {name} is {value.dtype}, not {dtype}'
     )
     assert np.all(np.isfinite(value)), f'{where}: {name} is not finite'
   for name in ('terminal', 'diverged'):
@@ -228,6 +246,20 @@ def _check_reward(
     )
 
 
+def _check_position(family: EnvFamily, states: list[EnvState]) -> None:
+  if not hasattr(family, 'position'):
+    return
+  observations = jnp.stack([state.observation for state in states])
+  places = np.asarray(family.position(observations))
+  assert places.shape == (len(states), 2) and np.all(np.isfinite(places)), (
+    f'position(observation) of observations {observations.shape} has shape'
+    f' {places.shape} or is not finite, expected finite [{len(states)}, 2]'
+  )
+  assert np.array_equal(
+    places[0], np.asarray(family.position(observations[0]))
+  ), 'position of stacked observations is not that of one'
+
+
 def _check_vmap(
   family: EnvFamily,
   single: list[list[EnvState]],
@@ -244,11 +276,15 @@ def _check_vmap(
       state = step(state, actions[:, 0], tasks)
     for i, states in enumerate(single):
       for name in ('observation', 'reward', 'terminal', 'features'):
+        # A pixel is cut off to a whole number: rounding may make it the next.
+        pixels = name == 'observation' and (
+          family.spec.observation_dtype != 'float32'
+        )
         np.testing.assert_allclose(
-          getattr(state, name)[i],
-          getattr(states[t], name),
+          np.asarray(getattr(state, name)[i], np.float32),
+          np.asarray(getattr(states[t], name), np.float32),
           rtol=tolerance,
-          atol=tolerance,
+          atol=1.0 if pixels else tolerance,
           err_msg=f'vmap over tasks and one by one differ in {name} after '
           f'{t} steps of task {i}',
         )
@@ -274,7 +310,8 @@ def check_algorithm(
   equals single seeds, to rounding; the root key stays and the step counts.
   Policies: shapes and trees, actions finite and in [-1, 1], an adaptation
   without valid entries gives `init`'s prior and entries that do not count
-  change nothing. `relabel` gives the same with a poisoned reward. Stages of
+  change nothing. `relabel` gives the same with a poisoned reward. `diagnose`
+  gives finite arrays that the report can show. Stages of
   'finetune', from what its `begin` gives, as the others. Choose
   small sizes in `config`: nothing here needs large ones.
 
@@ -315,7 +352,11 @@ def check_algorithm(
     states = begun
     for stage in loop.stages:
       states = _check_stage(
-        stage, states, spec, algorithm.data, tolerance, quick
+        stage,
+        states,
+        _drawing(algorithm, loop, stage, states[0], spec),
+        tolerance,
+        quick,
       )
     _check_finished(loop, states[0])
     states = [state.replace(memory=()) for state in states]
@@ -329,13 +370,64 @@ def check_algorithm(
     _check_finetune(algorithm, loop, states, spec, tolerance, quick)
   if algorithm.relabel is not None:
     _check_relabel(algorithm, states[0], spec)
+  if algorithm.diagnose is not None:
+    _check_diagnose(algorithm, states[0], spec)
+
+
+def _drawing(
+  algorithm: Algorithm,
+  loop: Loop,
+  stage: Stage,
+  state: LearnerState,
+  spec: EnvSpec,
+) -> Callable[[Key], MetaBatch]:
+  """key -> a batch as the stage asks for, without any meaning."""
+  if stage.batch.query is None:
+    return jax.jit(
+      lambda key: probes.random_batch(key, spec, stage.batch, algorithm.data)
+    )
+  assert loop.gather is not None, (
+    f'loop {loop.name!r}: stage {stage.name!r} is fed by rollouts, but nothing'
+    ' is gathered'
+  )
+  num_envs, num_steps = loop.gather
+  assert stage.batch.num_tasks == num_envs, (
+    f'stage {stage.name!r}: {stage.batch.num_tasks} tasks, but the loop gathers'
+    f' rollouts of {num_envs} environments'
+  )
+
+  def draw(key):
+    shape = (num_envs, num_steps)
+    steps = probes.random_transitions(
+      key, spec, shape, DataSpec(sequence_episodes=1)
+    )
+    policy, params = algorithm.explore, algorithm.actor_params(state)
+    act = lambda observation, key: policy.act(
+      params, policy.init(params, key), observation, key
+    )
+    action, _, said = jax.vmap(jax.vmap(act))(
+      steps.observation, jax.random.split(key, shape)
+    )
+    last = steps.extras['time'] == spec.episode_length - 1
+    extras = {
+      **said,
+      'features': jnp.zeros(shape + (spec.feature_size,)),
+      'time': steps.extras['time'],
+      'diverged': jnp.zeros(shape),
+      'truncated': last * steps.discount,
+    }
+    slots = jnp.arange(num_envs)
+    return MetaBatch(
+      slots, slots, None, None, steps._replace(action=action, extras=extras)
+    )
+
+  return jax.jit(draw)
 
 
 def _check_stage(
   stage: Stage,
   states: list[LearnerState],
-  spec: EnvSpec,
-  data: DataSpec,
+  draw: Callable[[Key], MetaBatch],
   tolerance: float,
   quick: bool,
 ) -> list[LearnerState]:
@@ -348,7 +440,6 @@ def _check_stage(
     return stage.update(state, batch)
 
   update = jax.jit(counted)
-  draw = jax.jit(lambda key: probes.random_batch(key, spec, stage.batch, data))
   batches = [draw(jax.random.key(i)) for i in range(2)]
   if stage.annotate is not None:
     batches = [_annotated(stage, states[0], batch) for batch in batches]
@@ -463,19 +554,36 @@ def _check_policy(
     f'{name}: adapt with other entries where valid is 0',
     0.0,
   )
+  kept = policy.keep(context)
+  _assert_like(kept.reward, context.reward, f'{name}: keep, the reward', 0.0)
+  _assert_like(
+    adapt(params, prior, kept, valid, keys[2]),
+    state,
+    f'{name}: adapt to what keep leaves',
+    0.0,
+  )
   act, observe = jax.jit(policy.act), jax.jit(policy.observe)
   for i in range(3):
     step = jax.tree.map(lambda x: x[i], other)
     key = jax.random.fold_in(keys[3], i)
-    # Far beyond the data, where an action that is not squashed leaves [-1, 1].
-    action, _ = act(params, state, 100.0 * step.observation, key)
+    observation = step.observation
+    if spec.observation_dtype == 'float32':
+      # Far beyond the data, where what is not squashed leaves [-1, 1].
+      observation = 100.0 * observation
+    chosen = act(params, state, observation, key)
+    assert len(chosen) == 3, (
+      f'{name}: act returns {len(chosen)} things, not action, state and extras'
+    )
+    action, seen, extras = chosen
+    _assert_same_form(seen, state, f'{name}: the state after act')
+    _assert_finite((seen, extras), f'{name}: act')
     assert action.shape == (spec.action_size,), (
       f'{name}: action of shape {action.shape}'
     )
     assert np.all(np.abs(action) <= 1.0), (
       f'{name}: action {action} is not in [-1, 1]'
     )
-    new = observe(params, state, step, key)
+    new = observe(params, seen, step, key)
     _assert_same_form(new, state, f'{name}: the state after observe')
     _assert_finite(new, f'{name}: observe')
     state = new
@@ -519,7 +627,8 @@ def _check_finetune(
     'begin of finetune: what the policies take as params',
   )
   for stage in loop.stages:
-    begun = _check_stage(stage, begun, spec, algorithm.data, tolerance, quick)
+    draw = _drawing(algorithm, loop, stage, begun[0], spec)
+    begun = _check_stage(stage, begun, draw, tolerance, quick)
 
 
 def _check_relabel(
@@ -576,3 +685,21 @@ def _assert_like(
       atol=tolerance,
       err_msg=f'{what} differ at {jax.tree_util.keystr(path)}',
     )
+
+
+def _check_diagnose(
+  algorithm: Algorithm, state: LearnerState, spec: EnvSpec
+) -> None:
+  keys = jax.random.split(jax.random.key(7), 4)
+  logged, own, rows = [
+    probes.random_transitions(key, spec, (3, 5), algorithm.data)
+    for key in keys[:3]
+  ]
+  mask = jnp.ones((3, 5)).at[:, 4].set(0.0)
+  evidence = Evidence(logged, mask, own, mask, rows, mask, keys[3])
+  found = jax.jit(algorithm.diagnose)(state, evidence)
+  try:
+    checked_diagnosis(found)
+  except ValueError as error:
+    raise AssertionError(str(error)) from error
+  _assert_finite(found, 'diagnose')

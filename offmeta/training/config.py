@@ -11,8 +11,10 @@ from collections.abc import Mapping
 import dataclasses
 import hashlib
 import json
-from typing import Any
+import re
+from typing import Any, Literal, get_args
 
+from offmeta import limits
 from offmeta.algorithms import (
   ALGORITHMS,
   pearl as pearl_lib,
@@ -20,6 +22,24 @@ from offmeta.algorithms import (
   smac as smac_lib,
 )
 from offmeta.types import Visits
+
+# Of the offline data: a PEARL run's replay (SMAC's), one SAC learner per task
+# with its whole life in order (MACAW's, BOReL's, FOCAL's), or the family's
+# scripted policy (Sawyer's).
+Source = Literal['pearl', 'sac', 'script']
+SOURCES = get_args(Source)
+# Which `rl_size` transitions: around the end of the log's first quarter for
+# 'middle' (spec macaw 4.5), all of them for 'all'.
+Slice = Literal['first', 'middle', 'last', 'all']
+# Of matrix products: inputs with 23, 10 and 7 bits; sums, parameters and
+# statistics are float32 in all. TensorFloat-32 exists on GPUs only.
+Precision = Literal['float32', 'tensorfloat32', 'bfloat16']
+PRECISIONS = get_args(Precision)
+
+# What counts updates and what a batch holds, in any algorithm's settings.
+_SIZES = ('num_updates', 'num_tasks', 'query_size', 'context_size')
+# Of a variant, which is the name of a folder and of a file.
+_NAME = re.compile(r'\w[\w.-]*')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,19 +49,25 @@ class FamilyConfig:
   name: str = 'point_robot'  # key of offmeta.envs.FAMILIES
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   task_list: str = 'default'  # a published list, or 'random:SEED'
-  num_train: int = 32  # first so many of the list's training tasks
-  num_test: int = 20  # first so many of its test tasks
+  num_train: limits.SideBySide = (
+    32  # first so many of the list's training tasks
+  )
+  num_test: limits.SideBySide = 20  # first so many of its test tasks
 
 
 @dataclasses.dataclass(frozen=True)
 class SpecialistsConfig:
   """One SAC learner per task; all numbers are per learner."""
 
-  env_steps: int = 1_000_000  # in all (arXiv 1812.05905: 1 to 10 million)
-  initial_steps: int = 10_000  # of them uniform (its release: 1000 to 10,000)
-  steps_per_iteration: int = 1000  # before sac.num_updates updates
-  num_evaluations: int = 20  # spread evenly over the training
-  num_episodes: int = 10  # per evaluation
+  env_steps: limits.Count = (
+    1_000_000  # in all (arXiv 1812.05905: 1 to 10 million)
+  )
+  initial_steps: limits.CountOrZero = (
+    10_000  # of them uniform (its release: 1000 to 10,000)
+  )
+  steps_per_iteration: limits.Count = 1000  # before sac.num_updates updates
+  num_evaluations: limits.Count = 20  # spread evenly over the training
+  num_episodes: limits.Count = 10  # per evaluation
   sac: sac_lib.Config = sac_lib.Config()
 
 
@@ -51,16 +77,22 @@ class CollectConfig:
 
   dataset: str = ''  # path of an existing dataset; '' generates one
   test_dataset: str = ''  # of the held-out tasks, with `dataset`; '': none
-  source: str = 'pearl'  # of SOURCES
-  script_episodes: int = 50  # 'script': per task; all are kept (Sawyer: 3750)
+  source: Source = 'pearl'
+  script_episodes: limits.Count = (
+    50  # 'script': per task; all are kept (Sawyer: 3750)
+  )
   specialists: SpecialistsConfig = SpecialistsConfig()  # 'sac'
-  seed: int = 0
-  iterations: int = 50  # of gathering and training the behaviour policy
-  initial_steps: int = 2000  # per task with the untrained policy
+  seed: limits.Seed = 0
+  iterations: limits.Count = (
+    50  # of gathering and training the behaviour policy
+  )
+  initial_steps: limits.Count = 2000  # per task with the untrained policy
   gather: Visits = Visits(clear_encoder_buffer=True, rewards='true')
-  rl_slice: str = 'last'  # part of each log that is kept, of SLICES
-  rl_size: int = 1200  # transitions per task for the losses
-  encoder_size: int = 0  # last so many of the encoder buffer; 0: rl slice
+  rl_slice: Slice = 'last'  # part of each log that is kept
+  rl_size: limits.Count = 1200  # transitions per task for the losses
+  encoder_size: limits.CountOrZero = (
+    0  # last so many of the encoder buffer; 0: rl slice
+  )
   behaviour: pearl_lib.Config = pearl_lib.Config()
 
 
@@ -68,11 +100,11 @@ class CollectConfig:
 class OnlineConfig:
   """The self-supervised phase."""
 
-  iterations: int = 501
+  iterations: limits.Count = 501
   share_encoder_buffer: bool = True  # one buffer for both roles (Ant script)
   gather: Visits = Visits()
   headline: str = 'smac'  # the variant reported as `online_*`
-  oracle: str = 'oracle'  # the variant reported as `oracle`
+  oracle: str = 'oracle'  # the variant reported as `oracle`; '': none
   # name -> {'description': str, and what it changes in ExperimentConfig}
   variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
@@ -83,24 +115,28 @@ class OnlineConfig:
 class FinetuneConfig:
   """Online fine-tuning in each held-out task (spec macaw 6.3)."""
 
-  iterations: int = 0  # of an episode and the updates after it (500); 0: none
-  burn_in: int = 25  # episodes before the first update
-  context_size: int = 256  # random transitions behind the first, offline step
-  num_episodes: int = 3  # per evaluation
-  every_iterations: int = 1  # between evaluations
+  iterations: limits.CountOrZero = (
+    0  # of an episode and the updates after it (500); 0: none
+  )
+  burn_in: limits.Count = 25  # episodes before the first update
+  context_size: limits.Count = (
+    256  # random transitions behind the first, offline step
+  )
+  num_episodes: limits.Count = 3  # per evaluation
+  every_iterations: limits.Count = 1  # between evaluations
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
   """The meta-test protocol (spec smac 1.3) and when it is run."""
 
-  num_repeats: int = 4
-  num_steps: int = 600  # per repetition
-  num_prior_episodes: int = 2  # before the first adaptation
-  context_size: int = 256  # of offline contexts
-  num_train_tasks: int = 10  # training tasks scored during training
-  every_updates: int = 5000  # offline: updates between evaluations
-  every_iterations: int = 1  # online: iterations between evaluations
+  num_repeats: limits.Count = 4
+  num_steps: limits.Count = 600  # per repetition
+  num_prior_episodes: limits.CountOrZero = 2  # before the first adaptation
+  context_size: limits.Count = 256  # of offline contexts
+  num_train_tasks: limits.Count = 10  # training tasks scored during training
+  every_updates: limits.Count = 5000  # offline: updates between evaluations
+  every_iterations: limits.Count = 1  # online: iterations between evaluations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,26 +150,13 @@ class ExperimentConfig:
   online: OnlineConfig = OnlineConfig()
   finetune: FinetuneConfig = FinetuneConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
-  seed: int = 0
-  first_seed: int = 0  # learners first_seed, first_seed + 1, ... of that seed
-  num_seeds: int = 5
-  chunk: int = 500  # updates per compiled call (metrics are their mean)
-  matmul_precision: str = 'float32'  # of the networks in updates: PRECISIONS
-
-
-# Of the offline data: a PEARL run's replay (SMAC's), one SAC learner per task
-# with its whole life in order (MACAW's, BOReL's, FOCAL's), or the family's
-# scripted policy (Sawyer's).
-SOURCES = ('pearl', 'sac', 'script')
-# Which `rl_size` transitions: around the end of the log's first quarter for
-# 'middle' (spec macaw 4.5), all of them for 'all'.
-SLICES = ('first', 'middle', 'last', 'all')
-
-_SIZES = ('num_updates', 'num_tasks', 'query_size', 'context_size')
-
-# Of matrix products: inputs with 23, 10 and 7 bits; sums, parameters and
-# statistics are float32 in all. TensorFloat-32 exists on GPUs only.
-PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
+  seed: limits.Seed = 0
+  # Learners first_seed, first_seed + 1, ... of that seed.
+  first_seed: limits.Seed = 0
+  num_seeds: limits.SideBySide = 5
+  # Updates per compiled call (metrics are their mean).
+  chunk: limits.Count = 500
+  matmul_precision: Precision = 'float32'  # of the networks in updates
 
 
 class ConfigError(ValueError):
@@ -247,145 +270,144 @@ def config_hash(config: ExperimentConfig) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _positive(config: Any, prefix: str, names: tuple[str, ...]):
-  for name in names:
-    if getattr(config, name) < 1:
-      raise ConfigError(
-        f'config.{prefix}{name}: must be at least 1, not'
-        f' {getattr(config, name)}'
-      )
-
-
 def validate(config: ExperimentConfig):
   """Checks what types alone cannot.
 
   Raises:
     ConfigError: names the key, the value and what would be accepted.
   """
-  _positive(config, '', ('num_seeds', 'chunk'))
-  if config.first_seed < 0:
+  _check(config, 'config')
+  if config.first_seed + config.num_seeds > limits.MOST_SEED + 1:
     raise ConfigError(
-      f'config.first_seed: must be at least 0, not {config.first_seed}'
+      f'config.first_seed: {config.num_seeds} seeds from {config.first_seed} on'
+      f' go beyond the last one, {limits.MOST_SEED}'
     )
-  if config.matmul_precision not in PRECISIONS:
-    raise ConfigError(
-      f'config.matmul_precision: {config.matmul_precision!r}; choose one of'
-      f' {", ".join(PRECISIONS)}'
-    )
-  _positive(config.family, 'family.', ('num_train', 'num_test'))
-  _positive(
-    config.evaluation,
-    'evaluation.',
-    (
-      'num_repeats',
-      'num_steps',
-      'context_size',
-      'num_train_tasks',
-      'every_updates',
-      'every_iterations',
-    ),
-  )
-  _positive(
-    config.finetune,
-    'finetune.',
-    ('burn_in', 'context_size', 'num_episodes', 'every_iterations'),
-  )
-  if config.finetune.iterations < 0:
-    raise ConfigError(
-      'config.finetune.iterations: must be at least 0, not'
-      f' {config.finetune.iterations}'
-    )
-  _positive(config.collect, 'collect.', ('rl_size', 'script_episodes'))
-  if config.collect.source not in SOURCES:
-    raise ConfigError(
-      f'config.collect.source: {config.collect.source!r}; choose one of'
-      f' {", ".join(SOURCES)}'
-    )
-  if config.collect.test_dataset and not config.collect.dataset:
-    raise ConfigError(
-      'config.collect.test_dataset: only together with'
-      ' config.collect.dataset; otherwise both are made'
-    )
-  if config.collect.rl_slice not in SLICES:
-    raise ConfigError(
-      f'config.collect.rl_slice: {config.collect.rl_slice!r}; choose'
-      f' one of {", ".join(SLICES)}'
-    )
-  _check_settings(config, 'config')
+  _validate_collect(config.collect)
   if config.online.variants:
     _validate_online(config)
 
 
-def _check_settings(config: ExperimentConfig, where: str):
-  """What can be said of any algorithm's settings, and what it says itself."""
-  _check_sizes(config.settings, f'{where}.{config.algorithm}')
+def _check(config: ExperimentConfig, where: str):
+  """Every setting by itself, then what the algorithm says of its own."""
+  own = f'{where}.{config.algorithm}'
+  try:
+    limits.check(dataclasses.replace(config, settings=None), where)
+    limits.check(config.settings, own)
+    _check_sizes(config.settings, own)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
   try:
     ALGORITHMS[config.algorithm].validate(config.settings)
   except ValueError as error:
     raise ConfigError(f'{where}: {error}') from error
+  for name in ('collect', 'online'):
+    gather = getattr(config, name).gather
+    if not gather.prior_steps + gather.posterior_steps:
+      raise ConfigError(
+        f'{where}.{name}.gather: prior_steps and posterior_steps are both 0, so'
+        ' nothing would be gathered'
+      )
 
 
 def _check_sizes(settings: Any, where: str):
-  """Counts of updates and of what a batch holds, in all groups."""
+  """The same counts in settings that declare nothing, in all groups."""
   for field in dataclasses.fields(settings):
     value = getattr(settings, field.name)
     if dataclasses.is_dataclass(value):
       _check_sizes(value, f'{where}.{field.name}')
-    elif field.name in _SIZES and value < 1:
-      raise ConfigError(
-        f'{where}.{field.name}: must be at least 1, not {value}'
-      )
+    elif field.name in _SIZES:
+      limits.require(value, limits.COUNT, f'{where}.{field.name}')
+
+
+def _validate_collect(config: CollectConfig):
+  """What has to go together in the phase `collect`."""
+  if config.test_dataset and not config.dataset:
+    raise ConfigError(
+      'config.collect.test_dataset: only together with'
+      ' config.collect.dataset; otherwise both are made'
+    )
+  gather = config.gather
+  if not limits.chosen(gather, 'rewards', 'true'):
+    raise ConfigError(
+      'config.collect.gather.rewards: the behaviour policy has no decoder;'
+      ' only "true"'
+    )
+  if gather.clear_encoder_buffer and not (
+    gather.prior_steps or gather.posterior_to_encoder
+  ):
+    raise ConfigError(
+      'config.collect.gather: clear_encoder_buffer without prior_steps or'
+      ' posterior_to_encoder would leave the encoder nothing'
+    )
 
 
 def _validate_online(config: ExperimentConfig):
   """The variants of the online phase."""
   names = config.online.variants
-  entry = ALGORITHMS[config.algorithm]
-  if not entry.online_variants:
+  if not ALGORITHMS[config.algorithm].online_variants:
     raise ConfigError(
       f'config.online.variants: {config.algorithm} has no online phase on'
       ' the training tasks; set them to {}'
     )
+  for name, changes in names.items():
+    _check_form(name, changes)
   for role in ('headline', 'oracle'):
     name = getattr(config.online, role)
+    if role == 'oracle' and not name:  # there is none
+      continue
     if name not in names:
       raise ConfigError(
         f'config.online.{role}: no variant {name!r}; known:'
         f' {", ".join(sorted(names))}'
       )
   for name in names:
-    changed = variant(config, name)
-    _check_settings(changed, f'config of variant {name!r}')
-    if changed.online.gather.rewards not in ('decoder', 'true'):
+    _validate_variant(config, name)
+
+
+def _check_form(name: Any, changes: Any):
+  """Whether this is a variant at all."""
+  where = f'config.online.variants.{name}'
+  if not isinstance(name, str) or not _NAME.fullmatch(name):
+    raise ConfigError(
+      f'config.online.variants: {name!r} is to be the name of a folder; only'
+      ' letters, digits, "_", "-" and ".", not first'
+    )
+  if not isinstance(changes, Mapping):
+    raise ConfigError(
+      f'{where}: {changes!r}, but a group is needed: a description, and the'
+      ' settings that it changes'
+    )
+  if not isinstance(changes.get('description', ''), str):
+    raise ConfigError(
+      f'{where}.description: {changes["description"]!r} is no text'
+    )
+  online = changes.get('online', {})
+  if isinstance(online, Mapping) and 'variants' in online:
+    raise ConfigError(f'{where}: a variant cannot have variants')
+
+
+def _validate_variant(config: ExperimentConfig, name: str):
+  """One variant, whose form is right, against what it starts from."""
+  changed = variant(config, name)
+  _check(changed, f'config of variant {name!r}')
+  gather = changed.online.gather
+  if gather.clear_encoder_buffer:
+    raise ConfigError(
+      f'config.online.gather.clear_encoder_buffer of variant {name!r}:'
+      ' labels need the offline part of the encoder buffer; only False'
+    )
+  for part in ALGORITHMS[config.algorithm].variant_fixed:
+    if getattr(changed.settings, part) != getattr(config.settings, part):
       raise ConfigError(
-        f'config.online.gather.rewards of variant {name!r}:'
-        f' {changed.online.gather.rewards!r}; choose "decoder" or "true"'
+        f'config.online.variants.{name}: a variant cannot change'
+        f' config.{config.algorithm}.{part}'
       )
-    if changed.online.gather.clear_encoder_buffer:
-      raise ConfigError(
-        f'config.online.gather.clear_encoder_buffer of variant {name!r}:'
-        ' labels need the offline part of the encoder buffer; only False'
-      )
-    for part in entry.variant_fixed:
-      if getattr(changed.settings, part) != getattr(config.settings, part):
-        raise ConfigError(
-          f'config.online.variants.{name}: a variant cannot change'
-          f' config.{config.algorithm}.{part}'
-        )
-    for part in (
-      'family',
-      'collect',
-      'finetune',
-      'evaluation',
-      'algorithm',
-      'seed',
-      'first_seed',
-      'num_seeds',
-      'chunk',
-      'matmul_precision',
+  for field in dataclasses.fields(config):
+    part = field.name
+    if part not in ('settings', 'online') and (
+      getattr(changed, part) != getattr(config, part)
     ):
-      if getattr(changed, part) != getattr(config, part):
-        raise ConfigError(
-          f'config.online.variants.{name}: a variant changes the online'
-          f' phase only, not config.{part}'
-        )
+      raise ConfigError(
+        f'config.online.variants.{name}: a variant changes the online'
+        f' phase only, not config.{part}'
+      )

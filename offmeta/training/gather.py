@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from offmeta import parallel, rollout
+from offmeta import limits, parallel, rollout
 from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
 from offmeta.losses import returns
@@ -143,7 +143,7 @@ def draw(
     )(keys[:, stream], visit.task_id)
 
   label = (None, None)
-  if config.rewards == 'decoder':
+  if limits.chosen(config, 'rewards', 'decoder'):
     label = contexts(3, config.label_context_size, True)
   return Contexts(*contexts(0, config.context_size, False), *label)
 
@@ -170,7 +170,7 @@ def act(
   params = algorithm.actor_params(state)
   policy = algorithm.explore
   adapt = ~jnp.any(counts.prior < config.prior_steps) & (counts.episode > 0)
-  label = config.rewards == 'decoder'
+  label = limits.chosen(config, 'rewards', 'decoder')
 
   def one(task, keys, contexts):
     belief = policy.init(params, keys[1])

@@ -6,7 +6,7 @@ data (which gathers nothing), and of what learners gather themselves.
 
 from collections.abc import Callable
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from offmeta import processes
 from offmeta.checkpoints.checkpointer import Checkpointer
 from offmeta.data.buffer import Replay
+from offmeta.data.on_policy import Fresh
 from offmeta.training import metrics as metrics_lib
 from offmeta.training.seeds import Seeds
 from offmeta.training.setup import PhaseError
@@ -28,7 +29,8 @@ class Progress(NamedTuple):
 
   Attributes:
     state: leaves [S, ...], S of this process.
-    replay: leaves [S, ...]; None when the data never change.
+    replay: leaves [S, ...]; None when the data never change. Of a loop with
+      rollouts these and the environments.
     iteration: [] int32, completed iterations.
     updates: [] int32, updates done in the current iteration. Its data have
       been gathered if this is above 0.
@@ -37,14 +39,14 @@ class Progress(NamedTuple):
   """
 
   state: LearnerState
-  replay: Replay | None
+  replay: Replay | Fresh | None
   iteration: Array
   updates: Array
   held: Array | None = None
 
 
 def start(
-  state: LearnerState, replay: Replay | None, held: Array | None = None
+  state: LearnerState, replay: Replay | Fresh | None, held: Array | None = None
 ) -> Progress:
   """Nothing done yet."""
   zero = jnp.zeros((), jnp.int32)
@@ -127,7 +129,9 @@ def run(
     )
     if evaluate is not None and due:
       values.update(layout.all_seeds(evaluate(state, current)))
-    new = 0 if data is None else int(np.mean(layout.all_seeds(_new(data))))
+    new = (
+      0 if data is None else int(np.mean(layout.all_seeds(data.new_steps())))
+    )
     writer.write(at(), values, iteration=iteration, env_steps=new)
     # At most a twentieth of the time goes into checkpoints.
     waited = time.monotonic() - saved_at > max(checkpoint_every_s, 20 * cost)
@@ -142,11 +146,6 @@ def run(
     if stopping and not ended:
       raise Interrupted
   return save()
-
-
-def _new(replay: Any) -> Array:
-  """Environment steps [S] since the start."""
-  return jnp.sum(replay.rl.size - replay.rl.offline_size, axis=-1)
 
 
 def run_loop(setup, folder, progress, updater, show=(), **kw):

@@ -29,6 +29,10 @@ class DivergenceError(RuntimeError):
   """A metric is NaN or infinite: going on would waste the run."""
 
 
+class MetricsFileError(ValueError):
+  """A file of metrics from before that cannot be read."""
+
+
 class MetricWriter(Protocol):
   """What the training loop needs from a writer."""
 
@@ -69,7 +73,7 @@ class JsonlWriter:
       path: the file; it and its directory are created if need be.
 
     Raises:
-      ValueError: if an earlier line is not a row of metrics.
+      MetricsFileError: if an earlier line is not a row of metrics.
     """
     self._path = pathlib.Path(path)
     self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +121,7 @@ class JsonlWriter:
       if row is None:
         if number == len(lines):
           break
-        raise ValueError(
+        raise MetricsFileError(
           f'{self._path}: line {number} is not a row of metrics; repair the'
           ' file or move it away'
         )
@@ -368,7 +372,7 @@ def _parse_row(line: str) -> dict[str, Any] | None:
   try:
     row = json.loads(line)
     float(row['wall_time_s']), int(row['step']), row['values'].items()
-  except (ValueError, TypeError, KeyError, AttributeError):
+  except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
     return None
   return row
 

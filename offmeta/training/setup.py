@@ -2,20 +2,21 @@
 
 from collections.abc import Callable
 import dataclasses
-import json
 import math
 import os
 import pathlib
 import shutil
 import time
-from typing import Any
+from typing import Annotated, Any, Literal
+import warnings
 
 import jax
 import jax.numpy as jnp
 
-from offmeta import disk, envs, parallel, processes
+from offmeta import disk, envs, limits, parallel, processes
 from offmeta.algorithms import ALGORITHMS
 from offmeta.checkpoints.checkpointer import Checkpointer
+from offmeta.results import records
 from offmeta.training import metrics as metrics_lib, seeds as seeds_lib
 from offmeta.training.config import (
   ConfigError,
@@ -24,7 +25,7 @@ from offmeta.training.config import (
   variant,
 )
 from offmeta.training.stopping import StopRequest
-from offmeta.types import Algorithm, EnvFamily, Key, Problem, Task
+from offmeta.types import Algorithm, EnvFamily, Key, Loop, Problem, Task
 
 
 class PhaseError(RuntimeError):
@@ -46,12 +47,14 @@ class Runtime:
       batches (`training/streaming.py`).
   """
 
-  checkpoint_every_s: float = 60.0
+  checkpoint_every_s: Annotated[
+    float, limits.Range(-math.inf, infinite=True)
+  ] = 60.0
   keep_checkpoints: bool = False
   quiet: bool = False
   max_devices: int | None = None
-  share: str = 'seeds'
-  replay: str = 'device'
+  share: Literal['seeds', 'tasks'] = 'seeds'
+  replay: Literal['device', 'host'] = 'device'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +100,11 @@ class Setup:
     """The algorithm of the run, or of a variant's `config`."""
     config = config or self.config
     return self.algorithm(config.algorithm, config.settings, axis_name)
+
+  @property
+  def logged(self) -> bool:
+    """Whether the run's algorithm has any use for logged data."""
+    return self.learner().data is not None
 
   def make_seeds(self, keys: Key, num_tasks: int) -> seeds_lib.Seeds:
     """Other learners than the run's, with meta-batches of `num_tasks`."""
@@ -159,7 +167,7 @@ class Setup:
     if not processes.is_main():
       return
     path = self.workdir / 'timing.json'
-    timing = json.loads(path.read_text()) if path.exists() else {}
+    timing = _read_timing(path)
     timing[stage] = round(timing.get(stage, 0.0) + seconds, 3)
     disk.write_json(path, timing)
 
@@ -170,6 +178,15 @@ class Setup:
       work()
     finally:
       self.add_time(stage, time.monotonic() - begin)
+
+
+def _read_timing(path: pathlib.Path) -> dict[str, float]:
+  """Seconds by stage; a file that cannot be read is not worth a run."""
+  try:
+    return records.load_timing(path)
+  except ValueError as error:
+    warnings.warn(f'{error}; counting begins anew', stacklevel=2)
+    return {}
 
 
 def _first(tasks: Task, count: int, what: str, name: str) -> Task:
@@ -192,10 +209,10 @@ def make_tasks(
   """
   kind, _, seed = name.partition(':')
   if kind == 'random':
-    if not seed.isdigit():
+    if not seed.isdecimal() or int(seed) > limits.MOST_SEED:
       raise ConfigError(
         f'config.family.task_list: {name!r}; write "random:SEED" with a'
-        ' whole number'
+        f' whole number from 0 to {limits.MOST_SEED}'
       )
     tasks = family.sample_tasks(jax.random.key(int(seed)), num_train + num_test)
     train = jax.tree.map(lambda x: x[:num_train], tasks)
@@ -219,6 +236,35 @@ def make_problem(
   )
 
 
+def _check_gather(loop: Loop, config: ExperimentConfig, num_train: int):
+  """Refuses rollouts that do not fit the tasks, and batches of none."""
+  name = config.algorithm
+  fresh = any(stage.batch.query is not None for stage in loop.stages)
+  if loop.gather is None:
+    if fresh:
+      raise ConfigError(
+        f'config.{name}: a stage of loop {loop.name!r} is fed by rollouts, but'
+        ' the loop gathers none; give it gather=Rollouts(...)'
+      )
+    return
+  if loop.phase != 'online' or not all(
+    stage.batch.query is not None
+    and stage.batch.num_tasks == loop.gather.num_envs
+    for stage in loop.stages
+  ):
+    raise ConfigError(
+      f'config.{name}: loop {loop.name!r} gathers rollouts; that is for loops'
+      " of the phase 'online' whose stages are all fed by them, with as many"
+      ' tasks as there are environments'
+    )
+  if loop.gather.num_envs % num_train:
+    raise ConfigError(
+      f'config.{name}: {loop.gather.num_envs} environments do not spread'
+      f' evenly over {num_train} training tasks; choose a multiple, or another'
+      ' config.family.num_train'
+    )
+
+
 def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
   """What the meta-batches of all stages and variants are multiples of."""
   stages = []
@@ -231,6 +277,8 @@ def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
       made = ALGORITHMS[changed.algorithm].make(problem, changed.settings)
     except ValueError as error:
       raise ConfigError(f'config.{changed.algorithm}: {error}') from error
+    for loop in made.loops:
+      _check_gather(loop, changed, config.family.num_train)
     stages += [
       stage
       for loop in made.loops
@@ -257,8 +305,13 @@ def make_setup(
   """Builds the family, its tasks, and the layout of the learners.
 
   Raises:
-    ConfigError: an unknown family, option or task list.
+    ConfigError: an unknown family, option or task list, or a flag of the
+      runtime that means nothing.
   """
+  try:
+    limits.check(runtime, 'runtime')
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
   try:
     family = envs.make(config.family.name, **config.family.options)
   except ValueError as error:

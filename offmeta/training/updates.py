@@ -125,7 +125,10 @@ def _updates(stage, number, state, replay, key, axis_name, matmul_precision):
   slots = parallel.local_slots(stage.batch.num_tasks, axis_name)
 
   def body(state, _):
-    batch = sampler.sample_batch(key, state.step, slots, stage.batch, replay)
+    if stage.batch.query is not None:  # a rollout
+      batch = replay.batch(slots)
+    else:
+      batch = sampler.sample_batch(key, state.step, slots, stage.batch, replay)
     with jax.default_matmul_precision(matmul_precision):
       return stage.update(state, batch)
 
@@ -296,7 +299,8 @@ def make_updater(
     shared_replay: the replay has no seed axis.
     gathers: whether data are gathered before every iteration.
   """
-  on_host = setup.runtime.replay == 'host'
+  rollouts = make_loop(None).gather is not None  # these stay on the devices
+  on_host = setup.runtime.replay == 'host' and not rollouts
   return Updater(
     make_loop,
     seeds,

@@ -3,17 +3,44 @@
 import jax
 
 from offmeta.data import capacity
-from offmeta.training.config import ExperimentConfig
+from offmeta.training import memory
+from offmeta.training.config import ConfigError, ExperimentConfig
 from offmeta.training.seeds import Seeds, stream
 from offmeta.types import Array, EnvSpec, Key, Visits
 
 
 def visits(keys: Key, iterations: int, gather: Visits, num_train: int) -> Array:
-  """Task numbers [S, iterations, K], uniform with replacement."""
+  """Task numbers [S, iterations, K], uniform with replacement.
+
+  Raises:
+    ConfigError: the list itself would not fit into the memory.
+  """
   shape = (iterations, gather.tasks_per_iteration)
+  _check_length(len(keys), *shape, num_train)
   return jax.vmap(
     lambda k: jax.random.randint(stream(k, 'visits'), shape, 0, num_train)
   )(keys)
+
+
+def _check_length(num_seeds: int, iterations: int, each: int, num_train: int):
+  """Counts what `visits` and `capacity.sizes` make, in Python's integers."""
+  # Random bits and numbers of visits; how often each task is, per iteration.
+  size = num_seeds * iterations * (24 * each + 8 * num_train)
+  demand = memory.Demand(
+    'list of visits',
+    size,
+    f'{memory.times(num_seeds, "seed")} x {iterations:,} iterations'
+    f' x {each:,} visits',
+  )
+  try:
+    memory.check(
+      [demand],
+      memory.available_bytes(jax.local_devices()),
+      'Make fewer iterations, or visit fewer tasks in each'
+      ' (gather.tasks_per_iteration).',
+    )
+  except memory.MemoryBudgetError as error:
+    raise ConfigError(str(error)) from error
 
 
 def online_visits(config: ExperimentConfig, seeds: Seeds) -> Array:

@@ -10,7 +10,8 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 
-from offmeta.algorithms import csro, focal, unicorn
+from offmeta.algorithms import brac, csro, focal, unicorn
+from offmeta.networks import context
 from offmeta.testing import contracts, probes
 from offmeta.types import Problem
 
@@ -199,6 +200,52 @@ def test_unicorn_classification_against_numpy(batch):
   )
 
 
+def test_unicorn_decoders_start_as_published():
+  """All else alike; rlkit's small last layer hides the latent (A5)."""
+  small = dataclasses.replace(SS, decoder_hidden=(64,), decoder_start='rlkit')
+  wide = dataclasses.replace(small, decoder_start='truncated_normal')
+  assert SS.decoder_start == 'truncated_normal'
+  start = {
+    config.decoder_start: jax.jit(unicorn.make(Problem(SPEC, 6), config).init)(
+      jax.random.key(0)
+    ).params['context']
+    for config in (small, wide)
+  }
+  helpers.assert_same(
+    start['rlkit']['encoder'], start['truncated_normal']['encoder']
+  )
+  for name in ('dynamics', 'reward'):
+    layers = start['truncated_normal'][name]['body']['params']
+    last = np.asarray(layers['Dense_1']['kernel'])
+    assert 0.9 / 8 < np.abs(last).max() <= 1 / 8
+    assert not layers['Dense_0']['bias'].any()
+    layers = start['rlkit'][name]['body']['params']
+    assert np.abs(layers['Dense_1']['kernel']).max() <= 3e-3
+
+  def pull(config):
+    """How the models' error changes with the latent, at the start."""
+    params = start[config.decoder_start]['reward']
+    model = context.gaussian_model(
+      (2, 3, 2), 1, config.decoder_hidden, config.hidden_bias
+    )
+    error = lambda z: jnp.square(
+      model.apply(params, z, jnp.ones(3), jnp.ones(2))[0].mean[0] - 2.0
+    )
+    return helpers.largest(jax.grad(error)(jnp.array([0.1, -0.2])))
+
+  assert pull(wide) > 5 * pull(small)
+
+
+def test_csro_clips_log_std_at_0():
+  """As its release and FOCAL's first; FOCAL's later code and UNICORN at 2."""
+  for config, largest in ((CSRO, 0.0), (SS, 2.0), (focal.Config(), 2.0)):
+    actor = brac.make_networks(SPEC, 2, config).actor
+    params = jax.tree.map(lambda x: 1e6 * x, actor.init(jax.random.key(0)))
+    log_std = actor.apply(params, jnp.ones(3), jnp.ones(2)).log_std
+    assert log_std.max() == largest
+    assert config.tanh_correction == 'shifted'
+
+
 # Gradient routing: loss term -> parts that it reaches.
 
 _METRIC = {'encoder/same_task': {'encoder'}, 'encoder/other_tasks': {'encoder'}}
@@ -338,10 +385,14 @@ def test_unicorn_draws_points_while_acting(batch):
 
 
 def test_unicorn_refuses():
-  with pytest.raises(ValueError, match='supervision=.both'):
+  with pytest.raises(ValueError, match='supervision: .both'):
     unicorn.make(Problem(SPEC, 6), dataclasses.replace(SS, supervision='both'))
-  with pytest.raises(ValueError, match='context=.episodes'):
+  with pytest.raises(ValueError, match='context: .episodes'):
     unicorn.make(Problem(SPEC, 6), dataclasses.replace(SS, context='episodes'))
+  with pytest.raises(ValueError, match='decoder_start: .zeros'):
+    unicorn.make(
+      Problem(SPEC, 6), dataclasses.replace(SS, decoder_start='zeros')
+    )
 
 
 def test_behaviour_defaults():

@@ -12,7 +12,12 @@ import pytest
 
 from offmeta.algorithms import brac, focal
 from offmeta.testing import contracts, probes
-from offmeta.types import Problem
+from offmeta.types import (
+  BatchSpec,
+  Problem,
+  Rows,
+  Sequences,
+)
 
 SPEC = helpers.SPEC
 
@@ -48,6 +53,8 @@ FIRST = dataclasses.replace(
   gradient_penalty='value',
   use_terminal=False,
   use_next_observation=False,
+  max_log_std=0.0,
+  metric_weight=10.0,
 )
 PLAIN = dataclasses.replace(  # SAC without any divergence
   LATER, divergence_weight=0.0, entropy_weight=0.3, entropy_in_target=True
@@ -126,11 +133,14 @@ def _dual(params, s, a, own, z):
   return -logged + np.log(other + 1e-8) + 1
 
 
-def _act(params, s, z, noise):
+def _act(config, params, s, z, noise):
   """(action, log pi, mean, log_std)."""
-  mean, log_std = reference.normal_tanh(params['actor'], s, z)
+  mean, log_std = reference.normal_tanh(
+    params['actor'], s, z, config.max_log_std
+  )
   x = mean + np.exp(log_std) * np.asarray(noise, np.float64)
-  return np.tanh(x), reference.tanh_log_prob(x, mean, log_std), mean, log_std
+  log_prob = reference.tanh_log_prob(x, mean, log_std, config.tanh_correction)
+  return np.tanh(x), log_prob, mean, log_std
 
 
 def _targets(config, params, target, weight, batch, z, noise):
@@ -140,12 +150,12 @@ def _targets(config, params, target, weight, batch, z, noise):
     if config.value_network:
       value = reference.mlp(target, s2, z[m])[0]
     else:
-      a2, log_prob, *_ = _act(params, s2, z[m], noise['next'][m, b])
+      a2, log_prob, *_ = _act(config, params, s2, z[m], noise['next'][m, b])
       value = reference.min_q(target, s2, a2, z[m])
       if config.entropy_in_target:
         value -= config.entropy_weight * log_prob
     if config.value_penalty and config.regularised:
-      own, *_ = _act(params, s, z[m], noise['own'][m, b])
+      own, *_ = _act(config, params, s, z[m], noise['own'][m, b])
       value -= weight * _dual(params, s, a, own, z[m])
     targets.append(config.reward_scale * r + config.discount * discount * value)
   return np.array(targets)
@@ -155,7 +165,9 @@ def _actor(config, params, weight, batch, z, noise):
   """Terms of the policy and of V, the targets of V, and the mean of Dhat."""
   losses, errors, means, log_stds, values, duals = [], [], [], [], [], []
   for m, b, s, a, *_ in reference.rows(batch):
-    own, log_prob, mean, log_std = _act(params, s, z[m], noise['own'][m, b])
+    own, log_prob, mean, log_std = _act(
+      config, params, s, z[m], noise['own'][m, b]
+    )
     q = reference.min_q(params['critic'], s, own, z[m])
     losses.append(config.entropy_weight * log_prob - q)
     means.append(mean)
@@ -181,11 +193,12 @@ def _actor(config, params, weight, batch, z, noise):
   return terms, values, duals and np.mean(duals)
 
 
-def test_metric_terms_against_numpy(batch):
-  state = _state(LATER)
-  ((group, terms),) = focal.representation(Problem(SPEC), LATER).steps
+@pytest.mark.parametrize('config, weight', [(LATER, 1), (FIRST, 10)])
+def test_metric_terms_against_numpy(batch, config, weight):
+  state = _state(config)
+  ((group, terms),) = focal.representation(Problem(SPEC), config).steps
   terms = terms(state.params, batch, None, None)
-  z = _latents(LATER, state.params, batch)
+  z = _latents(config, state.params, batch)
   near, far = [], []
   for i in range(4):
     for j in range(i):
@@ -197,8 +210,8 @@ def test_metric_terms_against_numpy(batch):
   assert group == 'context'
   assert {k: float(v) for k, v in terms.items()} == pytest.approx(
     {
-      'encoder/same_task': 10 * sum(near) / 2.001,
-      'encoder/other_tasks': 10 * sum(far) / 4.001,
+      'encoder/same_task': weight * sum(near) / 2.001,
+      'encoder/other_tasks': weight * sum(far) / 4.001,
     },
     rel=1e-4,
   )
@@ -209,6 +222,15 @@ def _noise_and_z(config, state, batch):
   z = _latents(config, state.params, batch)
   rows = jnp.array(np.array(z), jnp.float32)[:, None].repeat(3, axis=1)
   return noise, z, rows
+
+
+def test_the_clip_of_log_std_is_at_work(batch):
+  """In what `test_control_against_numpy` compares."""
+  actor = _networks(FIRST).actor
+  log_std = actor.apply(
+    _state(FIRST).params['actor'], batch.query.observation, jnp.zeros((4, 3, 2))
+  ).log_std
+  assert log_std.max() == 0.0 > log_std.min()
 
 
 @CONFIGS
@@ -277,7 +299,7 @@ def test_divergence_terms_against_numeric_differentiation(batch, kind):
   duals, penalties = [], []
   for m, b, s, a, *_ in reference.rows(batch):
     a = np.asarray(a, np.float64)
-    own, *_ = _act(params, s, z[m], noise['dual'][m, 1, b])
+    own, *_ = _act(config, params, s, z[m], noise['dual'][m, 1, b])
     duals.append(_dual(params, s, a, own, z[m]))
     mixed = mix[m, b] * a + (1 - mix[m, b]) * own
     c = lambda x: reference.mlp(params['divergence'], s, x, z[m])[0]
@@ -523,20 +545,11 @@ def test_contract(config):
 def test_contexts():
   algorithm = focal.make(Problem(SPEC), focal.Config())
   batch = algorithm.loop('offline').stages[0].batch
-  assert (
-    batch.num_tasks,
-    batch.query_size,
-    batch.context,
-    batch.context_size,
-  ) == (16, 256, 'transitions', 200)
-  assert batch.replacement and algorithm.data.sequence_episodes == 0
+  assert batch == BatchSpec(16, Rows(256), Rows(200))
+  assert algorithm.data.sequence_episodes == 0
   algorithm = focal.make(Problem(SPEC), focal.Config(context='sequences'))
   batch = algorithm.loop('offline').stages[0].batch
-  assert (batch.context, batch.num_sequences, batch.sequence_size) == (
-    'sequences',
-    1,
-    SPEC.episode_length,
-  )
+  assert batch.context == Sequences(1, SPEC.episode_length)
   assert algorithm.data.sequence_episodes == 1
 
 
@@ -571,11 +584,16 @@ def test_acting(batch):
 
 
 @pytest.mark.parametrize(
-  'change', [dict(gradient_penalty='both'), dict(context='episodes')]
+  'change',
+  [
+    dict(gradient_penalty='both'),
+    dict(context='episodes'),
+    dict(tanh_correction='none'),
+  ],
 )
 def test_unknown_switches_are_refused(change):
   ((name, value),) = change.items()
-  with pytest.raises(ValueError, match=f'{name}=.{value}'):
+  with pytest.raises(ValueError, match=f'{name}: .{value}'):
     focal.make(Problem(SPEC), dataclasses.replace(LATER, **change))
 
 
@@ -585,7 +603,7 @@ def test_behaviour_defaults():
   assert (c.latent_size, c.encoder_hidden, c.metric_weight) == (
     5,
     (64, 64),
-    10.0,
+    1.0,
   )
   assert c.use_next_observation and c.use_terminal
   assert c.critic_hidden == c.actor_hidden == c.divergence_hidden == (256,) * 2

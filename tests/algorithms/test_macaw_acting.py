@@ -13,7 +13,12 @@ from offmeta.algorithms import macaw, macaw_losses
 from offmeta.losses import policy as policy_losses
 from offmeta.networks.distributions import Normal
 from offmeta.testing import probes
-from offmeta.types import Problem
+from offmeta.types import (
+  BatchSpec,
+  Problem,
+  Rows,
+  Slice,
+)
 
 SPEC, CONFIG = inputs.SPEC, inputs.CONFIG
 
@@ -191,7 +196,7 @@ def test_actions(state):
   saturated = prior._replace(
     weights=jax.tree.map(lambda x: 30 * x, prior.weights)
   )
-  action, _ = algorithm.explore.act(
+  action, _, _ = algorithm.explore.act(
     state.params, saturated, observation, keys[0]
   )
   assert np.abs(action).max() <= 1.0
@@ -248,8 +253,9 @@ def test_stages_of_fine_tuning(begun):
     ('finetune_policy', 3),
   ]
   for stage in algorithm.loop('finetune').stages:
-    assert (stage.batch.num_tasks, stage.batch.query_size) == (1, 5)
-    assert not stage.batch.replacement
+    assert stage.batch == BatchSpec(
+      1, Rows(5, replacement=False), replacement=False
+    )
   batch = probes.random_batch(
     jax.random.key(4), SPEC, value.batch, algorithm.data
   )
@@ -292,7 +298,13 @@ def test_what_it_asks_for():
   assert (stage.name, stage.num_steps) == ('meta', 4)
   assert (algorithm.data.returns_discount, algorithm.data.stride) == (0.99, 7)
   assert algorithm.in_phase('online') == ()
-  kinds = {'slice': {}, 'transitions': dict(train_inner_sampling='uniform')}
+  kinds = {
+    Slice(6): {},
+    Rows(6, replacement=False): dict(train_inner_sampling='uniform'),
+  }
+  distinct = lambda size, context: BatchSpec(
+    2, Rows(size, replacement=False), context, replacement=False
+  )
   for context, changes in kinds.items():
     batch = (
       macaw.make(Problem(SPEC, 7), inputs.changed(**changes))
@@ -300,13 +312,12 @@ def test_what_it_asks_for():
       .stages[0]
       .batch
     )
-    assert batch.context == context and not batch.replacement
-    assert (batch.num_tasks, batch.context_size, batch.query_size) == (2, 6, 5)
+    assert batch == distinct(5, context)
   disjoint = inputs.changed(
     train_inner_sampling='uniform', disjoint_batches=True
   )
   batch = macaw.make(Problem(SPEC, 7), disjoint).loop('offline').stages[0].batch
-  assert (batch.context_size, batch.query_size) == (1, 11)
+  assert batch == distinct(11, None)
 
 
 @pytest.mark.parametrize(

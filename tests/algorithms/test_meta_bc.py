@@ -13,7 +13,13 @@ import pytest
 
 from offmeta.algorithms import meta_bc
 from offmeta.testing import probes
-from offmeta.types import DataSpec, Problem
+from offmeta.types import (
+  BatchSpec,
+  DataSpec,
+  Problem,
+  Rows,
+  Slice,
+)
 
 SPEC = helpers.SPEC  # O 3, A 2
 CONFIG = meta_bc.Config(
@@ -243,22 +249,23 @@ def test_what_it_asks_for():
   assert algorithm.data == DataSpec(stride=7, shared=True)
   assert algorithm.in_phase('online') == ()
   for sampling, context in (
-    ('contiguous', 'slice'),
-    ('uniform', 'transitions'),
+    ('contiguous', Slice(6)),
+    ('uniform', Rows(6, replacement=False)),
   ):
     (stage,) = (
-      meta_bc.make(SPEC, _changed(train_inner_sampling=sampling))
+      meta_bc.make(Problem(SPEC), _changed(train_inner_sampling=sampling))
       .loop('offline')
       .stages
     )
-    assert (stage.batch.context, stage.num_steps) == (context, 4)
-    assert not stage.batch.replacement
-    assert stage.batch[:3] == (2, 6, 5)
+    assert stage.num_steps == 4
+    assert stage.batch == BatchSpec(
+      2, Rows(5, replacement=False), context, replacement=False
+    )
 
 
 @pytest.mark.parametrize('name', ['layer', 'train_inner_sampling', 'task_loop'])
 def test_bad_settings_raise(name):
-  with pytest.raises(ValueError, match=f"meta_bc: {name}='x'"):
+  with pytest.raises(ValueError, match=f"meta_bc.{name}: 'x'"):
     meta_bc.make(Problem(SPEC), _changed(**{name: 'x'}))
 
 

@@ -14,10 +14,15 @@ import pytest
 from offmeta.algorithms import multitask
 from offmeta.losses import returns
 from offmeta.testing import probes
-from offmeta.types import DataSpec, Problem
+from offmeta.types import (
+  BatchSpec,
+  DataSpec,
+  Problem,
+  Rows,
+)
 
 # O 1 and 2 tasks: with the one-hot the networks of the reference fit.
-SPEC = helpers.SPEC._replace(observation_size=1)
+SPEC = helpers.SPEC._replace(observation_shape=(1,))
 CONFIG = multitask.Config(
   hidden=(4, 3),
   policy_lr=1e-3,
@@ -235,7 +240,7 @@ def test_adaptation_against_numpy(state):
       observations
     )
     np.testing.assert_allclose(actions, expected, rtol=1e-3, atol=1e-4)
-  noisy, _ = algorithm.explore.act(params, weights, observations[0], key)
+  noisy, _, _ = algorithm.explore.act(params, weights, observations[0], key)
   assert np.all(noisy != actions[0])
 
 
@@ -256,7 +261,7 @@ def test_without_context_it_is_the_policy_of_no_task(state):
     np.array([[0.7, 0.0, 0.0]]),
     np.zeros((1, 2)),
   )[0][0]
-  action, _ = policy.act(state.params, prior, jnp.array([0.7]), key)
+  action, _, _ = policy.act(state.params, prior, jnp.array([0.7]), key)
   np.testing.assert_allclose(action, expected, rtol=1e-4)
 
 
@@ -268,7 +273,9 @@ def test_what_it_asks_for():
   assert algorithm.data == DataSpec(returns_discount=0.99, stride=7)
   (stage,) = algorithm.loop('offline').stages
   assert (stage.name, stage.num_steps) == ('multitask', 4)
-  assert stage.batch[:3] == (3, 1, 5) and not stage.batch.replacement
+  assert stage.batch == BatchSpec(
+    3, Rows(5, replacement=False), replacement=False
+  )
   assert algorithm.in_phase('online') == ()
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import helpers
+import jax
 import numpy as np
 import pytest
 
@@ -37,32 +38,35 @@ _STAGE, _SAC = CONFIG.online, smac.SacActorConfig
 @pytest.mark.parametrize(
   'changes, message',
   [
-    (dict(kl_over_tasks='median'), "kl_over_tasks='median'; choose .*'sum'"),
-    (dict(label_with='x'), "label_with='x'; choose .*'current'"),
+    (dict(kl_over_tasks='median'), "kl_over_tasks: 'median'; choose .*sum"),
+    (dict(label_with='x'), "label_with: 'x'; choose .*current"),
     (dict(label_with='current', train_context_online=True), 'drifting'),
-    (dict(actor='bc'), "smac.actor='bc'; choose .*'awac', 'sac'"),
-    (dict(encoder_loss='kl'), "encoder_loss='kl'; choose .*'reward', 'q'"),
-    (dict(awac_temperature=0.0), 'awac_temperature=0.0: must be positive'),
-    (dict(awac_temperature=np.nan), 'awac_temperature=nan: must be positive'),
-    (dict(awac_weight=-1.0), 'smac.awac_weight=-1.0: must not be negative'),
-    (dict(online_q_weight=-1.0), 'online_q_weight=-1.0: must not be neg'),
-    (dict(sac=_SAC(entropy_weight=-1.0)), 'sac.entropy_weight=-1.0: must not'),
+    (dict(actor='bc'), "smac.actor: 'bc'; choose .*awac, sac"),
+    (dict(encoder_loss='kl'), "encoder_loss: 'kl'; choose .*reward, q"),
+    (dict(awac_temperature=0.0), 'awac_temperature: must be above 0'),
+    (dict(awac_temperature=np.nan), 'awac_temperature: must be a finite'),
+    (dict(awac_weight=-1.0), 'smac.awac_weight: must be at least 0'),
+    (dict(online_q_weight=-1.0), 'online_q_weight: must be at least 0'),
+    (
+      dict(sac=_SAC(entropy_weight=-1.0)),
+      'sac.entropy_weight: must be at least 0',
+    ),
     (dict(awac_weight=0.0, online_q_weight=0.0), 'nothing would train'),
     (
       dict(online=dataclasses.replace(_STAGE, context='any')),
-      "smac.online.context='any'; choose .*'episodes'",
+      "smac.online.context: 'any'; choose .*episodes",
     ),
     (
       dict(online=dataclasses.replace(_STAGE, online_share=1.5)),
-      'online_share=1.5: from 0 to 1, or -1',
+      'online_share: must be from 0 to 1, or -1',
     ),
     (
       dict(online=dataclasses.replace(_STAGE, online_share=-0.5)),
-      'online_share=-0.5: from 0 to 1, or -1',
+      'online_share: must be from 0 to 1, or -1',
     ),
     (
       dict(online=dataclasses.replace(_STAGE, offline_share=2.0)),
-      'offline_share=2.0: from 0 to 1',
+      'offline_share: must be at most 1',
     ),
     (
       dict(online=dataclasses.replace(_STAGE, task_repeat=0)),
@@ -82,10 +86,13 @@ def test_bad_settings_raise(changes, message):
 def test_the_online_share_reaches_the_sampler():
   online = dataclasses.replace(_STAGE, online_share=0.25)
   algorithm = smac.make(Problem(SPEC), _with(online=online))
-  assert algorithm.loop('online').stages[0].batch.online_share == 0.25
-  assert algorithm.loop('offline').stages[0].batch.online_share == -1
+  assert algorithm.loop('online').stages[0].batch.query.online_share == 0.25
+  assert algorithm.loop('offline').stages[0].batch.query.online_share == -1
   assert (
-    smac.make(Problem(SPEC), CONFIG).loop('online').stages[0].batch.online_share
+    smac.make(Problem(SPEC), CONFIG)
+    .loop('online')
+    .stages[0]
+    .batch.query.online_share
     == -1
   )
 
@@ -173,3 +180,22 @@ def test_a_variant_cannot_change_the_offline_phase(changes):
   variants = {**recipes.PAPER_VARIANTS, 'mine': {'smac': changes}}
   with pytest.raises(configs.ConfigError, match=f'mine.*{field}'):
     configs.validate(configs.from_dict({'online': {'variants': variants}}))
+
+
+def test_last_biases_can_start_at_zero():
+  """As released; the default is the older rule, and so are its numbers."""
+  start = lambda zero: (
+    jax.jit(smac.make(Problem(SPEC), _with(zero_last_bias=zero)).init)(
+      jax.random.key(0)
+    ).params
+  )
+  old, new = start(False), start(True)
+  changed = [
+    (leaf, was)
+    for leaf, was in zip(*map(jax.tree.leaves, (new, old)))
+    if not np.array_equal(leaf, was)
+  ]
+  # Encoder, decoder, two critics, the actor's mean.
+  assert len(changed) == 5
+  for leaf, was in changed:
+    assert not leaf.any() and 0 < np.abs(was).max() <= 3e-3

@@ -1,5 +1,7 @@
 """Config files of algorithms: sizes by family, and that all of them hold."""
 
+import dataclasses
+
 import helpers
 import pytest
 
@@ -36,9 +38,17 @@ def test_every_family_and_profile_is_valid(algorithm):
       assert config.family.name == family
       smac = base.smac_parts(family)
       same = configuration.resolve(base.make_config(*smac), profile, {})
-      assert config.family == same.family, (family, profile)
+      family_of_all = config.family
+      if algorithm == 'ppo':  # one task of it
+        assert (family_of_all.num_train, family_of_all.num_test) == (1, 1)
+        family_of_all = dataclasses.replace(
+          family_of_all,
+          num_train=same.family.num_train,
+          num_test=same.family.num_test,
+        )
+      assert family_of_all == same.family, (family, profile)
       assert config.num_seeds == same.num_seeds
-      assert bool(config.online.variants) == (algorithm == 'smac')
+      assert bool(config.online.variants) == (algorithm in ('smac', 'ppo'))
       _check_meta_batches(config)
 
 
@@ -47,6 +57,8 @@ def _check_meta_batches(config):
   problem = Problem(helpers.SPEC, config.family.num_train)
   made = ALGORITHMS[config.algorithm].make(problem, config.settings)
   for stage in (stage for loop in made.loops for stage in loop.stages):
+    if stage.batch.query is not None:
+      assert stage.batch.num_tasks % config.family.num_train == 0
     assert stage.batch.replacement or (
       stage.batch.num_tasks <= config.family.num_train
     )

@@ -80,7 +80,7 @@ def _spy():
 
   policy = Policy(
     init=lambda params, key: jnp.zeros(()),
-    act=lambda params, state, observation, key: (state[None] / 1e5, {}),
+    act=lambda params, state, observation, key: (state[None] / 1e5, state, {}),
     observe=lambda params, state, transition, key: state,
     adapt=lambda params, state, context, valid, key: mean(context, valid),
   )

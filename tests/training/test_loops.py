@@ -13,9 +13,9 @@ from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.testing import probes
 from offmeta.training import loop as loops, metrics, stopping, updates
-from offmeta.types import BatchSpec, LearnerState, Loop, Stage
+from offmeta.types import BatchSpec, LearnerState, Loop, Rows, Stage
 
-_BATCH = BatchSpec(num_tasks=2, context_size=2, query_size=3)
+_BATCH = BatchSpec(2, Rows(3), Rows(2))
 _CHEAP, _ITERATIONS = 4, 6
 _SEEDS = 2
 
