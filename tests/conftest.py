@@ -46,12 +46,10 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
 import pytest  # noqa: E402
 
-
 # Seconds that files with more than ten took on two idle cores. A file is one
 # piece of work for pytest-xdist: the dearest go first, so that none of its
 # processes is left alone with one at the end.
-_SECONDS = {
-}
+_SECONDS = {}
 
 
 def pytest_collection_modifyitems(items):
