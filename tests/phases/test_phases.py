@@ -7,18 +7,14 @@ import json
 import os
 import re
 import shutil
-import signal
 import sys
 import types
 
-from absl import logging
 import jax
-import ml_collections
 import numpy as np
 import pytest
 import tiny_run
 
-from experiments.runs import configuration, jax_settings, launch
 from offmeta import rollout
 from offmeta.checkpoints import checkpointer as checkpointing
 from offmeta.collection import phase as collect
@@ -329,40 +325,19 @@ def test_oracle_does_read_it(finished_run, tmp_path):
 
 
 @pytest.fixture(name='command')
-def _command(monkeypatch, capsys):
+def _command(capsys):
   """(workdir, phases, overrides, profile) -> (exit status, message)."""
-  handler = signal.getsignal(signal.SIGTERM)
-  verbosity = logging.get_verbosity()
-  monkeypatch.setattr(jax_settings, 'configure', lambda: None)
+  with tiny_run.command() as command:
 
-  def run(workdir, names, overrides={}, profile='smoke'):
-    values = ml_collections.ConfigDict(
-      configs.to_dict(configs.from_dict(tiny_run.CONFIG))
-    )
-    values.profiles = ml_collections.ConfigDict({'smoke': {}})
-    monkeypatch.setattr(
-      configuration, 'from_flag', lambda flag: (values, dict(overrides))
-    )
-    monkeypatch.setattr(configuration, 'config_file', lambda flag: '')
-    capsys.readouterr()
-    status = launch.run(
-      None,
-      profile,
-      str(workdir),
-      tuple(names),
-      {},
-      {'checkpoint_every_s': -1.0, 'keep_checkpoints': True},
-      None,
-      ['x'],
-    )
-    error = capsys.readouterr().err
-    lines = [x for x in error.splitlines() if x.startswith('error: ')]
-    assert len(lines) == (status == 1), error
-    return status, error[error.find('error: ') :]
+    def run(*args, **kw):
+      capsys.readouterr()
+      status = command(*args, **kw)
+      error = capsys.readouterr().err
+      lines = [x for x in error.splitlines() if x.startswith('error: ')]
+      assert len(lines) == (status == 1), error
+      return status, error[error.find('error: ') :]
 
-  yield run
-  signal.signal(signal.SIGTERM, handler)
-  logging.set_verbosity(verbosity)
+    yield run
 
 
 def _digests(workdir):
