@@ -440,6 +440,8 @@ def _parse(monkeypatch):
 
   def parse(*arguments):
     monkeypatch.setattr(sys, 'argv', ['run', *arguments])
+    # As in a new process: a second file would be loaded into the first one.
+    monkeypatch.delitem(sys.modules, 'config_config', raising=False)
     known = flags.FlagValues()
     monkeypatch.setattr(flags, 'FLAGS', known)
     monkeypatch.setattr(
