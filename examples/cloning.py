@@ -20,7 +20,14 @@ from offmeta.algorithms import latent
 from offmeta.losses import latent as latent_losses
 from offmeta.networks import actors, context
 from offmeta.networks.distributions import task_noise
-from offmeta.types import Algorithm, BatchSpec, EnvSpec, Stage
+from offmeta.types import (
+  Algorithm,
+  BatchSpec,
+  Loop,
+  Problem,
+  Rows,
+  Stage,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +45,16 @@ class Config:
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """Cloning for one family.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
   """
+  spec = problem.spec
   o, a, z = spec.observation_size, spec.action_size, config.latent_size
   encoder = context.set_encoder(o, a, z, config.hidden)
   actor = actors.tanh_gaussian_actor((o, z), a, config.hidden)
@@ -96,13 +104,14 @@ def make(
       step=state.step + 1, params=params, opt_state=opt_state
     ), logs
 
-  batch = BatchSpec(config.num_tasks, config.context_size, config.query_size)
+  batch = BatchSpec(
+    config.num_tasks, Rows(config.query_size), Rows(config.context_size)
+  )
   return Algorithm(
     init=init,
-    offline=(Stage('clone', config.num_updates, batch, update),),
-    online=(),  # nothing after the fixed data
-    begin_online=lambda state: state,
-    relabel=None,
+    loops=(
+      Loop('offline', (Stage('clone', config.num_updates, batch, update),)),
+    ),  # nothing after the fixed data
     **latent.context_acting(encoder, actor, z, resample_period=0),
   )
 

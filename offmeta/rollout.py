@@ -1,6 +1,7 @@
 """Episodes as `lax.scan`, and adaptation sequences built from them.
 
-All functions here serve one environment of one task; batch them with vmap.
+Those serve one environment of one task; batch them with vmap. Environments
+that go on from call to call (`Actors`) come as a batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from offmeta import parallel
 from offmeta.types import (
   Array,
   EnvFamily,
@@ -28,8 +30,8 @@ def uniform_policy(action_size: int) -> Policy:
   """Uniform random actions in [-1, 1]; takes any params."""
 
   def act(params, state, observation, key):
-    del params, state, observation
-    return jax.random.uniform(key, (action_size,), minval=-1.0), {}
+    del params, observation
+    return jax.random.uniform(key, (action_size,), minval=-1.0), state, {}
 
   return Policy(
     init=lambda params, key: (),
@@ -65,9 +67,10 @@ def uniform_at_first(policy: Policy, action_size: int) -> Policy:
 
   def act(acting, state, observation, key):
     inner, known = state
-    chosen, extras = policy.act(acting.params, inner, observation, key)
-    random, _ = uniform.act((), (), observation, key)
-    return jnp.where(known < acting.uniform_steps, random, chosen), extras
+    chosen, inner, extras = policy.act(acting.params, inner, observation, key)
+    random, _, _ = uniform.act((), (), observation, key)
+    action = jnp.where(known < acting.uniform_steps, random, chosen)
+    return action, (inner, known), extras
 
   def observe(acting, state, transition, key):
     return policy.observe(acting.params, state[0], transition, key), state[1]
@@ -76,7 +79,7 @@ def uniform_at_first(policy: Policy, action_size: int) -> Policy:
     inner = policy.adapt(acting.params, state[0], context, valid, key)
     return inner, jnp.sum(valid)
 
-  return Policy(init=init, act=act, observe=observe, adapt=adapt)
+  return Policy(init, act, observe, adapt, policy.keep)
 
 
 def without_reward(transition: Transition) -> Transition:
@@ -90,6 +93,20 @@ def _select(condition: Array, yes: Any, no: Any) -> Any:
   return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)
 
 
+def _transition(
+  before: EnvState, action: Array, after: EnvState, time: Array
+) -> Transition:
+  """What a policy observes of a step; `time` [] counts from the reset."""
+  return Transition(
+    observation=before.observation,
+    action=action,
+    reward=after.reward,
+    discount=1.0 - after.terminal,
+    next_observation=after.observation,
+    extras={'features': after.features, 'time': time.astype(jnp.float32)},
+  )
+
+
 def episode(
   family: EnvFamily,
   policy: Policy,
@@ -99,6 +116,7 @@ def episode(
   key: Key,
   reward_free: bool = False,
   record: RecordFn = lambda state: {},
+  keep: Callable[[Transition], Transition] = lambda transition: transition,
 ) -> tuple[PolicyState, Transition, Array]:
   """One episode from a random start.
 
@@ -122,6 +140,8 @@ def episode(
       else, can see them.
     record: what else of the state after a step goes into `extras`, out of the
       policy's sight during the episode.
+    keep: what of a step is returned; 'diverged' and what is recorded are in
+      any case.
 
   Returns:
     Belief at the end, transitions [H, ...], valid [H] (a prefix of ones).
@@ -132,19 +152,13 @@ def episode(
   def step(carry, t):
     env_state, belief, alive, time = carry
     k_act, k_observe = jax.random.split(jax.random.fold_in(k_steps, t))
-    action, _ = policy.act(params, belief, env_state.observation, k_act)
+    action, seen, _ = policy.act(params, belief, env_state.observation, k_act)
     after = family.step(env_state, action, task)
-    transition = Transition(
-      observation=env_state.observation,
-      action=action,
-      reward=after.reward,
-      discount=1.0 - after.terminal,
-      next_observation=after.observation,
-      extras={'features': after.features, 'time': time.astype(jnp.float32)},
-    )
+    transition = _transition(env_state, action, after, time)
     if reward_free:
       transition = without_reward(transition)
-    new_belief = policy.observe(params, belief, transition, k_observe)
+    new_belief = policy.observe(params, seen, transition, k_observe)
+    transition = keep(transition)
     transition = transition._replace(
       extras={
         **transition.extras,
@@ -186,7 +200,8 @@ class Adaptation(NamedTuple):
 
   Attributes:
     returns: [E] undiscounted true returns, NaN where no episode took place.
-    transitions: [W, ...], steps of all episodes, one after another.
+    transitions: [W, ...], what the policy keeps of the steps of all episodes,
+      one after another.
     valid: [W], 1 where `transitions` holds a step.
     context_size: [] int32, how many leading transitions the last episode's
       belief was formed from (0: the prior).
@@ -248,10 +263,22 @@ def adaptation_sequence(
   limit = max_episodes(family, num_steps)
   width = num_steps + horizon if family.spec.terminates else limit * horizon
 
+  def run_episode(belief, key):
+    return episode(
+      family,
+      policy,
+      params,
+      belief,
+      task,
+      key,
+      record=record,
+      keep=policy.keep,
+    )
+
   def blank():
     def one(k):
       state = policy.init(params, k)
-      return episode(family, policy, params, state, task, k, record=record)[1]
+      return run_episode(state, k)[1]
 
     shapes = jax.eval_shape(one, key)
     return jax.tree.map(
@@ -272,9 +299,7 @@ def adaptation_sequence(
     )
     belief = policy.init(params, k_adapt)
     belief = policy.adapt(params, belief, context, valid * adapt, k_adapt)
-    _, new, alive = episode(
-      family, policy, params, belief, task, k_episode, record=record
-    )
+    _, new, alive = run_episode(belief, k_episode)
     count = jnp.sum(alive).astype(jnp.int32)
     store = jax.tree.map(
       lambda s, n: jax.lax.dynamic_update_slice(
@@ -301,3 +326,130 @@ def final_return(returns: Array) -> Array:
   """The last episode that took place: [..., E] with NaN -> [...]."""
   last = jnp.sum(jnp.isfinite(returns), axis=-1) - 1
   return jnp.take_along_axis(returns, last[..., None], axis=-1)[..., 0]
+
+
+# Environments that go on: on-policy data.
+
+
+class Actors(NamedTuple):
+  """E environments in the middle of their episodes, and who acts in them.
+
+  Attributes:
+    env_state: leaves [E, ...].
+    belief: states of the policy, leaves [E, ...].
+    time: [E] int32, steps since the last reset.
+  """
+
+  env_state: EnvState
+  belief: PolicyState
+  time: Array
+
+
+def _begin(family, policy, params, task, key) -> Actors:
+  """One environment after a reset; leaves [...]."""
+  k_reset, k_belief = jax.random.split(key)
+  # A state's default is no jax array.
+  state = jax.tree.map(jnp.asarray, family.reset(k_reset, task))
+  return Actors(state, policy.init(params, k_belief), jnp.zeros((), jnp.int32))
+
+
+def _actor_keys(key: Key, tasks: Task) -> Key:
+  """Keys [E], one per environment: how many there are does not matter."""
+  number = jax.tree.leaves(tasks)[0].shape[0]
+  return jax.vmap(lambda slot: jax.random.fold_in(key, slot))(
+    jnp.arange(number)
+  )
+
+
+def start_actors(
+  family: EnvFamily,
+  policy: Policy,
+  params: Params,
+  tasks: Task,
+  key: Key,
+  axis_name: str | None = None,
+) -> Actors:
+  """Environments at random starts, with beliefs that know nothing.
+
+  Args:
+    family: the environment.
+    policy: will act.
+    params: of the policy.
+    tasks: leaves [E, ...], of each environment.
+    key: random key.
+    axis_name: device axis over which the environments are shared out; every
+      device gets all results.
+  """
+  return parallel.shared_vmap(
+    lambda task, key: _begin(family, policy, params, task, key),
+    axis_name,
+    (0, 0),
+  )(tasks, _actor_keys(key, tasks))
+
+
+def continue_rollout(
+  family: EnvFamily,
+  policy: Policy,
+  params: Params,
+  actors: Actors,
+  tasks: Task,
+  num_steps: int,
+  key: Key,
+  axis_name: str | None = None,
+) -> tuple[Actors, Transition]:
+  """The next steps of every environment; episodes may straddle calls.
+
+  An environment is reset, with a prior belief, after a termination, at the
+  time limit, and where the simulation blew up. In a family with terminations
+  that is one; in others the step is stored as in `episode`, as a time limit.
+
+  Args:
+    family: the environment.
+    policy: acts, and observes every transition.
+    params: of the policy.
+    actors: where the environments stand.
+    tasks: leaves [E, ...], the same in every call.
+    num_steps: T.
+    key: random key, another one in every call.
+    axis_name: see `start_actors`.
+
+  Returns:
+    The actors afterwards, and transitions [E, T, ...]. `next_observation` is
+    the true one, before any reset; `discount` is 0 at terminations only. The
+    extras are 'features', 'time' (steps since the reset), 'diverged',
+    'truncated' (1 where an episode ended without a termination) and all that
+    the policy's `act` says besides.
+  """
+  horizon = family.spec.episode_length
+
+  def one(actor, task, key):
+    def step(actor, t):
+      env_state, belief, time = actor
+      k_act, k_observe, k_begin = jax.random.split(
+        jax.random.fold_in(key, t), 3
+      )
+      action, belief, said = policy.act(
+        params, belief, env_state.observation, k_act
+      )
+      after = family.step(env_state, action, task)
+      transition = _transition(env_state, action, after, time)
+      belief = policy.observe(params, belief, transition, k_observe)
+      terminal = after.terminal > 0.5
+      ends = terminal | (time + 1 >= horizon) | (after.diverged > 0.5)
+      transition = transition._replace(
+        extras={
+          **said,
+          **transition.extras,
+          'diverged': jnp.asarray(after.diverged),
+          'truncated': (ends & ~terminal).astype(jnp.float32),
+        }
+      )
+      fresh = _begin(family, policy, params, task, k_begin)
+      going_on = Actors(after, belief, time + 1)
+      return _select(ends, fresh, going_on), transition
+
+    return jax.lax.scan(step, actor, jnp.arange(num_steps))
+
+  return parallel.shared_vmap(one, axis_name, (0, 0, 0))(
+    actors, tasks, _actor_keys(key, tasks)
+  )

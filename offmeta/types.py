@@ -5,7 +5,11 @@ capacity, N context size, B query batch, O observation, A action, F reward
 features, Z latent, K ensemble, S seeds, R repetitions.
 
 Containers that cross a `jit` boundary are pytrees of arrays. Bundles of
-functions (`Policy`, `Stage`, `Algorithm`, `Network`) hold no arrays.
+functions (`Policy`, `Stage`, `Loop`, `Algorithm`, `Network`) hold no arrays.
+
+Words. A *loop* is training that is run, saved and scored as one (a folder of
+the workdir), a *stage* one kind of gradient step in it. A run *collects* its
+logged data once; a loop *gathers* new data as it goes.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +38,8 @@ class Transition(NamedTuple):
     action: [..., A], in [-1, 1].
     reward: [...], raw environment units (never rescaled in storage).
     discount: [...], 0 only at a true termination; a time limit keeps 1.
-    next_observation: [..., O].
+    next_observation: [..., O]. None in data that store every frame once
+      (`data/frames.py`): it is then the observation of the next row.
     extras: further leaves, e.g. 'features' [..., F].
   """
 
@@ -42,8 +47,27 @@ class Transition(NamedTuple):
   action: Array
   reward: Array
   discount: Array
-  next_observation: Array
+  next_observation: Array | None
   extras: Mapping[str, Array] = {}  # never written to
+
+
+class Trajectory(NamedTuple):
+  """Consecutive steps of one episode, any leading shape [...].
+
+  Attributes:
+    observation: [..., T + 1, O]; step t leads from entry t to entry t + 1.
+    action, reward, discount: [..., T, A], [..., T], [..., T].
+    mask: [..., T], 1 where the step exists: a prefix. After it the last
+      observation and some step are repeated.
+    extras: as of the transitions, leaves [..., T, ...].
+  """
+
+  observation: Array
+  action: Array
+  reward: Array
+  discount: Array
+  mask: Array
+  extras: Mapping[str, Array] = {}
 
 
 class MetaBatch(NamedTuple):
@@ -53,16 +77,19 @@ class MetaBatch(NamedTuple):
     task_id: [M] int32, position in the training task list.
     slot: [M] int32, position in the whole meta-batch (over all devices);
       the name under which a task's random numbers are drawn.
-    context: leaves [M, N, ...]: what adaptation may look at.
-    context_mask: [M, N], 1 where the context entry counts.
-    query: leaves [M, B, ...]: what the losses are taken on.
+    context: leaves [M, N, ...]: what adaptation may look at; None if the
+      stage asks for none.
+    context_mask: [M, N], 1 where the context entry counts; None with it.
+    query: leaves [M, B, ...]: what the losses are taken on. For `Windows` a
+      Trajectory, leaves [M, count, length (+ 1), ...]. Of a
+      `Rollout` leaves [E, T, ...], in order, with task_id and slot [E].
   """
 
   task_id: Array
   slot: Array
-  context: Transition
-  context_mask: Array
-  query: Transition
+  context: Transition | None
+  context_mask: Array | None
+  query: Transition | Trajectory
 
 
 class EnvSpec(NamedTuple):
@@ -70,20 +97,39 @@ class EnvSpec(NamedTuple):
 
   Attributes:
     name: the key under which the family is registered.
-    observation_size, action_size, feature_size: O, A, F.
+    observation_shape: (O,) of vectors; of images (height, width, channels).
+    action_size, feature_size: A, F.
     episode_length: time limit in steps.
     terminates: whether a true termination can happen before the limit.
     options: everything that changes the data (backend, timestep, observation
       variant, package versions); recorded in manifests and compared on load.
+    observation_dtype: of what is stored and batched, 'float32' or 'uint8';
+      networks that need numbers cast.
   """
 
   name: str
-  observation_size: int
+  observation_shape: tuple[int, ...]
   action_size: int
   feature_size: int
   episode_length: int
   terminates: bool
   options: Mapping[str, Any]
+  observation_dtype: str = 'float32'
+
+  @property
+  def observation_size(self) -> int:
+    """O, of families that observe vectors.
+
+    Raises:
+      ValueError: observations are images.
+    """
+    if len(self.observation_shape) != 1:
+      raise ValueError(
+        f'family {self.name!r} observes arrays of shape'
+        f' {self.observation_shape}, not vectors; choose an algorithm for'
+        ' images, or a family that observes vectors'
+      )
+    return self.observation_shape[0]
 
 
 class EnvState(NamedTuple):
@@ -91,7 +137,7 @@ class EnvState(NamedTuple):
 
   Attributes:
     physics: simulator state, any pytree.
-    observation: [O].
+    observation: [O], or an image.
     reward: [], reward of the step that led here; 0 after a reset.
     terminal: [], 1.0 at a true termination, else 0.0 (a time limit is the
       caller's business).
@@ -112,7 +158,13 @@ class EnvState(NamedTuple):
 
 @runtime_checkable
 class EnvFamily(Protocol):
-  """A distribution of MDPs that share spaces; a task is a dict of arrays."""
+  """A distribution of MDPs that share spaces; a task is a dict of arrays.
+
+  A family may also have `position(observation [..., O]) -> [..., 2]`: where the
+  agent is on a plane, in units of length. If it does, the report draws paths of
+  held-out episodes, and a task's 'goal' [2], where it has one, in the same
+  coordinates.
+  """
 
   spec: EnvSpec
 
@@ -144,16 +196,25 @@ class Policy(NamedTuple):
 
   Attributes:
     init: (params, key) -> state, the prior.
-    act: (params, state, observation [O], key) -> (action [A], extras).
-    observe: (params, state, transition, key) -> state, called every step.
+    act: (params, state, observation [O], key) -> (action [A], state, extras):
+      the state may take in the observation (a filter sees an episode's first
+      one here), extras are what else there is to say of the choice, e.g.
+      'log_prob' and 'value'; `rollout.continue_rollout` stores them.
+    observe: (params, state, transition, key) -> state, called after every step
+      with the state that `act` left.
     adapt: (params, state, context [N, ...], valid [N], key) -> state, called
       before every episode; with no valid entry the result is the prior.
+    keep: (transition [...]) -> transition [...]: what `adapt` needs of steps,
+      with rewards and extras['time'] as they are; a policy that reads a task
+      off something smaller drops frames here. What is collected for its own
+      adaptation is stored so; other contexts may hold more.
   """
 
   init: Callable[..., PolicyState]
-  act: Callable[..., tuple[Array, Mapping[str, Array]]]
+  act: Callable[..., tuple[Array, PolicyState, Mapping[str, Array]]]
   observe: Callable[..., PolicyState]
   adapt: Callable[..., PolicyState]
+  keep: Callable[[Transition], Transition] = lambda transition: transition
 
 
 @struct.dataclass
@@ -166,6 +227,8 @@ class LearnerState:
       `fold_in` of the step.
     params, target_params, opt_state: pytrees.
     extras: frozen copies and the like (SMAC: the labelling networks).
+    memory: what only a running loop needs (imagined transitions); made by the
+      loop's `begin`, kept in its checkpoints, dropped when it ends.
   """
 
   step: Array
@@ -174,6 +237,7 @@ class LearnerState:
   target_params: Params
   opt_state: Any
   extras: Any
+  memory: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,46 +256,118 @@ class Visits:
   rewards: Literal['decoder', 'true'] = 'decoder'
 
 
+class Rows(NamedTuple):
+  """Loose transitions of a task, drawn uniformly.
+
+  Attributes:
+    size: how many.
+    part: 'all' there are, or 'offline': only what was there at the start.
+    online_share: how many of them (rounded) are drawn from what came after the
+      offline data, the others from the offline data; all are offline while
+      nothing came. Negative: uniform over the part, so that the share grows as
+      data arrive.
+    replacement: whether a row can be drawn twice. Where there are too few, all
+      are taken and what is missing is drawn with replacement.
+  """
+
+  size: int
+  part: str = 'all'
+  online_share: float = -1.0
+  replacement: bool = True
+
+
+class Slice(NamedTuple):
+  """`size` rows in a row from a random start; a shorter log is taken whole."""
+
+  size: int
+
+
+class Sequences(NamedTuple):
+  """Whole sequences of the task (`DataSpec.sequence_episodes`), with
+  replacement.
+
+  Attributes:
+    count: how many, one after the other: N = count * length.
+    length: steps to which each is padded; it counts in a prefix of them.
+  """
+
+  count: int
+  length: int
+
+
+class Exploration(NamedTuple):
+  """A context composed as at meta-test.
+
+  Attributes:
+    size: of a context of loose offline transitions.
+    sequence_size: longest sequence in steps; a longer one is cut.
+    offline_share: the share of tasks that get loose offline transitions; the
+      others get all steps of one prior-exploration sequence, if they have any.
+  """
+
+  size: int
+  sequence_size: int
+  offline_share: float
+
+
+class Windows(NamedTuple):
+  """Consecutive steps of recorded sequences: the query is a Trajectory.
+
+  Each window lies within one sequence, drawn uniformly from the task's (its
+  episodes, with `DataSpec.sequence_episodes` 1), at a start that is uniform
+  among those that leave it whole. A sequence that is shorter is taken whole
+  and masked after its end.
+
+  Attributes:
+    count: windows per task.
+    length: steps T of each.
+  """
+
+  count: int
+  length: int
+
+
+class Rollouts(NamedTuple):
+  """On-policy data before every iteration: what a loop may gather.
+
+  The algorithm's `explore` goes on in the same environments from iteration to
+  iteration, in the training tasks with their true rewards.
+
+  Attributes:
+    num_envs: E, spread evenly over the training tasks.
+    num_steps: T of each per iteration.
+  """
+
+  num_envs: int
+  num_steps: int
+
+
+class Rollout(NamedTuple):
+  """The fresh rollouts of this iteration, leaves [E, T, ...].
+
+  `BatchSpec.num_tasks` is then E, the number of environments, and the update
+  does all its epochs and minibatches itself.
+  """
+
+
 class BatchSpec(NamedTuple):
   """What one update of a stage is fed.
 
   Attributes:
-    num_tasks: M, tasks drawn uniformly with replacement.
-    context_size: N, transitions drawn from the encoder buffer.
-    query_size: B, transitions drawn from the RL buffer.
+    num_tasks: M, tasks drawn uniformly.
+    query: what the losses are taken on, from the RL buffer.
+    context: what adaptation may look at, from the encoder buffer, drawn
+      independently of the query; None: nothing.
     task_repeat: the same tasks serve this many consecutive updates.
-    context: 'transitions' (uniform draws from the encoder buffer, as
-      released), 'episodes' (all steps of one prior-exploration sequence, as
-      met at meta-test), 'offline' (uniform draws from the offline data),
-      'slice' (`context_size` rows in a row, from a random start) or
-      'sequences' (whole sequences of the task, see `DataSpec`).
-    sequence_size: for 'episodes', the longest sequence in steps; for
-      'sequences', the steps T to which each is padded.
-    offline_share: for 'episodes', the share of tasks whose context is
-      `context_size` uniform draws from the offline data instead.
-    num_sequences: for 'sequences', how many, drawn with replacement; the
-      context is [M, num_sequences * T, ...], one after the other, each valid
-      in a prefix of its T rows.
-    online_share: of the query rows, how many (rounded) are drawn from what came
-      after the offline data, the others from the offline data; all are offline
-      while nothing came. Negative: uniform over all rows, so that the share
-      grows as data arrive.
-    replacement: whether a task can be drawn twice for one meta-batch, and a
-      row twice among 'transitions' or the query. MACAW draws without. Where
-      there are too few, all are taken (tasks: the meta-batch must not ask for
-      more; rows: what is missing is drawn with replacement).
+    replacement: whether a task can be drawn twice for one meta-batch. Without,
+      the meta-batch must not ask for more than there are.
   """
 
   num_tasks: int
-  context_size: int
-  query_size: int
+  query: Rows | Windows | Rollout
+  context: Rows | Slice | Sequences | Exploration | None = None
   task_repeat: int = 1
-  context: str = 'transitions'
-  sequence_size: int = 0
-  offline_share: float = 0.0
-  num_sequences: int = 1
   replacement: bool = True
-  online_share: float = -1.0
 
 
 class DataSpec(NamedTuple):
@@ -264,18 +400,38 @@ class DataSpec(NamedTuple):
   context_rows: int = 0
 
 
+class Problem(NamedTuple):
+  """What an algorithm is made for.
+
+  Attributes:
+    spec: of the family.
+    num_tasks: training tasks; at least 1.
+    num_rows: logged transitions of the training task with the fewest; 0 where
+      there are no logs, or none yet.
+    termination: (observation [..., O], action [..., A], next observation
+      [..., O]) -> 1.0 where an episode ends, for algorithms that imagine
+      transitions; None if the family has no such rule of its own.
+  """
+
+  spec: EnvSpec
+  num_tasks: int = 1
+  num_rows: int = 0
+  termination: Callable[..., Array] | None = None
+
+
 class Stage(NamedTuple):
   """One kind of gradient step.
 
   Attributes:
     name: prefix of its metrics.
-    num_steps: updates in all (offline) or per iteration (online).
+    num_steps: updates in each iteration of its loop.
     batch: what each update is fed.
     update: (LearnerState, MetaBatch) -> (LearnerState, Metrics).
     annotate: (LearnerState, Transition [W, ...], mask [W]) -> extras to add,
       leaves [W, ...]; run over each sequence of the query data with the state
       at the start of the stage (BOReL: beliefs of its trained encoder). What
-      it depends on must not change in the stage. Offline stages only.
+      it depends on must not change in the stage. In loops of one iteration
+      over fixed data only.
   """
 
   name: str
@@ -285,14 +441,57 @@ class Stage(NamedTuple):
   annotate: Callable[..., Mapping[str, Array]] | None = None
 
 
+def _unchanged(state: LearnerState) -> LearnerState:
+  return state
+
+
+class Loop(NamedTuple):
+  """Training that is run, saved, resumed and scored as one.
+
+  In every iteration data may be gathered, then the stages run one after the
+  other. Work that is due every so many updates is a stage of its own: e.g. 100
+  updates of a policy and one of its value's estimate, in 1,000 iterations.
+  (A `lax.cond` inside `update` would not do: under the vmap over seeds it
+  computes both branches in every update.)
+
+  Attributes:
+    name: its phase ('offline', 'online', 'finetune'), or PHASE/NAME where a
+      phase has several; the folder under the workdir.
+    stages: at least one.
+    iterations: how many; None: the experiment says (`config.online.iterations`,
+      `config.finetune.iterations`).
+    gather: before every iteration. None: nothing in an 'offline' loop; in the
+      others what the experiment says (`config.online.gather`: `Visits`).
+      `Rollouts` are for an 'online' loop.
+    begin: (LearnerState) -> LearnerState, at its start. Of 'finetune', which
+      trains one learner per task: (LearnerState, context [N, ...], valid [N]).
+    finished: (LearnerState) -> [] bool, asked before every iteration. A seed
+      for which it holds keeps its state, and the loop ends when it holds for
+      all; None: never.
+  """
+
+  name: str
+  stages: tuple[Stage, ...]
+  iterations: int | None = 1
+  gather: Rollouts | None = None
+  begin: Callable[..., LearnerState] = _unchanged
+  finished: Callable[[LearnerState], Array] | None = None
+
+  @property
+  def phase(self) -> str:
+    """The phase of a run that it belongs to."""
+    return self.name.split('/')[0]
+
+
 class Algorithm(NamedTuple):
   """What the runner sees of an algorithm.
 
   Attributes:
     init: (key) -> LearnerState.
-    offline: stages run in order on the fixed data.
-    online: stages run in order in each online iteration.
-    begin_online: (LearnerState) -> LearnerState, at the phase switch.
+    loops: run in order, each from where the one before it ended. 'offline'
+      loops train on the fixed data; an 'online' loop on data that it gathers
+      in the training tasks before every iteration, once per variant of the
+      experiment; a 'finetune' loop in each held-out task on data of its own.
     explore: collects data.
     evaluate: scored with context that it collected itself.
     evaluate_given_context: scored with a context that was handed to it: loose
@@ -303,23 +502,78 @@ class Algorithm(NamedTuple):
       -> rewards [T] without access to `data.reward`; None if there is none.
     posterior: (actor params, context [N, ...], valid [N]) -> (mean [Z],
       std [Z]); None for algorithms without a Gaussian latent.
-    data: how logs are prepared.
-    begin_finetune: (LearnerState, context [N, ...], valid [N]) -> another
-      LearnerState, adapted to one task, that `finetune` trains further.
-    finetune: stages that train one task's learner on its own new data, in
-      order, after each round of collecting; empty if there is no such thing.
+    data: how logs are prepared; None: it has no use for logs.
+    diagnose: (LearnerState, Evidence) -> {name: array}, what the report shows
+      of a learner besides its returns, of one seed: [], [K], [K, L], or points
+      [n, 2]. It gets the whole state, because models and critics are not among
+      what acting needs. A name is words with underscores; in 'y_by_x' they are
+      the labels of the axes, and an entry 'x' of shape [K], if there is one,
+      holds the places (points have both as columns: x, y); in 'value_by_y_by_x'
+      they are those of a heat map [K, L]. None if there is nothing to show.
   """
 
   init: Callable[[Key], LearnerState]
-  offline: tuple[Stage, ...]
-  online: tuple[Stage, ...]
-  begin_online: Callable[[LearnerState], LearnerState]
+  loops: tuple[Loop, ...]
   explore: Policy
   evaluate: Policy
   evaluate_given_context: Policy | None
   actor_params: Callable[[LearnerState], Params]
-  relabel: Callable[..., Array] | None
+  relabel: Callable[..., Array] | None = None
   posterior: Callable[..., tuple[Array, Array]] | None = None
-  data: DataSpec = DataSpec()
-  begin_finetune: Callable[..., LearnerState] | None = None
-  finetune: tuple[Stage, ...] = ()
+  data: DataSpec | None = DataSpec()
+  diagnose: Callable[..., Mapping[str, Array]] | None = None
+
+  def in_phase(self, phase: str) -> tuple[Loop, ...]:
+    """Its loops of a phase, in order."""
+    return tuple(loop for loop in self.loops if loop.phase == phase)
+
+  def loop(self, name: str) -> Loop:
+    """The loop of that name.
+
+    Raises:
+      KeyError: there is none.
+    """
+    for loop in self.loops:
+      if loop.name == name:
+        return loop
+    raise KeyError(f'no loop {name!r}; known: {[x.name for x in self.loops]}')
+
+
+class Evidence(NamedTuple):
+  """What `Algorithm.diagnose` may look at: M training tasks, one seed.
+
+  Attributes:
+    logged: leaves [M, N, ...], contexts from the logs, as they are handed over.
+    logged_mask: [M, N], 1 where an entry counts.
+    own: leaves [M, W, ...], what the policy collected itself, in order.
+    own_mask: [M, W].
+    rows: leaves [M, B, ...], consecutive steps of the logs of the RL data, from
+      a random start, or, with `DataSpec.sequence_episodes`, of one sequence
+      from its beginning; episodes begin where extras['time'] is 0.
+    rows_mask: [M, B].
+    key: random key.
+  """
+
+  logged: Transition
+  logged_mask: Array
+  own: Transition
+  own_mask: Array
+  rows: Transition
+  rows_mask: Array
+  key: Key
+
+
+def checked_diagnosis(found: Mapping[str, Array]) -> dict[str, Array]:
+  """What `Algorithm.diagnose` returned, if the report can show it.
+
+  Raises:
+    ValueError: an entry has more than two axes, or no numbers.
+  """
+  found = {name: jax.numpy.asarray(value) for name, value in found.items()}
+  for name, value in found.items():
+    if value.ndim > 2 or not value.size:
+      raise ValueError(
+        f'Algorithm.diagnose: {name!r} has shape {list(value.shape)}; return'
+        ' one number, a line [K], a map [K, L] or points [n, 2]'
+      )
+  return found

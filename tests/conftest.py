@@ -4,6 +4,7 @@ Must run before jax is imported.
 """
 
 import fcntl
+import gc
 from importlib import metadata
 import os
 import pathlib
@@ -13,10 +14,14 @@ import tempfile
 import time
 
 # Tests compile much and compute little: without LLVM's optimisations and
-# jaxlib 0.10's new way to emit fusions they take a quarter of the time.
+# jaxlib 0.10's new way to emit fusions they take a quarter of the time. One
+# module of LLVM per program, and a schedule that nobody searches for, save
+# another tenth.
 _FLAGS = {
   '--xla_force_host_platform_device_count': '4',
   '--xla_backend_optimization_level': '0',
+  '--xla_cpu_parallel_codegen_split_count': '1',
+  '--xla_cpu_enable_concurrency_optimized_scheduler': 'false',
 }
 if metadata.version('jaxlib').startswith('0.10.'):
   _FLAGS['--xla_cpu_use_fusion_emitters'] = 'false'
@@ -37,9 +42,20 @@ for _old in pathlib.Path(tempfile.gettempdir()).glob(f'{_NAME}*'):
 _CACHE = tempfile.mkdtemp(prefix=_NAME)
 if os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _CACHE) != _CACHE:
   os.rmdir(_CACHE)
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.05')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
 import pytest  # noqa: E402
+
+
+def pytest_collection_finish():
+  """Tracing makes many objects, nearly none of them in cycles.
+
+  Without this the collector takes a twentieth of the time, and more the longer
+  a process has run.
+  """
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(100_000, 50, 100)
 
 
 def pytest_unconfigure():

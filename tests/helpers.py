@@ -11,7 +11,7 @@ from offmeta.types import EnvSpec
 
 SPEC = EnvSpec(
   name='none',
-  observation_size=3,
+  observation_shape=(3,),
   action_size=2,
   feature_size=1,
   episode_length=5,
@@ -71,7 +71,10 @@ def shaken(tree, seed=0, scale=0.3):
   return jax.tree.unflatten(
     structure,
     [
-      leaf + jnp.array(scale * rng.normal(size=leaf.shape), jnp.float32)
+      # Added in numpy: jax would compile a program for every shape.
+      jnp.asarray(
+        np.asarray(leaf) + np.float32(scale * rng.normal(size=leaf.shape))
+      )
       for leaf in leaves
     ],
   )
@@ -118,4 +121,4 @@ def numbers(leaf):
 
 def largest(tree):
   """Largest absolute value of a tree."""
-  return max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(tree))
+  return max(float(np.max(np.abs(x))) for x in jax.tree.leaves(tree))

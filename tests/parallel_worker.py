@@ -28,7 +28,7 @@ from offmeta.testing import probes
 from offmeta.training import updates
 from offmeta.training.seeds import Seeds
 from offmeta.training.setup import Runtime
-from offmeta.types import DataSpec
+from offmeta.types import DataSpec, Problem
 
 NUM_SEEDS = NUM_TASKS = 4
 UPDATES = 10
@@ -98,12 +98,12 @@ _MACAW = macaw.Config(
   inner_policy_lr=0.02,
   inner_value_lr=0.02,
   advantage_coef=0.3,
-  num_train_tasks=6,
   # Few rows have a small spread in places, by which rounding is divided.
   adv_std_eps=1.0,
   context_size=5,
 )
 
+PROBLEM = Problem(helpers.SPEC, 6)
 # Name -> (make, config, phase, number of the stage).
 CASES = {
   'smac offline': (smac.make, _COLD, 'offline', 0),
@@ -131,7 +131,7 @@ CASES = {
   ),
   'multitask': (
     multitask.make,
-    multitask.Config(**_MAML, value_lr=1e-3, num_train_tasks=6),
+    multitask.Config(**_MAML, value_lr=1e-3),
     'offline',
     0,
   ),
@@ -185,13 +185,13 @@ def run(case, replay, **layout):
   make, config, phase, number = CASES[case]
 
   def make_stage(axis_name):
-    stage = getattr(make(helpers.SPEC, config, axis_name), phase)[number]
+    stage = make(PROBLEM, config, axis_name).loop(phase).stages[number]
     # SAC's own meta-batch is one task; its update takes any number.
     return stage._replace(batch=stage.batch._replace(num_tasks=NUM_TASKS))
 
   keys = jax.random.split(jax.random.key(0), NUM_SEEDS)
   seeds = Seeds(keys, parallel.make_layout(NUM_SEEDS, NUM_TASKS, **layout))
-  start = jax.jit(jax.vmap(make(helpers.SPEC, config).init))(keys)
+  start = jax.jit(jax.vmap(make(PROBLEM, config).init))(keys)
   start = start.replace(params=helpers.shaken(start.params))
   start = jax.tree.map(seeds.mine, start)
   update = updates.make_update(make_stage, seeds, UPDATES, shared_replay=True)

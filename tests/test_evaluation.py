@@ -26,7 +26,7 @@ def _mean_reward_policy():
 
   return Policy(
     init=lambda params, key: zero,
-    act=lambda params, state, observation, key: (state[None] / 100, {}),
+    act=lambda params, state, observation, key: (state[None] / 100, state, {}),
     observe=lambda params, state, transition, key: state,
     adapt=adapt,
   )
@@ -129,7 +129,7 @@ def test_a_held_policy_learns_nothing_while_it_acts(held):
 
   def act(params, state, observation, key):
     jax.debug.callback(lambda x: spied.append(float(x)), state, ordered=False)
-    return state[None] / 100, {}
+    return state[None] / 100, state, {}
 
   policy = _mean_reward_policy()._replace(
     act=act, observe=lambda params, state, transition, key: state + 1

@@ -42,7 +42,7 @@ _ALLOWED = {
   'envs': {'types'},
   'data': {'types', 'disk', 'losses'},
   'checkpoints': {'types', 'disk', 'parallel', 'processes'},
-  'rollout': {'types'},
+  'rollout': {'types', 'parallel'},
   'evaluation': {'types', 'parallel', 'rollout', 'data', 'losses'},
   'results': set(),
   'testing': {'types'},

@@ -12,7 +12,7 @@ from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
 from offmeta.testing import probes
 from offmeta.training import updates
-from offmeta.types import Transition
+from offmeta.types import Problem, Transition
 
 _FAMILY = probes.BanditFamily()
 _M, _ROWS = 8, 100
@@ -49,10 +49,12 @@ def _trained():
     jnp.full(_M, _ROWS),
     _ROWS,
   )
-  algorithm = smac.make(_FAMILY.spec, _CONFIG)
+  algorithm = smac.make(Problem(_FAMILY.spec), _CONFIG)
   keys = jax.random.split(jax.random.key(1), 1)
   update = updates.make_update(
-    lambda axis: smac.make(_FAMILY.spec, _CONFIG, axis).offline[0],
+    lambda axis: (
+      smac.make(Problem(_FAMILY.spec), _CONFIG, axis).loop('offline').stages[0]
+    ),
     helpers.seeds(keys),
     _CONFIG.offline.num_updates,
     shared_replay=True,
@@ -61,7 +63,7 @@ def _trained():
     jax.jit(jax.vmap(algorithm.init))(keys), Replay(buffer, None)
   )
   state = jax.tree.map(lambda x: x[0], state)
-  return algorithm, algorithm.begin_online(state), tasks, buffer
+  return algorithm, algorithm.loop('online').begin(state), tasks, buffer
 
 
 def test_decoder_recovers_the_task(trained):

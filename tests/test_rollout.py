@@ -12,7 +12,7 @@ from offmeta import rollout
 from offmeta.algorithms import latent, sac
 from offmeta.networks.distributions import Gaussian, TanhNormal
 from offmeta.testing import probes
-from offmeta.types import Policy
+from offmeta.types import Policy, Problem
 
 _KEY = jax.random.key(0)
 _FOREVER = probes.CountingFamily()
@@ -41,6 +41,7 @@ def _spy():
     init=lambda params, key: {'count': zero, 'rewards': zero, 'seen': zero},
     act=lambda params, state, observation, key: (
       state['count'][None] / 100,
+      state,
       {},
     ),
     observe=observe,
@@ -325,7 +326,7 @@ def test_deterministic_and_stochastic_actions():
 def test_uniform_until_something_is_known():
   """Either the policy's own action or the uniform policy's, then its own."""
   config = sac.Config(critic_hidden=(4,), actor_hidden=(4,))
-  algorithm = sac.make(helpers.SPEC, config)
+  algorithm = sac.make(Problem(helpers.SPEC), config)
   params = algorithm.actor_params(algorithm.init(jax.random.key(0)))
   policy = rollout.uniform_at_first(algorithm.explore, 2)
   observation, key = jnp.ones(3), jax.random.key(1)
@@ -350,3 +351,44 @@ def test_uniform_until_something_is_known():
     np.testing.assert_array_equal(
       policy.act(acting, belief, observation, key)[0], expected
     )
+
+
+def test_a_filter_sees_every_observation_and_keeps_what_it_asks_for():
+  """`act` may change the state, also before the first step of an episode."""
+  policy = _spy()._replace(
+    init=lambda params, key: jnp.zeros(()),
+    # Observations count steps: t plus a random start.
+    act=lambda params, state, observation, key: (
+      state[None] / 100,
+      state + observation[1],
+      {},
+    ),
+    observe=lambda params, state, transition, key: 10.0 * state,
+    adapt=lambda params, state, context, valid, key: jnp.zeros(()),
+    keep=lambda transition: transition._replace(
+      observation=transition.observation[..., :1], next_observation=()
+    ),
+  )
+  belief, data, _ = _episode(_FOREVER, policy, _task())
+  start = data.observation[0, 1]
+  expected = 0.0
+  for t in range(_FOREVER.spec.episode_length):
+    np.testing.assert_allclose(data.action[t, 0], expected / 100, rtol=1e-6)
+    expected = 10.0 * (expected + start)
+  np.testing.assert_allclose(belief, expected, rtol=1e-6)
+  done = jax.jit(
+    lambda task, key: rollout.adaptation_sequence(
+      _FOREVER,
+      policy,
+      (),
+      task,
+      key,
+      10,
+      1,
+      record=lambda state: {'position': state.physics},
+    )
+  )(_task(), _KEY)
+  kept = done.transitions
+  assert kept.next_observation == () and kept.observation.shape[-1] == 1
+  np.testing.assert_array_equal(kept.extras['position'][:3], [1.0, 2.0, 3.0])
+  assert np.sum(kept.reward) == np.sum(done.returns)

@@ -161,13 +161,21 @@ def shared_programs() -> Iterator[None]:
       config,
     )
 
-  def updater(make_stages, seeds, chunk, **kw):
+  def updater(make_loop, seeds, chunk, *args, **kw):
     # The configuration is not known here; the closure holds it.
-    cells = [cell.cell_contents for cell in make_stages.__closure__]
+    cells = [cell.cell_contents for cell in make_loop.__closure__]
     setup = next(c for c in cells if isinstance(c, setups.Setup))
-    stages = tuple((s.name, s.num_steps, s.batch) for s in make_stages(None))
+    stages = tuple(
+      (s.name, s.num_steps, s.batch) for s in make_loop(None).stages
+    )
     return once(
-      'updater', (*about(setup, seeds), stages), make_stages, seeds, chunk, **kw
+      'updater',
+      (*about(setup, seeds), stages),
+      make_loop,
+      seeds,
+      chunk,
+      *args,
+      **kw,
     )
 
   with (

@@ -22,6 +22,7 @@ from offmeta.types import (
   EnvSpec,
   LearnerState,
   MetaBatch,
+  Problem,
   Stage,
   Transition,
 )
@@ -49,7 +50,8 @@ class Case(NamedTuple):
     config: of the algorithm.
     num_tasks, num_rows: M and C of the replay.
     number: of the stage among the offline or online ones.
-    sizes: fields of its BatchSpec that are not the configuration's.
+    sizes: of its batches, where they are not the configuration's: see
+      `resized`.
   """
 
   algorithm: str
@@ -64,12 +66,19 @@ class Case(NamedTuple):
 
   def make(self, axis_name: str | None = None) -> Algorithm:
     """The algorithm of this case."""
-    return ALGORITHMS[self.algorithm].make(self.spec, self.config, axis_name)
+    problem = Problem(self.spec, self.num_tasks, self.num_rows)
+    return ALGORITHMS[self.algorithm].make(problem, self.config, axis_name)
 
   def get_stage(self, axis_name: str | None = None) -> Stage:
     """The stage of this case."""
-    stage = getattr(self.make(axis_name), self.stage)[self.number]
-    return stage._replace(batch=stage.batch._replace(**self.sizes))
+    stage = self.make(axis_name).loop(self.stage).stages[self.number]
+    batch = stage.batch
+    if 'query_size' in self.sizes:
+      query = batch.query._replace(size=self.sizes['query_size'])
+      batch = batch._replace(query=query)
+    if 'num_tasks' in self.sizes:
+      batch = batch._replace(num_tasks=self.sizes['num_tasks'])
+    return stage._replace(batch=batch)
 
   def resized(self, **sizes: int) -> 'Case':
     """The same with other `num_tasks` or `query_size` in each batch.
@@ -109,7 +118,7 @@ class Case(NamedTuple):
 
 
 def _spec(name: str, observation: int, action: int, length: int) -> EnvSpec:
-  return EnvSpec(name, observation, action, 1, length, False, {})
+  return EnvSpec(name, (observation,), action, 1, length, False, {})
 
 
 def _smoke_config() -> ExperimentConfig:
@@ -137,7 +146,7 @@ def _smoke_config() -> ExperimentConfig:
   )
 
 
-def _settings(algorithm: str, profile: str, num_tasks: int) -> Any:
+def _settings(algorithm: str, profile: str) -> Any:
   """The defaults for 'paper', else those of the config file."""
   if profile == 'paper':
     settings = ALGORITHMS[algorithm].config()
@@ -146,8 +155,6 @@ def _settings(algorithm: str, profile: str, num_tasks: int) -> Any:
     settings = configuration.resolve(
       file.get_config('point_robot'), profile, {}
     ).settings
-  if hasattr(settings, 'num_train_tasks'):
-    settings = dataclasses.replace(settings, num_train_tasks=num_tasks)
   return settings
 
 
@@ -155,7 +162,7 @@ def _offline_cases(
   algorithm: str, profile: str, spec: EnvSpec, data: tuple[int, int]
 ) -> list[Case]:
   """Update cases of one of _OFFLINE."""
-  settings = _settings(algorithm, profile, data[0])
+  settings = _settings(algorithm, profile)
   change = lambda **changes: dataclasses.replace(settings, **changes)
   if algorithm == 'macaw':
     variants = {loop: (change(task_loop=loop), 0) for loop in ('scan', 'vmap')}
@@ -247,7 +254,8 @@ def synthetic_replay(case: Case) -> Replay:
         log, jnp.ones_like(log.reward), asked.returns_discount
       )
     )(data)
-  length = max(1, case.get_stage().batch.sequence_size)
+  context = case.get_stage().batch.context
+  length = getattr(context, 'sequence_size', 1)  # of Exploration
   number = 1
   if asked.sequence_episodes:
     kept['time'] = data.extras['time']

@@ -27,7 +27,7 @@ def points(case: Case, profile: str) -> list[tuple[str, int, Point]]:
   batch = case.get_stage().batch
   base = {
     'num_tasks': batch.num_tasks,
-    'query_size': batch.query_size,
+    'query_size': batch.query.size,
     'seeds': 1,
   }
   if case.algorithm == 'sac':

@@ -218,7 +218,7 @@ def measure_updates(
 def describe(run: Run) -> dict[str, Any]:
   """What was run: the part of a record that is no timing, but compiling."""
   case, batch = run.case, run.case.get_stage().batch
-  _, shapes = case.shapes()
+  mask = case.shapes()[1].context_mask
   return {
     'algorithm': case.algorithm,
     'stage': case.stage,
@@ -235,8 +235,8 @@ def describe(run: Run) -> dict[str, Any]:
       'observation': case.spec.observation_size,
       'action': case.spec.action_size,
       'num_tasks': batch.num_tasks,
-      'query_size': batch.query_size,
-      'context_size': shapes.context_mask.shape[1],
+      'query_size': batch.query.size,
+      'context_size': 0 if mask is None else mask.shape[1],
       'replay': [case.num_tasks, case.num_rows],
     },
   }

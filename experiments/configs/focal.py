@@ -5,23 +5,10 @@ their first release (A3.3) for Cheetah-Velocity.
 """
 
 from experiments.configs import base, recipes
+from offmeta.algorithms import focal
 
 # How these algorithms are told to leave the behaviour divergence out.
 NO_DIVERGENCE = {'divergence_weight': 0.0, 'learn_divergence_weight': False}
-# What kind of learner it is; sizes stay those of the profile.
-FIRST_RELEASE = {
-  'latent_size': 20,
-  'use_terminal': False,
-  'value_network': True,
-  'entropy_in_target': True,
-  'reward_scale': 5.0,
-  'mean_weight': 1e-3,
-  'log_std_weight': 1e-3,
-  'divergence_weight': 50.0,
-  'learn_divergence_weight': True,
-  'value_penalty': False,
-}
-
 _SMALL = {
   'encoder_hidden': (64, 64),
   'critic_hidden': (64, 64),
@@ -89,6 +76,7 @@ FAMILIES = {
   'cheetah_dir': settings('focal', {'divergence_lr': 4e-5}, **ROBOT),
   'ant_dir': settings('focal', {}, **ROBOT),
 }
-ABLATIONS = {'first_release': {'focal': FIRST_RELEASE}}
+# What kind of learner it is; sizes stay those of the profile.
+ABLATIONS = {'first_release': {'focal': focal.FIRST_RELEASE}}
 
 get_config = base.config_of('focal', sizes('focal'), FAMILIES, robot_data='sac')

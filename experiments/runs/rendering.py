@@ -138,6 +138,7 @@ def fresh(
     acting = acting._replace(
       act=lambda params, state, observation, key: (
         jnp.zeros((family.spec.action_size,)),
+        state,
         {},
       )
     )

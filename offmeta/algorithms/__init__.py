@@ -11,6 +11,7 @@ from offmeta.algorithms import (
   meta_bc,
   multitask,
   pearl,
+  ppo,
   sac,
   smac,
   unicorn,
@@ -23,7 +24,7 @@ class Entry(NamedTuple):
 
   Attributes:
     config: frozen dataclass of its settings, all with defaults.
-    make: (spec, settings, axis_name) -> Algorithm.
+    make: (Problem, settings, axis_name) -> Algorithm.
     validate: (settings) -> None; raises ValueError on what types cannot say.
     online_variants: whether it has an online phase on the training tasks.
     variant_fixed: settings that a variant of that phase cannot change.
@@ -43,7 +44,14 @@ ALGORITHMS = {
   'macaw': Entry(macaw.Config, macaw.make, macaw.validate),
   'meta_bc': Entry(meta_bc.Config, meta_bc.make, meta_bc.validate),
   'multitask': Entry(multitask.Config, multitask.make),
-  'pearl': Entry(pearl.Config, pearl.make),
+  'pearl': Entry(pearl.Config, pearl.make, pearl.validate),
+  'ppo': Entry(
+    ppo.Config,
+    ppo.make,
+    ppo.validate,
+    online_variants=True,
+    variant_fixed=ppo.VARIANT_FIXED,
+  ),
   'sac': Entry(sac.Config, sac.make),
   'smac': Entry(
     smac.Config,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from offmeta.algorithms.latent import choose
 from offmeta.networks.recurrent import BeliefEncoder
 from offmeta.types import Array, Network, Params, Policy, Transition
 
@@ -179,10 +180,7 @@ class Tracker:
       distribution = actor.apply(
         params['actor'], self.augmented(observation, belief.begins, read)
       )
-      if deterministic:
-        return distribution.mode(), {}
-      noise = jax.random.normal(key, distribution.mean.shape)
-      return distribution.sample(noise)[0], {}
+      return choose(distribution, deterministic, key), belief, {}
 
     def observe(params, belief, transition, key):
       del key

@@ -8,7 +8,8 @@ the task, q(z | all steps so far), from sequences of several episodes
 on (state, belief) with the encoder fixed. While acting, the belief is updated
 in every step and lives on from one episode to the next.
 
-Defaults are the release's for cheetah-vel. Deviations:
+Defaults are the release's for cheetah-vel, all of them (`DIFFERENCES` is
+empty). Deviations that are no settings:
 
 * The state that follows an episode's last step is the first one of the next
   episode. In the release it is the last observation, from which the policy
@@ -17,6 +18,9 @@ Defaults are the release's for cheetah-vel. Deviations:
   release takes all in turn, the same sequence numbers for all tasks.
 * The release's terminals are 1 inside the goal of its sparse tasks and reset
   the belief; here they are true terminations, and nothing resets it.
+* Mixed rewards (`relabel_rewards`, `training.preparation`) are those of the
+  task; the release's cheetah-vel writes the task to where its reward function
+  does not look.
 * Its CQL penalty (off by default) is left out: where CQL has exp(Q) / density
   it has Q / density under the logarithm.
 * The gradients of an RL update are taken at the same parameters (see `sac`).
@@ -25,7 +29,7 @@ Defaults are the release's for cheetah-vel. Deviations:
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +37,11 @@ import optax
 
 from offmeta import limits, optim, parallel
 from offmeta.algorithms import belief, latent, sac
-from offmeta.losses import latent as latent_losses, td
+from offmeta.losses import (
+  latent as latent_losses,
+  policy as policy_losses,
+  td,
+)
 from offmeta.networks import recurrent
 from offmeta.networks.distributions import task_noise
 from offmeta.types import (
@@ -44,12 +52,19 @@ from offmeta.types import (
   EnvSpec,
   Key,
   LearnerState,
+  Loop,
   MetaBatch,
   Network,
   Params,
+  Problem,
+  Rows,
+  Sequences,
   Stage,
   Transition,
 )
+
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +85,8 @@ class VaeConfig:
 class RlConfig(sac.Config):
   """The stage that trains the policy: SAC's settings, and the meta-batch."""
 
+  hidden_bias: limits.Number = 0.1
+  tanh_correction: Literal['exact', 'shifted'] = 'shifted'
   temperature: limits.Positive = 0.2  # alpha
   learn_temperature: bool = False  # True: alpha is where it starts
   num_updates: limits.Count = 1_000_000  # gradient steps in all
@@ -114,7 +131,7 @@ def make_networks(spec: EnvSpec, config: Config) -> Networks:
     o, a, z, config.gru_size, embeddings + (config.reward_embedding,)
   )
   of_states = sac.make_networks(
-    spec._replace(observation_size=o + 2 * z), config.rl
+    spec._replace(observation_shape=(o + 2 * z,)), config.rl
   )
   return Networks(
     tracker=belief.Tracker(
@@ -159,8 +176,10 @@ def vae_losses(
   """The negative ELBO (spec baselines A2.2), and what to log.
 
   A sample of every q_t decodes the rewards of all steps, past and future. The
-  loss is a sum over times and steps, and a mean over sequences only. Gradient
-  routing: 'reward' reaches encoder and decoder, 'kl' the encoder.
+  loss is a mean over the decoded steps, as released (the ELBO has a sum, under
+  which the KL would weigh T times less), a sum over the times t, and a mean
+  over sequences. Gradient routing: 'reward' reaches encoder and decoder, 'kl'
+  the encoder.
 
   Args:
     params: 'encoder', 'decoder'.
@@ -200,19 +219,18 @@ def vae_losses(
     networks.tracker.next_observation(steps),
   )
   rewards = jnp.broadcast_to(steps.reward[..., None, :], decoded.shape)
-  errors = weights * jnp.sum(
-    mask[..., None, :] * td.squared_error(decoded, rewards), axis=-1
+  errors = weights * policy_losses.masked_mean(
+    td.squared_error(decoded, rewards),
+    jnp.broadcast_to(mask[..., None, :], decoded.shape),
   )
   terms = {
     'reward': jnp.mean(jnp.sum(errors, axis=-1)),
     'kl': config.kl_weight * jnp.mean(jnp.sum(kl, axis=-1)),
   }
-  pairs = jnp.sum(weights, axis=-1) * jnp.sum(mask, axis=-1)
+  known = jnp.sum(weights, axis=-1)
   logs = {
     'decoder/loss': terms['reward'],
-    'decoder/squared_error': jnp.mean(
-      jnp.sum(errors, axis=-1) / jnp.maximum(pairs, 1.0)
-    ),
+    'decoder/squared_error': jnp.mean(jnp.sum(errors, axis=-1) / known),
     'encoder/kl': jnp.mean(jnp.sum(kl, axis=-1)),
   }
   return terms, logs
@@ -227,8 +245,8 @@ def validate(config: Config):
   limits.check(config, 'borel')
   if config.relabel_rewards and config.num_episodes == 1:
     raise ValueError(
-      'borel: relabel_rewards replaces the first episode of each sequence,'
-      ' and with num_episodes=1 nothing else is left; set one of the two'
+      'borel: relabel_rewards replaces the first half of the episodes of a'
+      ' sequence, and num_episodes=1 has none; set one of the two'
     )
 
 
@@ -309,29 +327,26 @@ def make_stages(
     vae.num_updates,
     BatchSpec(
       num_tasks=vae.num_tasks,
-      context_size=1,
-      query_size=1,
-      context='sequences',
-      sequence_size=length,
-      num_sequences=vae.num_sequences,
+      query=Rows(1),
+      context=Sequences(vae.num_sequences, length),
     ),
     lambda state, batch: vae_update(state, batch, networks, config, axis_name),
   ), Stage(
     'rl',
     rl.num_updates,
-    BatchSpec(num_tasks=rl.num_tasks, context_size=1, query_size=rl.batch_size),
+    BatchSpec(num_tasks=rl.num_tasks, query=Rows(rl.batch_size)),
     rl_update,
     annotate,
   )
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """BOReL for one family; it has no online stage.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
 
@@ -339,8 +354,8 @@ def make(
     ValueError: see `validate`.
   """
   validate(config)
-  networks = make_networks(spec, config)
-  length = config.num_episodes * spec.episode_length
+  networks = make_networks(problem.spec, config)
+  length = config.num_episodes * problem.spec.episode_length
   tracker = networks.tracker
 
   def actor_params(state):
@@ -351,14 +366,11 @@ def make(
 
   return Algorithm(
     init=lambda key: init_state(key, networks, config),
-    offline=make_stages(networks, length, config, axis_name),
-    online=(),
-    begin_online=lambda state: state,
+    loops=(Loop('offline', make_stages(networks, length, config, axis_name)),),
     explore=tracker.policy(networks.actor, deterministic=False),
     evaluate=tracker.policy(networks.actor, deterministic=True),
     evaluate_given_context=tracker.policy(networks.actor, True),
     actor_params=actor_params,
-    relabel=None,
     data=DataSpec(
       sequence_episodes=config.num_episodes, mix_rewards=config.relabel_rewards
     ),

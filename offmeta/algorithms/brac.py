@@ -41,6 +41,10 @@ class Config:
   critic_hidden: limits.Widths = (256, 256)
   actor_hidden: limits.Widths = (256, 256)
   hidden_bias: limits.Number = 0.1  # initial hidden biases, of all networks
+  # Log-std is clipped to [-20, this]; 0 in A3.3, A4.
+  max_log_std: limits.Number = 2.0
+  # Of log pi: 'shifted' adds 1e-6, as released.
+  tanh_correction: Literal['exact', 'shifted'] = 'shifted'
   critic_lr: limits.Weight = 3e-4
   actor_lr: limits.Weight = 3e-4
   discount: limits.Share = 0.99
@@ -98,7 +102,14 @@ def make_networks(spec: EnvSpec, latent_size: int, config: Config) -> Networks:
     divergence = critics.scalar((o, a, z), config.divergence_hidden, bias)
   return Networks(
     critic=critics.q_ensemble((o, a, z), config.critic_hidden, 2, bias),
-    actor=actors.tanh_gaussian_actor((o, z), a, config.actor_hidden, bias),
+    actor=actors.tanh_gaussian_actor(
+      (o, z),
+      a,
+      config.actor_hidden,
+      bias,
+      max_log_std=config.max_log_std,
+      tanh_correction=config.tanh_correction,
+    ),
     value=value,
     divergence=divergence,
   )

@@ -5,7 +5,7 @@ Shift Reduction for Offline Meta-Reinforcement Learning", NeurIPS 2023, arXiv
 2311.03695 (spec baselines A4). A model p(z | s, a) of single transitions is
 trained beside the encoder; the encoder then also descends a CLUB bound on
 I(z; (s, a)). All else is FOCAL's first release, whose switches are the
-defaults here, but for the slope of the dual critic (`focal`).
+defaults here, but for `DIFFERENCES`.
 
 The bound's pairs are those of one task, as released. Left out: the release
 lets the model see the reward too where the context has next observations.
@@ -20,7 +20,12 @@ from offmeta import limits
 from offmeta.algorithms import focal
 from offmeta.losses import metric, policy as policy_losses
 from offmeta.networks import context
-from offmeta.types import Algorithm, EnvSpec
+from offmeta.types import Algorithm, Problem
+
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = {
+  'gradient_penalty': focal.DIFFERENCES['gradient_penalty'],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Config(focal.Config):
 
   # Lambda_MI on the CLUB bound; 10 to 50 by family.
   mi_weight: limits.Weight = 10.0
+  metric_weight: limits.Weight = 10.0
+  max_log_std: limits.Number = 0.0
   model_weight: limits.Weight = 10.0  # on the likelihood of p(z | s, a)
   model_hidden: limits.Widths = (200, 200, 200)
   latent_size: limits.Width = 20
@@ -51,11 +58,11 @@ class Config(focal.Config):
   context_size: limits.Count = 100
 
 
-def representation(spec: EnvSpec, config: Config) -> focal.Representation:
+def representation(problem: Problem, config: Config) -> focal.Representation:
   """First the model, then the encoder against the new model (A4)."""
-  encoder = focal.make_encoder(spec, config)
+  encoder = focal.make_encoder(problem.spec, config)
   model = context.bounded_gaussian(
-    (spec.observation_size, spec.action_size),
+    (problem.spec.observation_size, problem.spec.action_size),
     config.latent_size,
     config.model_hidden,
     config.hidden_bias,
@@ -96,7 +103,9 @@ def representation(spec: EnvSpec, config: Config) -> focal.Representation:
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """CSRO for one family; see `focal.build`."""
-  return focal.build(spec, config, representation(spec, config), axis_name)
+  return focal.build(
+    problem.spec, config, representation(problem, config), axis_name
+  )

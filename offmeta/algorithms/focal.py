@@ -6,24 +6,12 @@ Distance Metric Learning and Behavior Regularization", ICLR 2021, arXiv
 (`brac`) sees its latent as a constant. CSRO and UNICORN are other
 `Representation`s on the same parts.
 
-Defaults are the authors' later code (spec baselines A3.4). Switches that
-reproduce their first release (A3.3):
-
-* agent: `value_network=True, entropy_in_target=True, reward_scale=5,
-  mean_weight=log_std_weight=1e-3`, all widths (256, 256, 256);
-* divergence: `learn_divergence_weight=True`; `divergence_weight` and
-  `max_divergence_weight`, `value_penalty` by family (`divergence_weight=0` and
-  not learned: none at all);
-* encoder: `latent_size=20, encoder_hidden=(200, 200, 200),
-  use_terminal=False`, `use_next_observation` for dynamics families only.
-
-Where the default leaves both or one of them:
-
-* `gradient_penalty='action'` bounds the slope of the dual critic in the
-  action; both ('value') bound its value;
-* `policy_penalty=True` as in the first; the later code computes this
-  divergence without a gradient, so it does nothing there (False);
-* `context='transitions'` as in the first; 'sequences' in the later one.
+Defaults are the authors' later code (spec baselines A3.4), but for
+`DIFFERENCES`. `FIRST_RELEASE` are the switches that lead to their first release
+(A3.3), for cheetah-vel. By family it has other `divergence_weight`,
+`max_divergence_weight` and `value_penalty` (`divergence_weight=0` and not
+learned: no divergence at all), `use_next_observation` for dynamics families;
+its widths are (256, 256, 256), the encoder's (200, 200, 200).
 
 Left out: the later encoder has no tanh; the first release draws tasks without
 replacement, so it never has a pair of one task; each step of the dual critic
@@ -53,10 +41,53 @@ from offmeta.types import (
   EnvSpec,
   Key,
   LearnerState,
+  Loop,
   MetaBatch,
   Network,
+  Problem,
+  Rows,
+  Sequences,
   Stage,
 )
+
+# Settings whose defaults are not the release's: (here, released, why).
+# Released: the later code.
+DIFFERENCES = {
+  'gradient_penalty': (
+    'action',
+    'value',
+    'the slope of the dual critic in the action is'
+    ' bounded; both releases bound its value',
+  ),
+  'policy_penalty': (
+    True,
+    False,
+    'as in the first release; the later code computes this'
+    ' divergence without a gradient, so that it does nothing',
+  ),
+  'context': (
+    'transitions',
+    'sequences',
+    'as in the first release; any log will do',
+  ),
+}
+# All settings but sizes that the first release has otherwise than the defaults
+# (but for `gradient_penalty`, see above).
+FIRST_RELEASE = {
+  'latent_size': 20,
+  'use_next_observation': False,
+  'use_terminal': False,
+  'metric_weight': 10.0,
+  'value_network': True,
+  'entropy_in_target': True,
+  'reward_scale': 5.0,
+  'mean_weight': 1e-3,
+  'log_std_weight': 1e-3,
+  'max_log_std': 0.0,
+  'divergence_weight': 50.0,
+  'learn_divergence_weight': True,
+  'value_penalty': False,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +98,8 @@ class Config(brac.Config):
   encoder_hidden: limits.Widths = (64, 64)
   use_next_observation: bool = True  # in the context
   use_terminal: bool = True  # in the context
-  metric_weight: limits.Weight = 10.0  # on the distance metric loss
+  # On the distance metric loss; 10 in A3.2, A4.
+  metric_weight: limits.Weight = 1.0
   context_lr: limits.Weight = 3e-4  # encoder, and other networks of its losses
   num_updates: limits.Count = 200_000  # gradient steps in all
   num_tasks: limits.Count = 16  # meta-batch
@@ -127,9 +159,9 @@ def metric_terms(
   }
 
 
-def representation(spec: EnvSpec, config: Config) -> Representation:
+def representation(problem: Problem, config: Config) -> Representation:
   """FOCAL's: the metric loss and nothing else."""
-  encoder = make_encoder(spec, config)
+  encoder = make_encoder(problem.spec, config)
 
   def encoder_terms(params, batch, noise, axis_name):
     points = encoder.apply(params['context']['encoder'], batch.context, noise)
@@ -292,24 +324,23 @@ def build(
   whole = limits.chosen(config, 'context', 'sequences')
   batch = BatchSpec(
     num_tasks=config.num_tasks,
-    context_size=config.context_size,
-    query_size=config.query_size,
-    context=config.context,
-    sequence_size=spec.episode_length if whole else 0,
+    query=Rows(config.query_size),
+    context=Sequences(1, spec.episode_length)
+    if whole
+    else Rows(config.context_size),
   )
   return Algorithm(
     init=lambda key: init_state(key, groups, optimizers, config),
-    offline=(Stage('offline', config.num_updates, batch, update),),
-    online=(),
-    begin_online=lambda state: state,
-    relabel=None,
+    loops=(
+      Loop('offline', (Stage('offline', config.num_updates, batch, update),)),
+    ),
     data=DataSpec(sequence_episodes=int(whole)),
     **latent.point_acting(encode_with_key, networks.actor, config.latent_size),
   )
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """FOCAL for one family; see `build`."""
-  return build(spec, config, representation(spec, config), axis_name)
+  return build(problem.spec, config, representation(problem, config), axis_name)

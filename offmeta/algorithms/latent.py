@@ -44,14 +44,11 @@ def slot_keys(key: Key, step: Array, slots: Array, stream: int) -> Key:
   return jax.vmap(lambda slot: jax.random.fold_in(key, slot))(slots)
 
 
-def _choose(distribution: TanhNormal, deterministic: bool, key: Key):
-  """An action and no extras, as `Policy.act` returns them."""
+def choose(distribution: TanhNormal, deterministic: bool, key: Key) -> Array:
+  """The action [A]: tanh(mean) or a sample."""
   if deterministic:
-    return distribution.mode(), {}
-  action, _ = distribution.sample(
-    jax.random.normal(key, distribution.mean.shape)
-  )
-  return action, {}
+    return distribution.mode()
+  return distribution.sample(jax.random.normal(key, distribution.mean.shape))[0]
 
 
 def latent_policy(
@@ -88,7 +85,7 @@ def latent_policy(
 
   def act(params, belief, observation, key):
     distribution = action_distribution(params, observation, belief.latent)
-    return _choose(distribution, deterministic, key)
+    return choose(distribution, deterministic, key), belief, {}
 
   def observe(params, belief, transition, key):
     del params, transition
@@ -181,7 +178,7 @@ def point_acting(
 
     def act(params, latent, observation, key):
       distribution = actor.apply(params['actor'], observation, latent)
-      return _choose(distribution, deterministic, key)
+      return choose(distribution, deterministic, key), latent, {}
 
     return Policy(init=init, act=act, observe=observe, adapt=adapt)
 

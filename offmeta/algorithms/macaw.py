@@ -2,9 +2,10 @@
 
 Mitchell, Rafailov, Peng, Levine, Finn: "Offline Meta-Reinforcement Learning
 with Advantage Weighting", ICML 2021, arXiv 2008.06043. Written against the
-released code (spec macaw), whose settings are the defaults. Per task, one step
-of gradient descent on the value network, then one on the policy; the losses of
-what comes out are descended through these steps, second order included.
+released code (spec macaw), whose settings are the defaults, all of them
+(`DIFFERENCES` is empty). Per task, one step of gradient descent on the value
+network, then one on the policy; the losses of what comes out are descended
+through these steps, second order included.
 
 Switches that leave it are in `macaw_config.py`. Other differences:
 
@@ -22,6 +23,7 @@ import optax
 from offmeta import limits, optim, parallel
 from offmeta.algorithms import macaw_losses, maml
 from offmeta.algorithms.macaw_config import (
+  DIFFERENCES as DIFFERENCES,
   Config,
   FinetuneConfig as FinetuneConfig,
   validate,
@@ -33,10 +35,13 @@ from offmeta.types import (
   Array,
   BatchSpec,
   DataSpec,
-  EnvSpec,
   Key,
+  Loop,
   MetaBatch,
   Params,
+  Problem,
+  Rows,
+  Slice,
   Stage,
   Transition,
 )
@@ -47,6 +52,7 @@ def losses(
   batch: MetaBatch,
   networks: Networks,
   config: Config,
+  num_tasks: int,
   axis_name: str | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
   """Both losses after adaptation (spec macaw 2), and what to log.
@@ -59,6 +65,7 @@ def losses(
     batch: annotated, leaves [M, N, ...] and [M, B, ...].
     networks: see `make_networks`.
     config: hyper-parameters.
+    num_tasks: training tasks in all.
     axis_name: device axis over which tasks are sharded.
 
   Returns:
@@ -88,7 +95,7 @@ def losses(
   # A sum over the meta-batch, divided.
   if limits.chosen(config, 'outer_norm', 'n_train'):
     number = value.shape[0] * parallel.axis_size(axis_name)
-    scale = number / config.num_train_tasks
+    scale = number / num_tasks
   terms = {
     'value': scale * jnp.mean(value),
     'policy': scale * jnp.mean(policy.awr),
@@ -146,13 +153,16 @@ def _batch_spec(config: Config) -> BatchSpec:
   """What a meta-update is fed."""
   context, query = config.context_size, config.query_size
   if config.disjoint_batches:  # one draw without replacement serves both
-    context, query = 1, context + query
-  uniform = limits.chosen(config, 'train_inner_sampling', 'uniform')
+    drawn = None
+    query += context
+  elif limits.chosen(config, 'train_inner_sampling', 'uniform'):
+    drawn = Rows(context, replacement=False)
+  else:
+    drawn = Slice(context)
   return BatchSpec(
     num_tasks=config.num_tasks,
-    context_size=context,
-    query_size=query,
-    context='transitions' if uniform else 'slice',
+    query=Rows(query, replacement=False),
+    context=drawn,
     replacement=False,
   )
 
@@ -253,8 +263,7 @@ def _finetune_stages(
       num_steps,
       BatchSpec(
         num_tasks=1,
-        context_size=1,
-        query_size=config.finetune.batch_size,
+        query=Rows(config.finetune.batch_size, replacement=False),
         replacement=False,
       ),
       update,
@@ -268,26 +277,20 @@ def _finetune_stages(
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """MACAW for one family.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
 
   Raises:
-    ValueError: a switch has an unknown value, or the number of training tasks
-      is needed and not given.
+    ValueError: a switch has an unknown value.
   """
   validate(config)
-  if config.outer_norm == 'n_train' and config.num_train_tasks < 1:
-    raise ValueError(
-      "macaw: outer_norm='n_train' divides by num_train_tasks, which is"
-      f' {config.num_train_tasks}'
-    )
-  networks = make_networks(spec, config)
+  networks = make_networks(problem.spec, config)
   optimizers = {
     'policy': optax.adam(config.policy_lr),
     'value': optax.adam(config.value_lr),
@@ -308,7 +311,9 @@ def make(
 
   def update(state, batch):
     def total(params):
-      terms, logs = losses(params, batch, networks, config, axis_name)
+      terms, logs = losses(
+        params, batch, networks, config, problem.num_tasks, axis_name
+      )
       return sum(terms.values()), logs
 
     gradients, logs = parallel.pmean(
@@ -331,18 +336,24 @@ def make(
 
   return Algorithm(
     init=init,
-    offline=(Stage('meta', config.num_updates, _batch_spec(config), update),),
-    online=(),
-    begin_online=lambda state: state,
-    relabel=None,
+    loops=(
+      Loop(
+        'offline',
+        (Stage('meta', config.num_updates, _batch_spec(config), update),),
+      ),
+      Loop(
+        'finetune',
+        _finetune_stages(networks, finetune_optimizers, config, axis_name),
+        iterations=None,
+        begin=begin_finetune,
+      ),
+    ),
     data=DataSpec(
       returns_discount=config.discount,
       stride=config.stride,
       context_part=config.context_part,
       context_rows=config.context_rows,
     ),
-    begin_finetune=begin_finetune,
-    finetune=_finetune_stages(networks, finetune_optimizers, config, axis_name),
     **maml.acting(
       networks.policy,
       lambda *given: adapt(*given, networks, config).policy,

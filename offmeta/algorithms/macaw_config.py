@@ -9,6 +9,9 @@ from typing import Literal
 
 from offmeta import limits
 
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = {}
+
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
@@ -55,7 +58,6 @@ class Config:
   disjoint_batches: bool = False  # inner and outer rows differ; 'uniform' only
   # Divide by all tasks, or by the meta-batch.
   outer_norm: Literal['n_train', 'meta_batch'] = 'n_train'
-  num_train_tasks: limits.CountOrZero = 0  # set by the run
   stride: limits.Count = 7  # every so-manieth logged step is used
   # Inner batches, at meta-test too, from a part of each log (4.5): 'first',
   # 'middle' or 'last' `context_rows` in a row, without stride.

@@ -122,7 +122,7 @@ def acting(
       mean = policy.apply_generated(belief.weights, observation)
       std = jnp.where(belief.known, noise_after, noise_before)
       action = Normal(mean, std).sample(jax.random.normal(key, mean.shape))
-      return jnp.clip(action, -1.0, 1.0), {}
+      return jnp.clip(action, -1.0, 1.0), belief, {}
 
     return Policy(
       init=lambda params, key: Adapted(prior(params), jnp.zeros((), bool)),

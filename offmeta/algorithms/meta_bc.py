@@ -30,11 +30,18 @@ from offmeta.types import (
   BatchSpec,
   DataSpec,
   EnvSpec,
+  Loop,
   MetaBatch,
   Params,
+  Problem,
+  Rows,
+  Slice,
   Stage,
   Transition,
 )
+
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,12 +169,12 @@ def losses(
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """Meta-BC for one family.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
 
@@ -175,7 +182,7 @@ def make(
     ValueError: a switch has an unknown value.
   """
   validate(config)
-  network = make_network(spec, config)
+  network = make_network(problem.spec, config)
   optimizers = {
     'policy': optax.adam(config.policy_lr),
     'policy_steps': optax.adam(config.step_size_lr),
@@ -209,17 +216,17 @@ def make(
   uniform = limits.chosen(config, 'train_inner_sampling', 'uniform')
   batch = BatchSpec(
     num_tasks=config.num_tasks,
-    context_size=config.context_size,
-    query_size=config.query_size,
-    context='transitions' if uniform else 'slice',
+    query=Rows(config.query_size, replacement=False),
+    context=Rows(config.context_size, replacement=False)
+    if uniform
+    else Slice(config.context_size),
     replacement=False,
   )
   return Algorithm(
     init=init,
-    offline=(Stage('meta', config.num_updates, batch, update),),
-    online=(),
-    begin_online=lambda state: state,
-    relabel=None,
+    loops=(
+      Loop('offline', (Stage('meta', config.num_updates, batch, update),)),
+    ),
     data=DataSpec(stride=config.stride, shared=True),
     **maml.acting(network, adapt, config.action_std),
   )

@@ -29,11 +29,16 @@ from offmeta.types import (
   Array,
   BatchSpec,
   DataSpec,
-  EnvSpec,
+  Loop,
   Params,
+  Problem,
+  Rows,
   Stage,
   Transition,
 )
+
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +58,6 @@ class Config:
   finetune_steps: limits.CountOrZero = 20  # of Adam at meta-test
   finetune_policy_lr: limits.Weight = 1e-3
   finetune_value_lr: limits.Weight = 1e-5
-  num_train_tasks: limits.CountOrZero = 0  # set by the run
   stride: limits.Count = 7  # every so-manieth logged step is used
   num_updates: limits.Count = 1_000_000
   num_tasks: limits.Count = 5  # meta-batch
@@ -73,10 +77,11 @@ def _macaw(config: Config) -> MacawConfig:
   )
 
 
-def make_networks(spec: EnvSpec, config: Config) -> Networks:
+def make_networks(problem: Problem, config: Config) -> Networks:
   """Policy and value of (observation, one-hot task)."""
+  spec = problem.spec
   wide = spec._replace(
-    observation_size=spec.observation_size + config.num_train_tasks
+    observation_shape=(spec.observation_size + problem.num_tasks,)
   )
   return macaw_losses.make_networks(wide, _macaw(config))
 
@@ -86,7 +91,7 @@ def with_task(rows: Transition, task: Array) -> Transition:
 
   Args:
     rows: leaves [..., B, ...].
-    task: [..., num_train_tasks].
+    task: [..., M], of the training tasks.
   """
   code = jnp.broadcast_to(
     task[..., None, :], rows.reward.shape + task.shape[-1:]
@@ -198,25 +203,19 @@ def finetuned(
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """MT+FT for one family.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
 
   Raises:
-    ValueError: the number of training tasks is not given, or there is no such
-      layer.
+    ValueError: there is no such layer.
   """
-  if config.num_train_tasks < 1:
-    raise ValueError(
-      'multitask: the networks see the one-hot number of the task, but'
-      f' num_train_tasks is {config.num_train_tasks}'
-    )
-  networks = make_networks(spec, config)
+  networks = make_networks(problem, config)
   optimizers = {
     'policy': optax.adam(config.policy_lr),
     'value': optax.adam(config.value_lr),
@@ -233,7 +232,7 @@ def make(
 
   def update(state, batch):
     rows = with_task(
-      batch.query, jax.nn.one_hot(batch.task_id, config.num_train_tasks)
+      batch.query, jax.nn.one_hot(batch.task_id, problem.num_tasks)
     )
     mask = jnp.ones_like(rows.reward)
 
@@ -255,7 +254,7 @@ def make(
       step=state.step + 1, params=params, opt_state=opt_state
     ), logs
 
-  unknown = jnp.zeros(config.num_train_tasks)
+  unknown = jnp.zeros(problem.num_tasks)
 
   def adapt(params, context, valid):
     if 'return_to_go' not in context.extras:
@@ -275,16 +274,14 @@ def make(
   )
   batch = BatchSpec(
     num_tasks=config.num_tasks,
-    context_size=1,
-    query_size=config.query_size,
+    query=Rows(config.query_size, replacement=False),
     replacement=False,
   )
   return Algorithm(
     init=init,
-    offline=(Stage('multitask', config.num_updates, batch, update),),
-    online=(),
-    begin_online=lambda state: state,
-    relabel=None,
+    loops=(
+      Loop('offline', (Stage('multitask', config.num_updates, batch, update),)),
+    ),
     data=DataSpec(returns_discount=config.discount, stride=config.stride),
     **maml.acting(acting, adapt, config.action_std),
   )

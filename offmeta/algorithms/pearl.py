@@ -5,18 +5,22 @@ Learning via Probabilistic Context Variables", ICML 2019, arXiv 1903.08254.
 Soft actor-critic with a value network (its first form), online, with true
 rewards. Two published settings differ and are switches:
 
-* the behaviour policy of SMAC (spec smac 3.3; the defaults here): the encoder
-  also trains on the reward error of a decoder, the latent is drawn anew at
-  every step, hidden biases start at 0, value learning rate 1e-3;
-* the first release (spec baselines A1): `train_decoder=False`,
-  `latent_resample_period=0`, `hidden_bias=0.1`, `value_lr=3e-4`.
+* the behaviour policy of SMAC (spec smac 3.3; the defaults here, but for
+  `DIFFERENCES`): the encoder also trains on the reward error of a decoder, the
+  latent is drawn anew at every step, hidden and last biases start at 0, value
+  learning rate 1e-3, the tanh correction of log pi is exact, the penalty on
+  means is on tanh(mean)^2;
+* the first release (spec baselines A1; `FIRST_RELEASE`): no decoder, a latent
+  per episode, hidden biases of 0.1 and last ones in U(+-3e-3), value learning
+  rate 3e-4, log(1 - a^2 + 1e-6) as tanh correction (at a mean of 8 log pi is
+  1.2 less and its gradient 0.62 instead of 2), the penalty before the tanh.
 
 In both the KL is a *sum* over tasks, so the meta-batch size scales it.
 """
 
 from collections.abc import Mapping
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +38,35 @@ from offmeta.types import (
   EnvSpec,
   Key,
   LearnerState,
+  Loop,
   MetaBatch,
   Network,
   Params,
+  Problem,
+  Rows,
   Stage,
 )
+
+# Settings whose defaults are not the release's: (here, released, why).
+# Released: SMAC's behaviour policy. `tests/algorithms/test_differences.py`
+# holds that nothing is missing, here and in the other files.
+DIFFERENCES = {
+  'zero_last_bias': (
+    False,
+    True,
+    'as in the first release; published results of this'
+    ' package were measured so',
+  ),
+  'mean_penalised': ('before_tanh', 'after_tanh', 'the same'),
+}
+# All settings but sizes that the first release has otherwise than the defaults.
+FIRST_RELEASE = {
+  'hidden_bias': 0.1,
+  'tanh_correction': 'shifted',
+  'value_lr': 3e-4,
+  'train_decoder': False,
+  'latent_resample_period': 0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +92,10 @@ class Config:
   actor_hidden: limits.Widths = (300, 300, 300)
   # Initial hidden biases; 0.1 in the first release.
   hidden_bias: limits.Number = 0.0
+  # Else U(+-3e-3), of a policy's mean U(+-1e-3).
+  zero_last_bias: bool = False
+  # Of log pi: 'shifted' adds 1e-6, as released.
+  tanh_correction: Literal['exact', 'shifted'] = 'exact'
   context_lr: limits.Weight = 3e-4  # encoder and decoder
   critic_lr: limits.Weight = 3e-4
   value_lr: limits.Weight = 1e-3  # 3e-4 in the first release
@@ -76,8 +108,9 @@ class Config:
   kl_weight: limits.Weight = 0.1  # on the KL summed over tasks and dimensions
   train_decoder: bool = True  # reward error as a further encoder loss
   backprop_q_into_encoder: bool = True  # TD gradient into z
-  # On the squared policy means before the tanh.
+  # On the squared policy means.
   mean_weight: limits.Weight = 1e-3
+  mean_penalised: Literal['before_tanh', 'after_tanh'] = 'before_tanh'
   log_std_weight: limits.Weight = 1e-3  # on the squared policy log-std
   use_next_observation: bool = False  # in the context (dynamics families)
   # Steps per z while acting; 0: episode.
@@ -98,16 +131,31 @@ class Networks(NamedTuple):
 def make_networks(spec: EnvSpec, config: Config) -> Networks:
   """Networks of spec baselines A1.1."""
   o, a, z = spec.observation_size, spec.action_size, config.latent_size
-  bias = config.hidden_bias
+  start = (config.hidden_bias, config.zero_last_bias)
   return Networks(
     encoder=context.set_encoder(
-      o, a, z, config.encoder_hidden, config.use_next_observation, bias
+      o, a, z, config.encoder_hidden, config.use_next_observation, *start
     ),
-    decoder=critics.scalar((o, a, z), config.decoder_hidden, bias),
-    critic=critics.q_ensemble((o, a, z), config.critic_hidden, 2, bias),
-    value=critics.scalar((o, z), config.value_hidden, bias),
-    actor=actors.tanh_gaussian_actor((o, z), a, config.actor_hidden, bias),
+    decoder=critics.scalar((o, a, z), config.decoder_hidden, *start),
+    critic=critics.q_ensemble((o, a, z), config.critic_hidden, 2, *start),
+    value=critics.scalar((o, z), config.value_hidden, *start),
+    actor=actors.tanh_gaussian_actor(
+      (o, z),
+      a,
+      config.actor_hidden,
+      *start,
+      tanh_correction=config.tanh_correction,
+    ),
   )
+
+
+def validate(config: Config):
+  """Checks the values of settings.
+
+  Raises:
+    ValueError: names the switch and what it takes.
+  """
+  limits.check(config, 'pearl')
 
 
 def _repeat(z: Array, batch_size: int) -> Array:
@@ -206,7 +254,9 @@ def actor_losses(
     ),
     'actor': jnp.mean(policy_losses.soft_policy(log_prob, q)),
     'regulariser': policy_losses.output_penalty(
-      distribution.mean,
+      distribution.mode()
+      if config.mean_penalised == 'after_tanh'
+      else distribution.mean,
       distribution.log_std,
       config.mean_weight,
       config.log_std_weight,
@@ -241,16 +291,20 @@ def init_state(
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """PEARL for one family; it has no offline stage.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
+
+  Raises:
+    ValueError: a switch has an unknown value.
   """
-  networks = make_networks(spec, config)
+  validate(config)
+  networks = make_networks(problem.spec, config)
   optimizers = {
     'context': optax.adam(config.context_lr),
     'critic': optax.adam(config.critic_lr),
@@ -320,16 +374,19 @@ def make(
   online = config.online
   batch = BatchSpec(
     num_tasks=online.num_tasks,
-    context_size=online.context_size,
-    query_size=online.query_size,
+    query=Rows(online.query_size),
+    context=Rows(online.context_size),
     task_repeat=online.task_repeat,
   )
   return Algorithm(
     init=lambda key: init_state(key, networks, optimizers),
-    offline=(),
-    online=(Stage('online', online.num_updates, batch, update),),
-    begin_online=lambda state: state,
-    relabel=None,
+    loops=(
+      Loop(
+        'online',
+        (Stage('online', online.num_updates, batch, update),),
+        iterations=None,
+      ),
+    ),
     **latent.context_acting(
       networks.encoder,
       networks.actor,

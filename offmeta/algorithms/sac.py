@@ -8,11 +8,12 @@ the data of one specialist per task (spec macaw 4.1).
 
 Deviations: the three gradients of an update are taken at the same parameters,
 as in SMAC, and networks start as everywhere here (rlkit's initialisers).
+`hidden_bias` and `tanh_correction` are for BOReL, whose release has others.
 """
 
 from collections.abc import Callable
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +31,19 @@ from offmeta.types import (
   EnvSpec,
   Key,
   LearnerState,
+  Loop,
   Network,
   Params,
   Policy,
+  Problem,
+  Rows,
   Stage,
   Transition,
 )
+
+# Settings whose defaults are not the release's: (here, released, why).
+# Released: table 1 of the paper.
+DIFFERENCES = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +52,11 @@ class Config:
 
   critic_hidden: limits.Widths = (256, 256)
   actor_hidden: limits.Widths = (256, 256)
+  hidden_bias: limits.Number = 0.0  # initial, of all networks
+  # Log-std of the policy is clipped to [-20, this].
+  max_log_std: limits.Number = 2.0
+  # Of log pi: 'shifted' adds 1e-6, as released.
+  tanh_correction: Literal['exact', 'shifted'] = 'exact'
   critic_lr: limits.Weight = 3e-4
   actor_lr: limits.Weight = 3e-4
   temperature_lr: limits.Weight = 3e-4
@@ -71,8 +84,17 @@ def make_networks(spec: EnvSpec, config: Config) -> Networks:
   """Twin critics and a tanh-Gaussian actor."""
   o, a = spec.observation_size, spec.action_size
   return Networks(
-    critic=critics.q_ensemble((o, a), config.critic_hidden),
-    actor=actors.tanh_gaussian_actor((o,), a, config.actor_hidden),
+    critic=critics.q_ensemble(
+      (o, a), config.critic_hidden, 2, config.hidden_bias
+    ),
+    actor=actors.tanh_gaussian_actor(
+      (o,),
+      a,
+      config.actor_hidden,
+      config.hidden_bias,
+      max_log_std=config.max_log_std,
+      tanh_correction=config.tanh_correction,
+    ),
   )
 
 
@@ -150,6 +172,7 @@ def _policy(act: Callable) -> Policy:
     init=lambda params, key: (),
     act=lambda params, state, observation, key: (
       act(params, observation, key),
+      state,
       {},
     ),
     observe=lambda params, state, transition, key: state,
@@ -235,16 +258,16 @@ def update(
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """SAC for one task of a family; it has no offline stage.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the batch is sharded.
   """
-  networks = make_networks(spec, config)
+  networks = make_networks(problem.spec, config)
 
   def init(key):
     params = init_params(key, networks, config)
@@ -264,25 +287,27 @@ def make(
     del key
     return networks.actor.apply(params, observation).mode()
 
-  batch = BatchSpec(num_tasks=1, context_size=1, query_size=config.batch_size)
+  batch = BatchSpec(num_tasks=1, query=Rows(config.batch_size))
   return Algorithm(
     init=init,
-    offline=(),
-    online=(
-      Stage(
+    loops=(
+      Loop(
         'online',
-        config.num_updates,
-        batch,
-        lambda state, batch: update(
-          state, batch.query, batch.slot, networks, config, axis_name
+        (
+          Stage(
+            'online',
+            config.num_updates,
+            batch,
+            lambda state, batch: update(
+              state, batch.query, batch.slot, networks, config, axis_name
+            ),
+          ),
         ),
+        iterations=None,
       ),
     ),
-    begin_online=lambda state: state,
     explore=_policy(explore),
     evaluate=_policy(evaluate),
     evaluate_given_context=_policy(evaluate),
     actor_params=lambda state: state.params['actor'],
-    relabel=None,
-    posterior=None,
   )

@@ -3,7 +3,8 @@
 Pong, Nair, Smith, Huang, Levine: "Offline Meta-Reinforcement Learning with
 Online Self-Supervision", ICML 2022, arXiv 2107.03974. Written against the
 authors' released configuration; where paper and release differ, the release
-is the default. Switches that leave it (`smac_config.py`):
+is the default, but for `DIFFERENCES` (`smac_config.py`). Switches that leave
+it (there, too):
 
 * `train_context_online` (release: False): the encoder and decoder keep
   training in the online phase on self-labelled data. Labels then come from a
@@ -23,6 +24,8 @@ is the default. Switches that leave it (`smac_config.py`):
 * `kl_over_tasks='sum'` (release: 'mean').
 * `independent_next_latent` (release: True): the next action is drawn under a
   second sample of the posterior.
+* `zero_last_bias` (release: True): last layers' biases, those of log-std
+  aside, start at 0, else as the weights in U(+-3e-3), the policy's U(+-1e-3).
 * Targets start as a copy of the critics; the release draws them anew.
 * All gradients are taken at the same parameters; the release takes the
   actor's after the critic's step.
@@ -38,6 +41,7 @@ import optax
 from offmeta import limits, optim, parallel
 from offmeta.algorithms import latent, smac_losses
 from offmeta.algorithms.smac_config import (
+  DIFFERENCES as DIFFERENCES,
   VARIANT_FIXED as VARIANT_FIXED,
   Config,
   OfflineConfig as OfflineConfig,
@@ -45,6 +49,7 @@ from offmeta.algorithms.smac_config import (
   SacActorConfig as SacActorConfig,
   validate,
 )
+from offmeta.losses.latent import kl_to_standard_normal
 from offmeta.networks import actors, context, critics
 from offmeta.networks.distributions import Gaussian, task_noise
 from offmeta.types import (
@@ -52,11 +57,16 @@ from offmeta.types import (
   Array,
   BatchSpec,
   EnvSpec,
+  Evidence,
+  Exploration,
   Key,
   LearnerState,
+  Loop,
   MetaBatch,
   Network,
   Params,
+  Problem,
+  Rows,
   Stage,
   Transition,
 )
@@ -74,13 +84,14 @@ class Networks(NamedTuple):
 def make_networks(spec: EnvSpec, config: Config) -> Networks:
   """Networks of spec smac 2.1."""
   o, a, z = spec.observation_size, spec.action_size, config.latent_size
+  start = (0.0, config.zero_last_bias)  # of hidden and of last biases
   return Networks(
     encoder=context.set_encoder(
-      o, a, z, config.encoder_hidden, config.use_next_observation
+      o, a, z, config.encoder_hidden, config.use_next_observation, *start
     ),
-    decoder=critics.scalar((o, a, z), config.decoder_hidden),
-    critic=critics.q_ensemble((o, a, z), config.critic_hidden),
-    actor=actors.tanh_gaussian_actor((o, z), a, config.actor_hidden),
+    decoder=critics.scalar((o, a, z), config.decoder_hidden, *start),
+    critic=critics.q_ensemble((o, a, z), config.critic_hidden, 2, *start),
+    actor=actors.tanh_gaussian_actor((o, z), a, config.actor_hidden, *start),
   )
 
 
@@ -237,13 +248,20 @@ def make_stages(config: Config, update: Callable) -> tuple[Stage, Stage]:
     update: (state, batch, online) -> (state, metrics).
   """
   offline, online = config.offline, config.online
+  context = {
+    'transitions': Rows(online.context_size),
+    'offline': Rows(online.context_size, 'offline'),
+    'episodes': Exploration(
+      online.context_size, online.sequence_size, online.offline_share
+    ),
+  }[online.context]
   return Stage(
     'offline',
     offline.num_updates,
     BatchSpec(
       num_tasks=offline.num_tasks,
-      context_size=offline.context_size,
-      query_size=offline.query_size,
+      query=Rows(offline.query_size),
+      context=Rows(offline.context_size),
     ),
     lambda state, batch: update(state, batch, online=False),
   ), Stage(
@@ -251,13 +269,9 @@ def make_stages(config: Config, update: Callable) -> tuple[Stage, Stage]:
     online.num_updates,
     BatchSpec(
       num_tasks=online.num_tasks,
-      context_size=online.context_size,
-      query_size=online.query_size,
+      query=Rows(online.query_size, online_share=online.online_share),
+      context=context,
       task_repeat=online.task_repeat,
-      context=online.context,
-      sequence_size=online.sequence_size,
-      offline_share=online.offline_share,
-      online_share=online.online_share,
     ),
     lambda state, batch: update(state, batch, online=True),
   )
@@ -288,13 +302,63 @@ def predicted_reward(
   )
 
 
+def diagnose(
+  state: LearnerState, evidence: Evidence, networks: Networks
+) -> dict[str, Array]:
+  """How much a context tells, by how many of its transitions are given.
+
+  Contexts are from the logs, or what the policy collected itself. KL to the
+  prior is in nats. The error of the decoder is absolute, in units of reward, on
+  logged transitions and under one latent per context. All are means over tasks.
+
+  Args:
+    state: of one seed.
+    evidence: on M tasks.
+    networks: see `make_networks`.
+
+  Returns:
+    See `types.Algorithm.diagnose`.
+  """
+  params, rows = state.params['context'], evidence.rows
+
+  def measure(size, context_, mask, rows, rows_mask, key):
+    valid = mask * (jnp.cumsum(mask) <= size)
+    posterior = networks.encoder.apply(params['encoder'], context_, valid)
+    noise = jax.random.normal(key, posterior.mean.shape)
+    reward = predicted_reward(params, networks, context_, valid, rows, noise)
+    error = jnp.sum(jnp.abs(reward - rows.reward) * rows_mask)
+    return {
+      'kl_to_prior': kl_to_standard_normal(posterior.mean, posterior.variance),
+      'reward_error': error / jnp.maximum(jnp.sum(rows_mask), 1),
+    }
+
+  keys = jax.random.split(evidence.key, rows.reward.shape[0])
+  found = {}
+  for kind in ('logged', 'own'):
+    context_, mask = getattr(evidence, kind), getattr(evidence, f'{kind}_mask')
+    longest = mask.shape[1]
+    sizes = [2**i for i in range(longest.bit_length()) if 2**i < longest]
+    sizes = jnp.array([*sizes, longest])
+    x = f'{kind}_transitions'
+    found[x] = sizes
+    per_task = jax.vmap(measure, (None, 0, 0, 0, 0, 0))
+    values = jax.vmap(per_task, (0,) + (None,) * 5)(
+      sizes, context_, mask, rows, evidence.rows_mask, keys
+    )
+    found |= {
+      f'{name}_by_{x}': jnp.mean(value, axis=1)
+      for name, value in values.items()
+    }
+  return found
+
+
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """SMAC for one family.
 
   Args:
-    spec: sizes of the family.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the meta-batch is sharded.
 
@@ -305,7 +369,7 @@ def make(
     ValueError: a switch has an unknown value.
   """
   validate(config)
-  networks = make_networks(spec, config)
+  networks = make_networks(problem.spec, config)
   optimizers = {
     'context': optax.adam(config.context_lr),
     'critic': optax.adam(config.critic_lr),
@@ -313,7 +377,7 @@ def make(
   }
 
   def draw_noise(state, batch):
-    query_shape = (batch.query.reward.shape[1], spec.action_size)
+    query_shape = (batch.query.reward.shape[1], problem.spec.action_size)
     shapes = {
       'latent': (config.latent_size,),
       'next_latent': (config.latent_size,),
@@ -381,10 +445,12 @@ def make(
   offline, online = make_stages(config, update)
   return Algorithm(
     init=lambda key: init_state(key, networks, optimizers),
-    offline=(offline,),
-    online=(online,),
-    begin_online=begin_online,
+    loops=(
+      Loop('offline', (offline,)),
+      Loop('online', (online,), iterations=None, begin=begin_online),
+    ),
     relabel=relabel,
+    diagnose=lambda state, evidence: diagnose(state, evidence, networks),
     **latent.context_acting(
       networks.encoder,
       networks.actor,

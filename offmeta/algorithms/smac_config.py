@@ -1,13 +1,24 @@
 """SMAC's settings: hyper-parameters, and every switch that leaves the release.
 
-Defaults are the authors' released configuration (spec smac 3.1). Named
-combinations of the switches: `experiments/configs/recipes.py`.
+Defaults are the authors' released configuration (spec smac 3.1) but for
+`DIFFERENCES`. Named combinations of the switches:
+`experiments/configs/recipes.py`.
 """
 
 import dataclasses
 from typing import Literal
 
 from offmeta import limits
+
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = {
+  'zero_last_bias': (
+    False,
+    True,
+    "rlkit's older rule, as in PEARL's first release;"
+    ' published results of this package were measured so',
+  ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +40,7 @@ class OnlineConfig:
   query_size: limits.Count = 256  # RL transitions per task
   context_size: limits.Count = 64  # encoder transitions per task
   task_repeat: limits.Count = 4  # consecutive updates on the same tasks
-  # See types.BatchSpec.
+  # 'transitions': uniform; 'episodes': types.Exploration.
   context: Literal['transitions', 'episodes', 'offline'] = 'transitions'
   sequence_size: limits.Count = 400  # 'episodes': longest exploration sequence
   offline_share: limits.Share = 0.3  # 'episodes': tasks with an offline context
@@ -59,6 +70,8 @@ class Config:
   decoder_hidden: limits.Widths = (64, 64)
   critic_hidden: limits.Widths = (300, 300, 300)
   actor_hidden: limits.Widths = (300, 300, 300)
+  # Else U(+-3e-3), of a policy's mean U(+-1e-3).
+  zero_last_bias: bool = False
   context_lr: limits.Weight = 3e-4  # encoder and decoder, one Adam
   critic_lr: limits.Weight = 3e-4
   actor_lr: limits.Weight = 3e-4
@@ -97,6 +110,7 @@ VARIANT_FIXED = (
   'decoder_hidden',
   'critic_hidden',
   'actor_hidden',
+  'zero_last_bias',
   'encoder_loss',
   'actor',
   'use_next_observation',

@@ -13,7 +13,8 @@ per transition, at meta-test too.
 
 Control is FOCAL's later code. What the release calls SAC (all families but
 ant-dir) is `divergence_weight=0, entropy_in_target=True` with `entropy_weight`
-= its alpha (0.2, cheetah-vel 0).
+= its alpha (0.2, cheetah-vel 0). Defaults are the release's for ant-dir, but
+for `DIFFERENCES`, which are FOCAL's.
 """
 
 import dataclasses
@@ -25,7 +26,10 @@ from offmeta import limits
 from offmeta.algorithms import focal
 from offmeta.losses import metric, policy as policy_losses
 from offmeta.networks import base, context
-from offmeta.types import Algorithm, EnvSpec, Network
+from offmeta.types import Algorithm, Network, Problem
+
+# Settings whose defaults are not the release's: (here, released, why).
+DIFFERENCES = focal.DIFFERENCES
 
 _SPREAD_WEIGHT = 0.01  # on the distance of the models' log-variance bounds
 
@@ -37,8 +41,9 @@ class Config(focal.Config):
   # SS, or SUP.
   supervision: Literal['reconstruction', 'classification'] = 'reconstruction'
   decoder_hidden: limits.Widths = (64, 64)  # of models, or of the classifier
+  # How the models start; 'rlkit': as all else, as in PEARL.
+  decoder_start: Literal['truncated_normal', 'rlkit'] = 'truncated_normal'
   metric_weight: limits.Weight = 0.15  # beta; SS only
-  num_train_tasks: limits.CountOrZero = 0  # set by the run; SUP needs it
 
 
 def validate(config: Config):
@@ -50,33 +55,33 @@ def validate(config: Config):
   limits.check(config, 'unicorn')
 
 
-def _decoders(spec: EnvSpec, config: Config) -> dict[str, Network]:
+def _decoders(problem: Problem, config: Config) -> dict[str, Network]:
   """What reads the latent."""
   if limits.chosen(config, 'supervision', 'classification'):
-    if config.num_train_tasks < 1:
-      raise ValueError(
-        'unicorn: supervision="classification" needs num_train_tasks, the'
-        ' number of training tasks'
-      )
-    heads = ((config.num_train_tasks, 3e-3),)
+    heads = (base.Head(problem.num_tasks, 3e-3),)
     return {
       'classifier': base.mlp(
         (config.latent_size,), config.decoder_hidden, heads, config.hidden_bias
       )
     }
+  spec = problem.spec
   sizes = (config.latent_size, spec.observation_size, spec.action_size)
   return {
     name: context.gaussian_model(
-      sizes, size, config.decoder_hidden, config.hidden_bias
+      sizes,
+      size,
+      config.decoder_hidden,
+      config.hidden_bias,
+      config.decoder_start,
     )
     for name, size in (('dynamics', spec.observation_size), ('reward', 1))
   }
 
 
-def representation(spec: EnvSpec, config: Config) -> focal.Representation:
+def representation(problem: Problem, config: Config) -> focal.Representation:
   """Encoder and what reads its latent learn together (A5)."""
-  encoder = focal.make_encoder(spec, config, stochastic=True)
-  decoders = _decoders(spec, config)
+  encoder = focal.make_encoder(problem.spec, config, stochastic=True)
+  decoders = _decoders(problem, config)
 
   def latents(params, batch, noise):
     points = encoder.apply(params['context']['encoder'], batch.context, noise)
@@ -124,12 +129,14 @@ def representation(spec: EnvSpec, config: Config) -> focal.Representation:
 
 
 def make(
-  spec: EnvSpec, config: Config, axis_name: str | None = None
+  problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
   """UNICORN for one family; see `focal.build`.
 
   Raises:
-    ValueError: a switch has an unknown value, or num_train_tasks is missing.
+    ValueError: a switch has an unknown value.
   """
   validate(config)
-  return focal.build(spec, config, representation(spec, config), axis_name)
+  return focal.build(
+    problem.spec, config, representation(problem, config), axis_name
+  )

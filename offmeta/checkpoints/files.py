@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 import contextlib
 import errno
 import gc
+import hashlib
 import json
 import logging
 import os
@@ -12,10 +13,14 @@ import shutil
 from typing import Any
 import zlib
 
-from offmeta.disk import sync
+from offmeta import disk
 
 RECORD = 'record.json'
-_SCHEMA_VERSION = 1
+# Since version 2 a record has a digest of its own. Of version 1, which is
+# still read, only the types of the fields can be checked. Versions to come
+# must keep the digest: by it a number that was altered is told from a new one.
+_SCHEMA_VERSION = 2
+_READABLE = (1, 2)
 
 
 class CheckpointError(RuntimeError):
@@ -28,8 +33,15 @@ class DamagedError(Exception):
 
 def make_empty(path: pathlib.Path) -> None:
   """Makes a folder, in place of whatever is there."""
-  shutil.rmtree(path, ignore_errors=True)
+  remove(path)
   path.mkdir()
+
+
+def remove(path: pathlib.Path) -> None:
+  """Deletes a file or a folder as far as possible, and never fails."""
+  shutil.rmtree(path, ignore_errors=True)
+  with contextlib.suppress(OSError):  # What is no folder is still there.
+    path.unlink()
 
 
 def write_record(
@@ -55,46 +67,116 @@ def write_record(
     'leaves': leaves,
     'files': files,
   }
-  (path / RECORD).write_text(json.dumps(record, indent=1))
+  record['digest'] = _digest(record)
+  disk.write_text(path / RECORD, json.dumps(record, indent=1))
   for file in [*path.rglob('*'), path]:
-    sync(file)
+    disk.sync(file)
 
 
 def read_record(path: pathlib.Path) -> dict[str, Any]:
   """What `write_record` wrote.
 
   Raises:
-    DamagedError: it is not there, or no such record.
+    DamagedError: it is not there, was altered, or is no such record.
     CheckpointError: it has another format.
   """
   try:
-    record = json.loads((path / RECORD).read_text())
+    record = disk.read_json(path / RECORD)
   except (OSError, ValueError) as error:
     raise DamagedError(f'{RECORD} cannot be read: {error}') from error
-  keys = {'schema_version', 'step', 'config_hash', 'leaves', 'files'}
-  if not isinstance(record, dict) or not keys <= record.keys():
+  version = record.get('schema_version') if isinstance(record, dict) else None
+  if type(version) is not int:
     raise DamagedError(f'{RECORD} is not the record of a checkpoint')
-  if record['schema_version'] != _SCHEMA_VERSION:
+  digest = record.pop('digest', None)
+  if (version != 1 or digest is not None) and digest != _digest(record):
+    raise DamagedError(f'{RECORD} was altered')
+  if version not in _READABLE:
     raise CheckpointError(
-      f'{path}: checkpoint format {record["schema_version"]}, this version of'
-      f' offmeta reads format {_SCHEMA_VERSION}'
+      f'{path}: checkpoint format {version}, this version of offmeta reads'
+      f' formats {" and ".join(map(str, _READABLE))}'
     )
+  if not _is_record(record):
+    raise DamagedError(f'{RECORD} is not the record of a checkpoint')
   return record
+
+
+def _digest(record: dict[str, Any]) -> str:
+  """SHA-256 of the other fields of a record, however they are laid out."""
+  text = json.dumps(record, sort_keys=True, separators=(',', ':'))
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+  """Whether all fields are there and have the types that were written."""
+
+  def is_count(x: Any) -> bool:
+    return type(x) is int and x >= 0  # True is no number here.
+
+  def is_leaf(x: Any) -> bool:
+    return (
+      isinstance(x, dict)
+      and x.keys() == {'shape', 'dtype'}
+      and isinstance(x['dtype'], str)
+      and isinstance(x['shape'], list)
+      and all(map(is_count, x['shape']))
+    )
+
+  def is_file(x: Any) -> bool:
+    return (
+      isinstance(x, dict)
+      and x.keys() == {'bytes', 'crc32'}
+      and all(map(is_count, x.values()))
+    )
+
+  leaves, files = record.get('leaves'), record.get('files')
+  return (
+    is_count(record.get('step'))
+    and isinstance(record.get('config_hash'), str)
+    and isinstance(leaves, dict)
+    and all(map(is_leaf, leaves.values()))
+    and isinstance(files, dict)
+    and all(map(is_file, files.values()))
+  )
+
+
+def check_step(record: dict[str, Any], step: int) -> None:
+  """Raises DamagedError unless the record is of this step."""
+  if record['step'] != step:
+    raise DamagedError(
+      f'it is the checkpoint of step {record["step"]}, so its folder was'
+      f' renamed; to use it, name it {record["step"]} again'
+    )
 
 
 def check_files(path: pathlib.Path, record: dict[str, Any]) -> None:
   """Raises DamagedError unless every file is as the record says."""
+  root = pathlib.Path(os.path.realpath(path))
   for name, expected in record['files'].items():
     try:
-      found = _fingerprint(path / name)
-    except OSError as error:
-      raise DamagedError(f'{name}: {error.strerror}') from error
+      file = pathlib.Path(os.path.realpath(root / name))
+      if not file.is_relative_to(root):
+        raise DamagedError(f'{name!r} is not inside the checkpoint')
+      found = _fingerprint(file, expected['bytes'])
+    except (OSError, ValueError) as error:
+      reason = getattr(error, 'strerror', None) or error
+      raise DamagedError(f'{name!r}: {reason}') from error
     if found['bytes'] != expected['bytes']:
       raise DamagedError(
-        f'{name} holds {found["bytes"]} bytes of {expected["bytes"]}'
+        f'{name!r} holds {found["bytes"]} bytes of {expected["bytes"]}'
       )
     if found != expected:
-      raise DamagedError(f'{name} was altered')
+      raise DamagedError(f'{name!r} was altered')
+
+
+def is_whole(path: pathlib.Path, step: int) -> bool:
+  """Whether `path` holds the checkpoint of this step, intact."""
+  try:
+    record = read_record(path)
+    check_step(record, step)
+    check_files(path, record)
+  except (DamagedError, CheckpointError):
+    return False
+  return True
 
 
 def is_full(error: Exception) -> bool:
@@ -106,11 +188,15 @@ def is_full(error: Exception) -> bool:
   )
 
 
-def _fingerprint(path: pathlib.Path) -> dict[str, int]:
-  size, checksum = 0, 0
-  with path.open('rb') as file:
+def _fingerprint(
+  path: pathlib.Path, expected_bytes: int | None = None
+) -> dict[str, int]:
+  """Size and CRC-32; only the size where it is not the expected one."""
+  with disk.open_regular(path) as file:
+    size, checksum = os.fstat(file.fileno()).st_size, 0
+    if expected_bytes not in (None, size):
+      return {'bytes': size}
     while block := file.read(1 << 20):
-      size += len(block)
       checksum = zlib.crc32(block, checksum)
   return {'bytes': size, 'crc32': checksum}
 

@@ -92,12 +92,21 @@ def _load(setup: Setup, path: str, what: str, number: str, tasks: Task):
 
 
 def collect(setup: Setup):
-  """Makes (or checks) the datasets and scores the references."""
+  """Makes (or checks) the datasets and scores the references.
+
+  An algorithm that has no use for logs gets none.
+  """
   if setup.is_done('collect'):
     return
   config = setup.config.collect
   scores = {}
-  if config.dataset:  # fail here, not after minutes of training
+  if not setup.logged:
+    if config.dataset:
+      raise configs.ConfigError(
+        f'config.collect.dataset: {setup.config.algorithm} has no use for'
+        ' logged data; leave it empty'
+      )
+  elif config.dataset:  # fail here, not after minutes of training
     load_dataset(setup)
     load_test_dataset(setup)
   else:
@@ -194,10 +203,11 @@ def _score_references(setup, scores):
     'random_diverged': diverged,
     **scores,
   }
-  data = load_dataset(setup)
-  arrays['behaviour_data_returns'] = data.episode_return
-  if 'diverged' in data.transitions.extras:
-    arrays['dataset_diverged'] = np.array([history.num_diverged(data)])
+  if setup.logged:
+    data = load_dataset(setup)
+    arrays['behaviour_data_returns'] = data.episode_return
+    if 'diverged' in data.transitions.extras:
+      arrays['dataset_diverged'] = np.array([history.num_diverged(data)])
   processes.on_main(
     lambda: disk.write_arrays(
       setup.workdir / 'evaluations' / 'collect.npz', arrays

@@ -213,27 +213,24 @@ def train(
   plan = rounds(config)
   algorithm = setup.algorithm('sac', config.sac)
   updater = updates.Updater(
-    lambda axis: setup.algorithm('sac', config.sac, axis).online,
+    lambda axis: setup.algorithm('sac', config.sac, axis).loop('online'),
     setup.seeds,
     config.sac.num_updates,
     shared_replay=False,
+    iterations=plan.iterations,
     matmul_precision=matmul_precision,
   )
-  last = plan.iterations - 1
   every = max(1, plan.iterations // config.num_evaluations)
-  return loop.run_stage(
+  return loop.run_loop(
     setup,
     stage,
     _start(setup, config, algorithm),
     updater,
     show=('eval/return',),
     label='sac',
-    iterations=plan.iterations,
     gather=_gatherer(setup, config, plan.initial),
     evaluate=evaluator.curve,
-    evaluate_due=lambda iteration, updates: (
-      iteration % every == every - 1 or iteration == last
-    ),
+    evaluate_every=every * updater.total,
   )
 
 

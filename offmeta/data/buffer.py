@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from offmeta.types import Array, Transition
+from offmeta.types import Array, Trajectory, Transition
 
 
 class Buffer(NamedTuple):
@@ -34,6 +35,16 @@ class Buffer(NamedTuple):
   sequence_length: Array
   num_sequences: Array
 
+  @property
+  def capacity(self) -> int:
+    """C."""
+    return self.data.reward.shape[1]
+
+  def tables(self) -> 'Buffer':
+    """The same with empty data, leaves [M, C, 0]: enough to draw rows from."""
+    empty = lambda x: np.zeros((*x.shape[:2], 0), bool)
+    return self._replace(data=jax.tree.map(empty, self.data))
+
 
 class Replay(NamedTuple):
   """The two roles of data (spec smac 2.10).
@@ -49,6 +60,16 @@ class Replay(NamedTuple):
   def contexts(self) -> Buffer:
     """The buffer that contexts are drawn from."""
     return self.rl if self.encoder is None else self.encoder
+
+  def tables(self) -> 'Replay':
+    """`Buffer.tables` of both."""
+    return Replay(
+      self.rl.tables(), None if self.encoder is None else self.encoder.tables()
+    )
+
+  def new_steps(self) -> Array:
+    """Transitions in all tasks since the start, [...]."""
+    return jnp.sum(self.rl.size - self.rl.offline_size, axis=-1)
 
   def with_extras(self, extras: Mapping[str, Array]) -> 'Replay':
     """The same with further extras of the RL data, leaves [M, C, ...].
@@ -149,5 +170,48 @@ def record_sequence(
 
 
 def take(buffer: Buffer, task_id: Array, index: Array) -> Transition:
-  """Rows of one task: index [N] -> leaves [N, ...]."""
-  return jax.tree.map(lambda x: x[task_id, index], buffer.data)
+  """Steps of tasks: task_id and index broadcast to [...] -> leaves [...].
+
+  Frames that are stored once come back as whole transitions.
+  """
+  data = buffer.data
+  steps = jax.tree.map(lambda x: _pick(x, task_id, index), data)
+  if data.next_observation is None:
+    steps = steps._replace(
+      next_observation=_pick(data.observation, task_id, index + 1)
+    )
+  return steps
+
+
+def take_windows(
+  buffer: Buffer, task_id: Array, index: Array, mask: Array
+) -> Trajectory:
+  """Consecutive steps: index and mask [..., T], task_id broadcasts to them."""
+  data = buffer.data
+  first = index[..., :1]
+  join = np if isinstance(index, np.ndarray) else jnp
+  if data.next_observation is None:
+    frames = join.concatenate([first, index + 1], axis=-1)
+    observation = _pick(data.observation, task_id, frames)
+  else:
+    observation = join.concatenate(
+      [
+        _pick(data.observation, task_id, first),
+        _pick(data.next_observation, task_id, index),
+      ],
+      axis=index.ndim - 1,
+    )
+  others = data._replace(observation=None, next_observation=None)
+  steps = jax.tree.map(lambda x: _pick(x, task_id, index), others)
+  return Trajectory(
+    observation, steps.action, steps.reward, steps.discount, mask, steps.extras
+  )
+
+
+def _pick(leaf: Array, task_id: Array, index: Array) -> Array:
+  """leaf[task_id, index]; by numpy where all are numpy's (memory maps)."""
+  if not (isinstance(leaf, np.ndarray) and isinstance(index, np.ndarray)):
+    return jnp.asarray(leaf)[task_id, index]
+  rows = leaf.reshape((-1, *leaf.shape[2:]))  # of a memory map still a view
+  number = np.asarray(task_id) * leaf.shape[1] + index
+  return np.take(rows, np.minimum(number, len(rows) - 1), axis=0)

@@ -2,22 +2,34 @@
 
 On disk a dataset is a directory: `manifest.json` and one `.npy` file per array.
 The manifest says what the data are (family, options, tasks, behaviour returns),
-how they were made, and what every file must be (shape, dtype, size, SHA-256).
-Everything is validated when saved and again when loaded; nothing is unpickled.
+how they were made, which arrays there are, and what every file must be (shape,
+dtype, size, SHA-256). Everything is validated when saved and again when loaded:
+the manifest, each file against it before an array is made of it, and the arrays
+against what the manifest says of them. Nothing is unpickled.
+
+Version 1 of the format did not say which extras there are and what shapes one
+step's extras and one task's parameters have; it is still read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import hashlib
+import io
 import json
+import math
 import os
 import pathlib
+import re
 import shutil
-from typing import Any
+from typing import Any, BinaryIO
 import warnings
 
 import numpy as np
 
 from offmeta import disk
 from offmeta.data.meta_dataset import (
+  DTYPES,
+  OBSERVATION_DTYPES,
   DatasetError,
   MetaDataset,
   is_name,
@@ -25,20 +37,105 @@ from offmeta.data.meta_dataset import (
 )
 from offmeta.types import Array, EnvSpec, Transition
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
+_READABLE = (1, 2)
 _MANIFEST = 'manifest.json'
+_AGAIN = 'restore it from a copy, or collect the data again'
 # Differences in these can be forced; see `load`.
 _SOFT_FACTS = ('episode_length', 'terminates')
-_HARD_FACTS = ('name', 'observation_size', 'action_size', 'feature_size')
-_MANIFEST_FIELDS: dict[str, type] = {
-  'spec': dict,
-  'task_parameters': list,
-  'num_tasks': int,
-  'capacity': int,
-  'size': list,
-  'episode_return': list,
-  'source': dict,
-  'leaves': dict,
+_HARD_FACTS = (
+  'name',
+  'observation_shape',
+  'observation_dtype',
+  'action_size',
+  'feature_size',
+)
+_HEADER_BYTES = 10_000  # what numpy is willing to parse
+_BLOCK_BYTES = 1 << 20
+
+
+# What a value must be: whether it is, and in words. In Python True is an
+# integer, here it is not.
+_Kind = tuple[Callable[[Any], bool], str]
+
+
+def _whole(least: int) -> _Kind:
+  return (
+    lambda x: type(x) is int and x >= least,
+    f'a whole number of at least {least}',
+  )
+
+
+def _list_of(kind: _Kind, what: str) -> _Kind:
+  return (
+    lambda x: isinstance(x, list) and all(map(kind[0], x)),
+    f'a list {what}',
+  )
+
+
+def _mapping_of(kind: _Kind, what: str) -> _Kind:
+  return (
+    lambda x: (
+      isinstance(x, dict)
+      and all(map(is_name, x))
+      and all(map(kind[0], x.values()))
+    ),
+    f'a mapping from names to {what}',
+  )
+
+
+def _or_null(kind: _Kind) -> _Kind:
+  return lambda x: x is None or kind[0](x), f'{kind[1]}, or null'
+
+
+_MAPPING = (lambda x: isinstance(x, dict), 'a mapping')
+_NUMBER = (lambda x: type(x) in (int, float) and abs(x) < math.inf, '')
+_SHAPE = _list_of(_whole(0), 'of sizes')
+_SHAPES = _mapping_of(_SHAPE, 'shapes')
+_SIZES = _list_of(_whole(1), 'of whole numbers of at least 1')
+_FIELDS: dict[str, _Kind] = {
+  'spec': _MAPPING,
+  'task_parameters': _list_of((is_name, ''), 'of names'),
+  'num_tasks': _whole(1),
+  'capacity': _whole(1),
+  'size': _SIZES,
+  'context_size': _or_null(_SIZES),
+  'episode_return': _list_of(_NUMBER, 'of finite numbers'),
+  'source': _MAPPING,
+  'leaves': _MAPPING,
+}
+_FIELDS_SINCE_2: dict[str, _Kind] = {
+  'task_shapes': _SHAPES,
+  'extras': _SHAPES,
+  'context_extras': _or_null(_SHAPES),
+}
+_LEAF_DTYPES = tuple(sorted({*DTYPES, *OBSERVATION_DTYPES}))
+_SPEC_FIELDS: dict[str, _Kind] = {
+  'name': (lambda x: isinstance(x, str) and x != '', 'a text'),
+  'observation_shape': _list_of(_whole(1), 'of sizes of at least 1'),
+  'observation_dtype': (
+    lambda x: x in OBSERVATION_DTYPES,
+    f'one of {", ".join(OBSERVATION_DTYPES)}',
+  ),
+  'action_size': _whole(1),
+  'feature_size': _whole(0),
+  'episode_length': _whole(1),
+  'terminates': (lambda x: isinstance(x, bool), 'true or false'),
+  'options': _MAPPING,
+}
+_SPEC_FIELDS_OF_1 = {  # which knew vectors only
+  'observation_size': _whole(1)
+} | {k: v for k, v in _SPEC_FIELDS.items() if not k.startswith('observation')}
+_LEAF_FIELDS: dict[str, _Kind] = {
+  'shape': _SHAPE,
+  'dtype': (lambda x: x in _LEAF_DTYPES, f'one of {", ".join(_LEAF_DTYPES)}'),
+  'bytes': _whole(0),
+  'sha256': (
+    lambda x: (
+      isinstance(x, str) and re.fullmatch('[0-9a-f]{64}', x) is not None
+    ),
+    'a SHA-256 of 64 hexadecimal digits',
+  ),
 }
 
 
@@ -65,12 +162,19 @@ def save(
       or it cannot be written; what was there before is then untouched.
   """
   path = pathlib.Path(path).absolute()
-  _finish_interrupted(path)
-  if path.exists() and not overwrite:
+  try:
+    _finish_interrupted(path)
+    exists, is_dataset = path.exists(), (path / _MANIFEST).exists()
+  except OSError as error:
+    raise DatasetError(
+      f'{path}: cannot be used: {error.strerror or error}; choose another'
+      ' directory'
+    ) from error
+  if exists and not overwrite:
     raise DatasetError(
       f'{path}: exists already; choose another directory or pass overwrite=True'
     )
-  if path.exists() and not (path / _MANIFEST).exists():
+  if exists and not is_dataset:
     raise DatasetError(
       f'{path}: exists and is not a dataset, so it is not overwritten;'
       ' choose another directory'
@@ -85,6 +189,7 @@ def save(
     for name, leaf in leaves.items():
       facts[name] = _write_leaf(temporary / _file_name(name), leaf)
     manifest = _manifest(dataset, spec, source, facts, str(path))
+    _check_manifest(path, manifest)
     text = json.dumps(manifest, indent=1) + '\n'
     disk.write_text(temporary / _MANIFEST, text)
     if path.exists():
@@ -92,8 +197,8 @@ def save(
     temporary.rename(path)
     disk.sync(path.parent)
   except OSError as error:
-    if replaced.exists() and not path.exists():
-      replaced.rename(path)
+    with contextlib.suppress(OSError):  # Else the next `load` does it.
+      _finish_interrupted(path)
     raise DatasetError(
       f'{path}: could not be written: {error.strerror or error}. Nothing was'
       ' left behind; make room or choose another directory'
@@ -126,14 +231,15 @@ def load(
   """
   path = pathlib.Path(path).absolute()
   manifest = load_manifest(path)
-  spec = EnvSpec(**manifest['spec'])
+  spec = _spec(manifest)
   if expected_spec is not None:
     _check_spec(path, spec, expected_spec, force)
   leaves = {}
   for name, facts in manifest['leaves'].items():
     leaves[name] = _read_leaf(path / _file_name(name), facts)
-  dataset = _assemble(path, leaves)
+  dataset = _assemble(leaves)
   validate(dataset, spec, where=str(path))
+  _check_summary(path, manifest, dataset)
   return dataset
 
 
@@ -151,44 +257,104 @@ def load_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
   """
   path = pathlib.Path(path).absolute()
   file = path / _MANIFEST
-  again = 'collect the data again, or restore the directory from a copy'
   try:
     _finish_interrupted(path)
-    manifest = json.loads(file.read_text(encoding='utf-8'))
+    manifest = disk.read_json(file)
   except FileNotFoundError as error:
     raise DatasetError(
       f'{file}: no such file, so {path} is not a dataset; check the path, or'
       ' collect the data first'
     ) from error
   except OSError as error:
-    raise DatasetError(f'{file}: {error.strerror}; check the path') from error
-  except ValueError as error:
-    raise DatasetError(f'{file}: not valid JSON ({error}); {again}') from error
-  if not isinstance(manifest, dict) or 'schema_version' not in manifest:
-    raise DatasetError(f'{file}: not the manifest of a dataset; {again}')
-  if manifest['schema_version'] != _SCHEMA_VERSION:
     raise DatasetError(
-      f'{file}: schema version {manifest["schema_version"]!r}, this version'
-      f' of offmeta reads {_SCHEMA_VERSION}; collect the data again, or use'
+      f'{file}: {error.strerror or error}; check the path'
+    ) from error
+  except ValueError as error:
+    raise DatasetError(f'{file}: not valid JSON ({error}); {_AGAIN}') from error
+  _check_manifest(path, manifest)
+  _upgrade(manifest)
+  return manifest
+
+
+def _check_manifest(path: pathlib.Path, manifest: Any) -> None:
+  """Raises DatasetError unless every field is there and what it must be."""
+  file = path / _MANIFEST
+  if not isinstance(manifest, dict) or 'schema_version' not in manifest:
+    raise DatasetError(f'{file}: not the manifest of a dataset; {_AGAIN}')
+  version = manifest['schema_version']
+  if type(version) is not int or version not in _READABLE:
+    raise DatasetError(
+      f'{file}: schema version {version!r}, this version of offmeta reads'
+      f' {" and ".join(map(str, _READABLE))}; collect the data again, or use'
       ' the version of offmeta that wrote them'
     )
-  for field, kind in _MANIFEST_FIELDS.items():
-    if not isinstance(manifest.get(field), kind):
+  fields = _FIELDS | (_FIELDS_SINCE_2 if version >= 2 else {})
+  for field, (fits, words) in fields.items():
+    if field not in manifest or not fits(manifest[field]):
       raise DatasetError(
-        f'{file}: field {field!r} is missing or not a {kind.__name__}; {again}'
+        f'{file}: field {field!r} is missing or not {words}; {_AGAIN}'
       )
-  if manifest['spec'].keys() != set(EnvSpec._fields):
+  spec_fields = _SPEC_FIELDS_OF_1 if version == 1 else _SPEC_FIELDS
+  if manifest['spec'].keys() != spec_fields.keys():
     raise DatasetError(
-      f"{file}: field 'spec' must hold {', '.join(EnvSpec._fields)}; {again}"
+      f"{file}: field 'spec' must hold {', '.join(spec_fields)}; {_AGAIN}"
     )
-  for name, facts in manifest['leaves'].items():
-    named = all(is_name(part) for part in name.split('.'))
-    fields = {'shape', 'dtype', 'bytes', 'sha256'}
-    if not named or not isinstance(facts, dict) or not fields <= facts.keys():
+  for field, (fits, words) in spec_fields.items():
+    if not fits(manifest['spec'][field]):
       raise DatasetError(
-        f'{file}: the entry of leaf {name!r} is broken; {again}'
+        f"{file}: field 'spec.{field}' is not {words}; {_AGAIN}"
       )
-  return manifest
+  for name, facts in manifest['leaves'].items():
+    broken = f'{file}: the entry of leaf {name!r} is broken: '
+    if not all(map(is_name, name.split('.'))):
+      raise DatasetError(f'{broken}no array has such a name; {_AGAIN}')
+    for field, (fits, words) in _LEAF_FIELDS.items():
+      if not isinstance(facts, dict) or not fits(facts.get(field)):
+        raise DatasetError(f'{broken}its {field} is not {words}; {_AGAIN}')
+  _check_names(path, manifest)
+
+
+def _check_names(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+  """Compares the listed leaves with those that the other fields imply."""
+  parts = {'transitions': 'extras'}
+  if manifest['context_size'] is not None:
+    parts['context'] = 'context_extras'
+  listed = set(manifest['leaves'])
+  implied = {'size', 'episode_return'}
+  implied |= {f'tasks.{name}' for name in manifest['task_parameters']}
+  for part, field in parts.items():
+    implied |= {f'{part}.{name}' for name in Transition._fields[:-1]}
+    prefix = f'{part}.extras.'
+    if field in manifest:
+      implied |= {f'{prefix}{name}' for name in manifest[field] or ()}
+    else:  # Version 1: only the files tell which extras there were.
+      implied |= {name for name in listed if name.startswith(prefix)}
+      implied |= {file.stem for file in path.glob(f'{prefix}*.npy')}
+  if 'context' in parts:
+    implied.add('context_size')
+  for name in sorted(implied - listed):
+    raise DatasetError(
+      f'{path / _MANIFEST}: does not list leaf {name!r}, which belongs to the'
+      f' dataset; {_AGAIN}'
+    )
+  for name in sorted(listed - implied):
+    raise DatasetError(
+      f'{path / _MANIFEST}: lists leaf {name!r}, which its other fields know'
+      f' nothing of; {_AGAIN}'
+    )
+
+
+def _upgrade(manifest: dict[str, Any]) -> None:
+  """From version 1, which knew vectors only."""
+  spec = manifest['spec']
+  if 'observation_size' in spec:
+    spec['observation_shape'] = [spec.pop('observation_size')]
+    spec['observation_dtype'] = 'float32'
+
+
+def _spec(manifest: Mapping[str, Any]) -> EnvSpec:
+  spec = EnvSpec(**manifest['spec'])
+  return spec._replace(observation_shape=tuple(spec.observation_shape))
 
 
 def _leaves(dataset: MetaDataset) -> Iterator[tuple[str, Array]]:
@@ -209,18 +375,8 @@ def _leaves(dataset: MetaDataset) -> Iterator[tuple[str, Array]]:
   yield 'episode_return', dataset.episode_return
 
 
-def _assemble(
-  path: pathlib.Path, leaves: Mapping[str, np.ndarray]
-) -> MetaDataset:
+def _assemble(leaves: Mapping[str, np.ndarray]) -> MetaDataset:
   """The inverse of `_leaves`."""
-
-  def get(name: str) -> np.ndarray:
-    if name not in leaves:
-      raise DatasetError(
-        f'{path / _MANIFEST}: does not list leaf {name!r}; collect the data'
-        ' again, or restore the directory from a copy'
-      )
-    return leaves[name]
 
   def group(prefix: str) -> dict[str, np.ndarray]:
     return {
@@ -230,18 +386,61 @@ def _assemble(
     }
 
   def part(name: str) -> Transition:
-    fields = [get(f'{name}.{field}') for field in Transition._fields[:-1]]
+    fields = [leaves[f'{name}.{field}'] for field in Transition._fields[:-1]]
     return Transition(*fields, extras=group(f'{name}.extras.'))
 
-  has_context = any(name.startswith('context.') for name in leaves)
   return MetaDataset(
     transitions=part('transitions'),
-    size=get('size'),
-    context=part('context') if has_context else None,
-    context_size=get('context_size') if has_context else None,
+    size=leaves['size'],
+    context=part('context') if 'context_size' in leaves else None,
+    context_size=leaves.get('context_size'),
     tasks=group('tasks.'),
-    episode_return=get('episode_return'),
+    episode_return=leaves['episode_return'],
   )
+
+
+def _summary(dataset: MetaDataset) -> dict[str, Any]:
+  """What the manifest says of the arrays, apart from their files."""
+
+  def shapes(arrays: Mapping[str, Array], num_lead: int) -> dict[str, Any]:
+    return {name: np.shape(x)[num_lead:] for name, x in sorted(arrays.items())}
+
+  context = dataset.context
+  return _plain(
+    {
+      'task_parameters': sorted(dataset.tasks),
+      'task_shapes': shapes(dataset.tasks, 1),
+      'num_tasks': len(dataset.size),
+      'capacity': dataset.transitions.reward.shape[1],
+      'size': dataset.size,
+      'context_size': dataset.context_size,
+      'episode_return': dataset.episode_return,
+      'extras': shapes(dataset.transitions.extras, 2),
+      'context_extras': None if context is None else shapes(context.extras, 2),
+    }
+  )
+
+
+def _check_summary(
+  path: pathlib.Path, manifest: Mapping[str, Any], dataset: MetaDataset
+) -> None:
+  """Compares what the manifest says of the arrays with the arrays."""
+  for field, held in _summary(dataset).items():
+    said = manifest.get(field, held)  # Version 1 lacks some.
+    if said == held:
+      continue
+    where, said_text, held_text = '', repr(said), repr(held)
+    if isinstance(said, list) and isinstance(held, list):
+      # Lists over tasks are long: show one entry, or how many there are.
+      if len(said) == len(held):
+        i = [a == b for a, b in zip(said, held)].index(False)
+        where, said_text, held_text = f' at {i}', repr(said[i]), repr(held[i])
+      else:
+        said_text, held_text = f'{len(said)} entries', f'{len(held)} entries'
+    raise DatasetError(
+      f'{path / _MANIFEST}: field {field!r} contradicts the arrays{where}: it'
+      f' says {said_text}, they have {held_text}; {_AGAIN}'
+    )
 
 
 def _manifest(
@@ -255,12 +454,7 @@ def _manifest(
     return {
       'schema_version': _SCHEMA_VERSION,
       'spec': _plain(spec._asdict()),
-      'task_parameters': sorted(dataset.tasks),
-      'num_tasks': len(dataset.size),
-      'capacity': dataset.transitions.reward.shape[1],
-      'size': _plain(dataset.size),
-      'context_size': _plain(dataset.context_size),
-      'episode_return': _plain(dataset.episode_return),
+      **_summary(dataset),
       'source': _plain(source),
       'leaves': dict(facts),
     }
@@ -354,36 +548,71 @@ def _write_leaf(path: pathlib.Path, leaf: np.ndarray) -> dict[str, Any]:
 
 
 def _read_leaf(path: pathlib.Path, facts: Mapping[str, Any]) -> np.ndarray:
-  again = 'restore it from a copy, or collect the data again'
+  """Reads a file once: checks size and header, then hashes what it reads."""
   try:
-    size = path.stat().st_size
-    if size != facts['bytes']:
-      raise DatasetError(
-        f'{path}: holds {size} bytes, {facts["bytes"]} were written; the file'
-        f' is truncated or was replaced; {again}'
-      )
-    if disk.sha256(path) != facts['sha256']:
-      raise DatasetError(
-        f'{path}: was altered after it was written (its SHA-256 is not the'
-        f" manifest's); {again}"
-      )
-    array = np.load(path, allow_pickle=False)
+    with disk.open_regular(path) as file:
+      size = os.fstat(file.fileno()).st_size
+      if size != facts['bytes']:
+        raise DatasetError(
+          f'{path}: holds {size} bytes, {facts["bytes"]} were written; the file'
+          f' is truncated or was replaced; {_AGAIN}'
+        )
+      shape, is_fortran, dtype, header = _read_header(path, file)
+      if [list(shape), str(dtype)] != [facts['shape'], facts['dtype']]:
+        raise DatasetError(
+          f'{path}: holds {dtype}{list(shape)}, the manifest says'
+          f' {facts["dtype"]}{facts["shape"]}; {_AGAIN}'
+        )
+      expected = len(header) + math.prod(shape) * dtype.itemsize
+      if size != expected:
+        raise DatasetError(
+          f'{path}: holds {size} bytes, {dtype}{list(shape)} takes {expected};'
+          f' {_AGAIN}'
+        )
+      try:
+        array = np.empty(shape[::-1] if is_fortran else shape, dtype)
+      except (MemoryError, ValueError) as error:
+        raise DatasetError(
+          f'{path}: {dtype}{list(shape)} does not fit into memory ({error});'
+          ' use a machine with more, or a smaller dataset'
+        ) from error
+      digest = hashlib.sha256(header)
+      rest = memoryview(array.reshape(-1).view(np.uint8))
+      while rest:
+        count = file.readinto(rest[:_BLOCK_BYTES])
+        if not count:
+          raise DatasetError(f'{path}: was cut while it was read; {_AGAIN}')
+        digest.update(rest[:count])
+        rest = rest[count:]
   except FileNotFoundError as error:
-    raise DatasetError(f'{path}: file is missing; {again}') from error
+    raise DatasetError(f'{path}: file is missing; {_AGAIN}') from error
   except OSError as error:
     raise DatasetError(
-      f'{path}: cannot be read: {error.strerror or error}; {again}'
+      f'{path}: cannot be read: {error.strerror or error}; {_AGAIN}'
     ) from error
-  except (ValueError, EOFError) as error:
-    if isinstance(error, DatasetError):
-      raise
+  if digest.hexdigest() != facts['sha256']:
     raise DatasetError(
-      f'{path}: not an array file: {error}; {again}'
-    ) from error
-  found = [list(array.shape), str(array.dtype)]
-  if found != [facts['shape'], facts['dtype']]:
-    raise DatasetError(
-      f'{path}: holds {found[1]}{found[0]}, the manifest says'
-      f' {facts["dtype"]}{facts["shape"]}; {again}'
+      f'{path}: was altered after it was written (its SHA-256 is not the'
+      f" manifest's); {_AGAIN}"
     )
-  return array
+  return array.T if is_fortran else array
+
+
+def _read_header(
+  path: pathlib.Path, file: BinaryIO
+) -> tuple[tuple[int, ...], bool, np.dtype, bytes]:
+  """Of an .npy file: shape, whether in Fortran order, dtype, and its bytes."""
+  start = io.BytesIO(file.read(_HEADER_BYTES))
+  npy = np.lib.format
+  try:
+    read = {
+      (1, 0): npy.read_array_header_1_0,
+      (2, 0): npy.read_array_header_2_0,
+    }[npy.read_magic(start)]
+    shape, is_fortran, dtype = read(start)
+  except Exception as error:  # Numpy evaluates it as Python: any can come.
+    raise DatasetError(
+      f'{path}: not an array file ({str(error)[:100]}); {_AGAIN}'
+    ) from error
+  file.seek(start.tell())
+  return shape, is_fortran, dtype, start.getvalue()[: start.tell()]

@@ -13,7 +13,10 @@ from offmeta.types import Array, EnvSpec, Transition
 
 _ACTION_TOLERANCE = 1e-6
 _NAME = re.compile(r'[A-Za-z0-9_]+')
-_DTYPES = ('float32', 'int32', 'bool')  # of extras and task parameters
+DTYPES = ('float32', 'int32', 'bool')  # of extras and task parameters
+OBSERVATION_DTYPES = ('float32', 'uint8')
+# Extras that the package reads, which have one number per step.
+_SCALARS = ('time', 'diverged')
 
 
 class DatasetError(ValueError):
@@ -25,7 +28,8 @@ class MetaDataset(NamedTuple):
 
   Attributes:
     transitions: leaves [M, C, ...], in insertion order; extras hold 'features'
-      [M, C, F].
+      [M, C, F], and may hold others [M, C] or [M, C, n], of these 'time' and
+      'diverged' [M, C].
     size: [M] int32, how many leading entries of C are valid.
     context: what the encoder is fed, leaves [M, Cc, ...]; None means the same
       as `transitions`.
@@ -75,7 +79,7 @@ def validate(
   for name, leaf in dataset.tasks.items():
     _check_name(f'{where}: tasks', name)
     array = _check_array(
-      f'{where}: tasks.{name}', leaf, (num_tasks, ...), _DTYPES
+      f'{where}: tasks.{name}', leaf, (num_tasks, ...), DTYPES
     )
     _check_values(
       f'{where}: tasks.{name}', array, ~np.isfinite(array), 'finite'
@@ -113,16 +117,19 @@ def _check_part(
   valid = np.arange(capacity) < size[:, None]
   lead = (num_tasks, capacity)
   shapes: dict[str, tuple[Any, ...]] = {
-    'observation': (*lead, spec.observation_size),
+    'observation': (*lead, *spec.observation_shape),
     'action': (*lead, spec.action_size),
     'reward': lead,
     'discount': lead,
-    'next_observation': (*lead, spec.observation_size),
+    'next_observation': (*lead, *spec.observation_shape),
   }
   arrays = {}
   for name, shape in shapes.items():
     leaf = getattr(part, name)
-    arrays[name] = _check_array(f'{where}.{name}', leaf, shape, ('float32',))
+    dtype = 'float32'
+    if name.endswith('observation'):
+      dtype = spec.observation_dtype
+    arrays[name] = _check_array(f'{where}.{name}', leaf, shape, (dtype,))
   if 'features' not in part.extras:
     raise DatasetError(
       f"{where}.extras: no 'features'; without the reward features the data"
@@ -130,7 +137,8 @@ def _check_part(
     )
   for name, leaf in part.extras.items():
     _check_name(f'{where}.extras', name)
-    shape, dtypes = (*lead, ...), _DTYPES
+    vector = np.ndim(leaf) == 3 and name not in _SCALARS
+    shape, dtypes = (*lead, None) if vector else lead, DTYPES
     if name == 'features':
       shape, dtypes = (*lead, spec.feature_size), ('float32',)
     arrays[f'extras.{name}'] = _check_array(

@@ -19,9 +19,6 @@ from offmeta.types import (
   Transition,
 )
 
-# Sequences that one call of `Stage.annotate` is batched over, per task.
-_BATCH = 16
-
 
 def replay(
   data: MetaDataset, spec: DataSpec, family: EnvFamily, tasks: Task, key: Key
@@ -194,6 +191,31 @@ def _with_sequences(
   )
 
 
+def _exchange(sequences: list[list[list]], each: int, rng: np.random.Generator):
+  """BOReL's exchange of episodes between tasks, in place, task after task.
+
+  Of each task as many sequences are drawn, with replacement, as it has: about
+  63% of them, the others stay. In a drawn one, the first `each // 2` episodes
+  give way to those at the same positions of sequences of other tasks, as they
+  are by then.
+
+  Args:
+    sequences: of each task, lists of episodes (whatever they are).
+    each: episodes in a full sequence.
+    rng: of the draws.
+  """
+  for m, own in enumerate(sequences):
+    others = np.delete(np.arange(len(sequences)), m)
+    drawn = rng.integers(len(own), size=len(own)) if own else ()
+    for position in range(each // 2):
+      for i in drawn:
+        found = [
+          one for one in sequences[rng.choice(others)] if len(one) > position
+        ]
+        if found and len(own[i]) > position:
+          own[i][position] = found[rng.integers(len(found))][position]
+
+
 def _mixed(
   log: Transition,
   episodes: list[np.ndarray],
@@ -202,11 +224,10 @@ def _mixed(
   tasks: Task,
   key: Key,
 ) -> Buffer:
-  """BOReL's relabelled sequences (spec baselines A2.3).
+  """BOReL's relabelled sequences (spec baselines A2.3), see `_exchange`.
 
-  As many sequences per task as there are. Each is drawn with replacement from
-  the task's own, and its first episode is replaced by one of another task,
-  whose rewards are recomputed with the family's known reward function.
+  Rewards of what comes from another task are recomputed for this one, with the
+  family's known reward function.
   """
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   num_tasks = len(episodes)
@@ -215,44 +236,35 @@ def _mixed(
       'rewards are mixed between tasks, but the dataset has only one; set'
       ' relabel_rewards to False'
     )
-  relabel = jax.jit(jax.vmap(family.reward, (0, 0, 0)))
-  sources, firsts, found = [], [], []
-  for m, own in enumerate(episodes):
-    rows, first, lengths = [], [], []
-    starts = np.arange(0, len(own), each)
-    for start in rng.choice(starts, len(starts)):
-      other = rng.choice(np.delete(np.arange(num_tasks), m))
-      begin, length = rng.permutation(episodes[other])[0]
-      rest = own[start + 1 : start + each]
-      rows += [(other, begin + np.arange(length))]
-      rows += [(m, begin + np.arange(n)) for begin, n in rest]
-      first += [np.arange(length + rest[:, 1].sum()) < length]
-      lengths += [length + rest[:, 1].sum()]
-    sources.append(
-      np.concatenate(
-        [np.stack([np.full(len(r), task), r]) for task, r in rows], axis=1
-      )
-    )
-    firsts.append(np.concatenate(first))
-    found.append(lengths)
-  size = np.array([len(first) for first in firsts])
+  # An episode is where its rows are: (task, row), [2, steps].
+  sequences = [
+    [
+      [
+        np.stack([np.full(n, m), begin + np.arange(n)])
+        for begin, n in own[start : start + each]
+      ]
+      for start in range(0, len(own), each)
+    ]
+    for m, own in enumerate(episodes)
+  ]
+  _exchange(sequences, each, rng)
+  found = [[np.concatenate(one, axis=1) for one in own] for own in sequences]
+  lengths = [np.array([one.shape[1] for one in own], int) for own in found]
+  size = np.array([part.sum() for part in lengths])
   index = np.zeros((2, num_tasks, size.max()), int)
-  replaced = np.zeros((num_tasks, size.max()), bool)
-  for m, (source, first) in enumerate(zip(sources, firsts)):
-    index[:, m, : size[m]] = source
-    replaced[m, : size[m]] = first
+  for m, own in enumerate(found):
+    if own:
+      index[:, m, : size[m]] = np.concatenate(own, axis=1)
   mixed = jax.tree.map(lambda x: x[index[0], index[1]], log)
+  relabel = jax.jit(jax.vmap(family.reward, (0, 0, 0)))
   reward = relabel(mixed.extras['features'], mixed.action, tasks)
+  replaced = index[0] != np.arange(num_tasks)[:, None]
   mixed = mixed._replace(
     reward=np.where(replaced, reward, mixed.reward).astype(np.float32)
   )
   buffer = _buffer(mixed, size, {'time': mixed.extras['time']})
-  ends = [np.cumsum(lengths) for lengths in found]
   return _with_sequences(
     buffer,
-    [
-      np.stack([end - lengths, lengths], axis=1)
-      for end, lengths in zip(ends, found)
-    ],
+    [np.stack([np.cumsum(part) - part, part], axis=1) for part in lengths],
     1,
   )

@@ -4,12 +4,25 @@ Every random number is a function of (key, update, slot): a task slot draws
 the same batch on one device and on many.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Buffer, Replay
-from offmeta.types import Array, BatchSpec, Key, MetaBatch, Transition
+from offmeta.types import (
+  Array,
+  BatchSpec,
+  Exploration,
+  Key,
+  MetaBatch,
+  Rows,
+  Sequences,
+  Slice,
+  Transition,
+  Windows,
+)
 
 _TASKS, _QUERY, _CONTEXT = range(3)  # random streams
 
@@ -60,12 +73,7 @@ def distinct_rows(key: Key, size: Array, count: int, capacity: int) -> Array:
 
 
 def draw_context(
-  key: Key,
-  buffer: Buffer,
-  task_id: Array,
-  count: int,
-  offline: bool,
-  replacement: bool = True,
+  key: Key, buffer: Buffer, task_id: Array, count: int, offline: bool
 ) -> tuple[Transition, Array]:
   """`count` transitions of one task, uniform.
 
@@ -75,14 +83,12 @@ def draw_context(
     task_id: [].
     count: N.
     offline: draw from the frozen offline prefix only.
-    replacement: whether a row can be drawn twice.
 
   Returns:
     Context leaves [N, ...], mask [N] (all 0 when the task has no data).
   """
-  size = (buffer.offline_size if offline else buffer.size)[task_id]
-  rows = _rows(key, buffer, size, count, replacement)
-  mask = jnp.full((count,), (size > 0).astype(jnp.float32))
+  spec = Rows(count, 'offline' if offline else 'all')
+  rows, mask = draw_rows(key, buffer, task_id, spec)
   return buffers.take(buffer, task_id, rows), mask
 
 
@@ -107,37 +113,85 @@ def draw_sequence(
   return steps, mask * (jnp.cumsum(begins) < num_episodes)
 
 
-def _rows(key, buffer, size, count, replacement):
-  if replacement:
-    return uniform_rows(key, size, count)
-  return distinct_rows(key, size, count, buffer.data.reward.shape[1])
+def draw_rows(
+  key: Key, buffer: Buffer, task_id: Array, spec: Rows
+) -> tuple[Array, Array]:
+  """Rows [size] of one task, and their mask (all 0 when it has none).
+
+  Raises:
+    ValueError: a part that is not known, or that contradicts the share.
+  """
+  if spec.part not in ('all', 'offline'):
+    raise ValueError(f'Rows.part: unknown {spec.part!r}; known: all, offline')
+  if spec.online_share >= 0:
+    if spec.part == 'offline' or not spec.replacement:
+      raise ValueError(
+        'Rows.online_share: shares are drawn from all rows, with replacement'
+      )
+    rows = _shared_rows(key, buffer, task_id, spec)
+    known = buffer.size[task_id]
+  else:
+    known = (buffer.size if spec.part == 'all' else buffer.offline_size)[
+      task_id
+    ]
+    rows = _uniform(key, buffer, task_id, known, spec)
+  mask = jnp.full((spec.size,), (known > 0).astype(jnp.float32))
+  return rows, mask
 
 
-def _shared_rows(
-  key: Key, buffer: Buffer, task_id: Array, spec: BatchSpec
-) -> Array:
-  """Query rows, `spec.online_share` of them from what came after the start."""
+def _uniform(key, buffer, task_id, size, spec: Rows) -> Array:
+  if buffer.data.next_observation is None:
+    # Nothing is appended to such data, and the table knows all its steps.
+    ends = jnp.cumsum(buffer.sequence_length[task_id])
+    number = _of_first(key, ends[-1], spec, buffer.capacity)
+    sequence = jnp.searchsorted(ends, number, side='right')
+    before = ends[sequence] - buffer.sequence_length[task_id, sequence]
+    return buffer.sequence_start[task_id, sequence] + number - before
+  return _of_first(key, size, spec, buffer.capacity)
+
+
+def _of_first(key, size, spec: Rows, capacity: int) -> Array:
+  if spec.replacement:
+    return uniform_rows(key, size, spec.size)
+  return distinct_rows(key, size, spec.size, capacity)
+
+
+def _shared_rows(key: Key, buffer: Buffer, task_id: Array, spec: Rows) -> Array:
+  """Rows, `spec.online_share` of them from what came after the start."""
+  _require_appended(buffer, spec)
   offline = buffer.offline_size[task_id]
   new = buffer.size[task_id] - offline
   k_offline, k_new = jax.random.split(key)
-  count = round(spec.online_share * spec.query_size)
-  from_new = (jnp.arange(spec.query_size) < count) & (new > 0)
+  count = round(spec.online_share * spec.size)
+  from_new = (jnp.arange(spec.size) < count) & (new > 0)
   return jnp.where(
     from_new,
-    offline + uniform_rows(k_new, new, spec.query_size),
-    uniform_rows(k_offline, offline, spec.query_size),
+    offline + uniform_rows(k_new, new, spec.size),
+    uniform_rows(k_offline, offline, spec.size),
   )
 
 
-def slice_rows(
-  key: Key, buffer: Buffer, task_id: Array, count: int
-) -> tuple[Array, Array]:
-  """Rows [count] in a row from a random start, and their mask.
+def _require_appended(buffer: Buffer, spec):
+  """Refuses what cannot be drawn where rows are not all steps."""
+  if buffer.data.next_observation is None:
+    raise ValueError(
+      f'{spec}: not of data that store frames once, where the last row of an'
+      ' episode is no step; use Windows, Sequences, or Rows of everything'
+    )
 
-  Spec macaw 2.5. A shorter log is taken whole; the rest counts not.
+
+def slice_rows(
+  key: Key, buffer: Buffer, task_id: Array, spec: Slice
+) -> tuple[Array, Array]:
+  """Rows [size] in a row from a random start, and their mask.
+
+  Spec macaw 2.5: the last possible start is never drawn. A log that is not
+  longer is taken whole; what is missing counts not.
   """
+  _require_appended(buffer, spec)
+  count = spec.size
   size = buffer.size[task_id]
-  start = jax.random.randint(key, (), 0, jnp.maximum(size - count + 1, 1))
+  start = jax.random.randint(key, (), 0, jnp.maximum(size - count, 1))
   position = jnp.arange(count)
   mask = position < size
   return jnp.where(mask, start + position, 0), mask.astype(jnp.float32)
@@ -172,15 +226,16 @@ def _sequences(
   return rows.reshape(-1), mask.reshape(-1) * (known > 0)
 
 
-def _exploration_rows(
-  key: Key, buffer: Buffer, task_id: Array, spec: BatchSpec
+def exploration_rows(
+  key: Key, buffer: Buffer, task_id: Array, spec: Exploration
 ) -> tuple[Array, Array]:
   """Rows [N'] and mask [N'] of a context composed as at meta-test.
 
   With probability 1 - offline_share all steps of one exploration sequence of
-  the task, else `context_size` uniform draws from its offline data.
+  the task, else `size` uniform draws from its offline data.
   """
-  length = max(spec.sequence_size, spec.context_size)
+  _require_appended(buffer, spec)
+  length = max(spec.sequence_size, spec.size)
   k_kind, k_sequence, k_rows = jax.random.split(key, 3)
   known = buffer.num_sequences[task_id]
   sequence = jax.random.randint(k_sequence, (), 0, jnp.maximum(known, 1))
@@ -193,17 +248,76 @@ def _exploration_rows(
     known == 0
   )
   rows = jnp.where(from_offline, offline_rows, sequence_row)
-  in_offline = (position < spec.context_size) & (offline_size > 0)
+  in_offline = (position < spec.size) & (offline_size > 0)
   mask = jnp.where(from_offline, in_offline, in_sequence)
   return rows, mask.astype(jnp.float32)
 
 
-def sample_batch(
-  key: Key, step: Array, slots: Array, spec: BatchSpec, replay: Replay
-) -> MetaBatch:
-  """The batch of one update for the given task slots.
+def window_rows(
+  key: Key, buffer: Buffer, task_id: Array, spec: Windows
+) -> tuple[Array, Array]:
+  """Rows [count, length] and their mask; all 0 without sequences.
 
-  Context and query are independent draws (specs smac 2.2, macaw 2.5).
+  After the end of a sequence its last step is repeated.
+
+  Raises:
+    ValueError: the buffer keeps no table of sequences.
+  """
+  if not buffer.sequence_start.shape[-1]:
+    raise ValueError(
+      f'{spec}: windows are cut from recorded sequences, and this buffer keeps'
+      ' no table of them; set sequence_episodes=1 in the DataSpec'
+    )
+  k_sequence, k_start = jax.random.split(key)
+  known = buffer.num_sequences[task_id]
+  sequence = uniform_rows(k_sequence, known, spec.count)
+  steps = buffer.sequence_length[task_id, sequence][:, None]
+  latest = jnp.maximum(steps - spec.length, 0)
+  start = jax.random.randint(k_start, latest.shape, 0, latest + 1)
+  position = start + jnp.arange(spec.length)
+  mask = (position < steps) & (known > 0)
+  first = buffer.sequence_start[task_id, sequence][:, None]
+  rows = first + jnp.minimum(position, jnp.maximum(steps - 1, 0))
+  return rows, mask.astype(jnp.float32)
+
+
+# By type of the specification: (key, buffer, task, specification) -> (rows,
+# mask), of one task.
+_DRAWS = {
+  Rows: draw_rows,
+  Slice: slice_rows,
+  Sequences: lambda key, buffer, task_id, spec: _sequences(
+    key, buffer, task_id, spec.count, spec.length
+  ),
+  Exploration: exploration_rows,
+  Windows: window_rows,
+}
+
+
+class Draw(NamedTuple):
+  """A batch before its data are looked up: which rows of which tasks.
+
+  Attributes:
+    task_id, slot: [M], see `MetaBatch`.
+    query, query_mask: [M, ...], rows of the RL buffer.
+    context, context_mask: [M, N], rows of the encoder buffer; or None.
+  """
+
+  task_id: Array
+  slot: Array
+  query: Array
+  query_mask: Array
+  context: Array | None
+  context_mask: Array | None
+
+
+def draw(
+  key: Key, step: Array, slots: Array, spec: BatchSpec, replay: Replay
+) -> Draw:
+  """Draws the rows of one update for the given task slots.
+
+  Context and query are independent draws (specs smac 2.2, macaw 2.5). Of the
+  data only shapes are looked at, so `Replay.tables` will do.
 
   Args:
     key: root key of the batches.
@@ -212,52 +326,58 @@ def sample_batch(
     spec: composition.
     replay: buffers of all training tasks.
 
-  Returns:
-    MetaBatch with M_local tasks.
+  Raises:
+    TypeError: a specification that is not drawn from a replay.
   """
+  for part in (spec.query, spec.context):
+    if part is not None and type(part) not in _DRAWS:
+      raise TypeError(f'BatchSpec: {part!r} is not drawn from a replay')
   tasks = draw_tasks(key, step, spec, replay.rl.size.shape[0])[slots]
-  contexts = replay.contexts()
 
-  def stream(number):
+  def rows(number, buffer, part):
     base = jax.random.fold_in(jax.random.fold_in(key, number), step)
-    return jax.vmap(lambda slot: jax.random.fold_in(base, slot))(slots)
+    keys = jax.vmap(lambda slot: jax.random.fold_in(base, slot))(slots)
+    return jax.vmap(lambda k, task: _DRAWS[type(part)](k, buffer, task, part))(
+      keys, tasks
+    )
 
-  def query(k, task):
-    if spec.online_share < 0:
-      rows = _rows(
-        k, replay.rl, replay.rl.size[task], spec.query_size, spec.replacement
-      )
-    else:
-      rows = _shared_rows(k, replay.rl, task, spec)
-    return buffers.take(replay.rl, task, rows)
+  context = None, None
+  if spec.context is not None:
+    context = rows(_CONTEXT, replay.contexts(), spec.context)
+  return Draw(tasks, slots, *rows(_QUERY, replay.rl, spec.query), *context)
 
-  def context(k, task):
-    if spec.context in ('transitions', 'offline'):
-      return draw_context(
-        k,
-        contexts,
-        task,
-        spec.context_size,
-        spec.context == 'offline',
-        spec.replacement,
-      )
-    if spec.context == 'slice':
-      rows, mask = slice_rows(k, contexts, task, spec.context_size)
-    elif spec.context == 'sequences':
-      rows, mask = _sequences(
-        k, contexts, task, spec.num_sequences, spec.sequence_size
-      )
-    elif spec.context == 'episodes':
-      rows, mask = _exploration_rows(k, contexts, task, spec)
-    else:
-      raise ValueError(f'BatchSpec.context: unknown {spec.context!r}')
-    return buffers.take(contexts, task, rows), mask
 
-  context_data, mask = jax.vmap(context)(stream(_CONTEXT), tasks)
+def collect(replay: Replay, drawn: Draw, spec: BatchSpec) -> MetaBatch:
+  """Looks up what was drawn, leaves [..., M, N, ...] for `drawn` [..., M, N].
+
+  By numpy if both are numpy's: a memory map is read where it is needed.
+  """
+
+  def task(rows):  # [..., M] -> [..., M, 1, ...]
+    shape = drawn.task_id.shape
+    return drawn.task_id.reshape(shape + (1,) * (rows.ndim - len(shape)))
+
+  rows = drawn.query
+  if isinstance(spec.query, Windows):
+    query = buffers.take_windows(replay.rl, task(rows), rows, drawn.query_mask)
+  else:
+    query = buffers.take(replay.rl, task(rows), rows)
+  context = None
+  if drawn.context is not None:
+    context = buffers.take(
+      replay.contexts(), task(drawn.context), drawn.context
+    )
   return MetaBatch(
-    task_id=tasks,
-    slot=slots,
-    context=context_data,
-    context_mask=mask,
-    query=jax.vmap(query)(stream(_QUERY), tasks),
+    task_id=drawn.task_id,
+    slot=drawn.slot,
+    context=context,
+    context_mask=drawn.context_mask,
+    query=query,
   )
+
+
+def sample_batch(
+  key: Key, step: Array, slots: Array, spec: BatchSpec, replay: Replay
+) -> MetaBatch:
+  """The batch of one update: `draw`, then `collect`."""
+  return collect(replay, draw(key, step, slots, spec, replay), spec)

@@ -299,6 +299,10 @@ class AntGoal(_Ant):
     cost = jnp.sum(jnp.square(base.clip_action(action)), axis=-1)
     return -distance - _GOAL_CONTROL_WEIGHT * cost
 
+  def position(self, observation: Array) -> Array:
+    """Of the torso in metres: [..., 29] -> [..., 2]."""
+    return observation[..., :2]
+
   def markers(
     self, physics: simulators.Physics, task: Task
   ) -> list[render.Geom]:

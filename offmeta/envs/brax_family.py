@@ -85,7 +85,7 @@ class BraxFamily(abc.ABC):
     self._reset_noise = reset_noise
     self.spec = EnvSpec(
       name=self.name,
-      observation_size=observation_size,
+      observation_shape=(observation_size,),
       action_size=int(simulator.model.nu),
       feature_size=feature_size,
       episode_length=episode_length,

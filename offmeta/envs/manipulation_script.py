@@ -69,7 +69,7 @@ def scripted_policy(family: EnvFamily, noise: float = _NOISE) -> Policy:
     move = move / jnp.maximum(1.0, jnp.max(jnp.abs(move)))
     action = jnp.append(move, grip)
     action = action + noise * jax.random.normal(key, action.shape)
-    return jnp.clip(action, -1.0, 1.0), {}
+    return jnp.clip(action, -1.0, 1.0), state, {}
 
   def observe(task, state, transition: Transition, key):
     observation = transition.next_observation

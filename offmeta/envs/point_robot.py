@@ -75,7 +75,7 @@ class PointRobot:
     self._reward = _REWARDS[reward]
     self.spec = EnvSpec(
       name=self.name,
-      observation_size=2,
+      observation_shape=(2,),
       action_size=2,
       feature_size=2,
       episode_length=episode_length,
@@ -132,6 +132,10 @@ class PointRobot:
     """The reward [...] of positions [..., 2]; the action plays no part."""
     del action
     return self._reward(features, task['goal'])
+
+  def position(self, observation: Array) -> Array:
+    """Where the robot is: [..., 2] -> [..., 2]."""
+    return observation
 
   def geometry(self, physics: np.ndarray, task: Task) -> list[render.Geom]:
     """The robot on its plane, the goal, and faintly other held-out goals."""

@@ -91,6 +91,27 @@ def weighted_log_likelihood(log_prob: Array, weight: Array) -> Array:
   return -jax.lax.stop_gradient(weight) * log_prob
 
 
+def clipped_surrogate(
+  log_prob: Array, old_log_prob: Array, advantage: Array, clip: float
+) -> Array:
+  """-min(rho A, clip(rho, 1 - clip, 1 + clip) A) [...] (PPO, equation 7).
+
+  Args:
+    log_prob: of the actions, under the policy that is trained, [...].
+    old_log_prob: the same under the policy that took them; no gradient.
+    advantage: A [...]; no gradient.
+    clip: how far the ratio rho may move away from 1 before it stops to pay.
+
+  Raises:
+    AssertionError: shapes differ.
+  """
+  chex.assert_equal_shape([log_prob, old_log_prob, advantage])
+  stop = jax.lax.stop_gradient
+  ratio = jnp.exp(log_prob - stop(old_log_prob))
+  clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
+  return -jnp.minimum(ratio * stop(advantage), clipped * stop(advantage))
+
+
 def soft_policy(
   log_prob: Array, q_value: Array, temperature: Array | float = 1.0
 ) -> Array:

@@ -36,6 +36,29 @@ def td_target(
   return jax.lax.stop_gradient(target)
 
 
+def clipped_squared_error(
+  prediction: Array, old: Array, target: Array, clip: float
+) -> Array:
+  """max((V - y)^2, (V_old + clip(V - V_old, -clip, clip) - y)^2) [...].
+
+  PPO's clipped value loss: no gradient once V is further than `clip` from
+  V_old on the way to the target. It is in units of the (scaled) return.
+
+  Args:
+    prediction: V [...].
+    old: V_old [...], before the update; no gradient.
+    target: y [...]; no gradient.
+    clip: see above.
+
+  Raises:
+    AssertionError: shapes differ.
+  """
+  chex.assert_equal_shape([prediction, old, target])
+  old, target = jax.lax.stop_gradient((old, target))
+  near = old + jnp.clip(prediction - old, -clip, clip)
+  return jnp.maximum(jnp.square(prediction - target), jnp.square(near - target))
+
+
 def squared_error(prediction: Array, target: Array) -> Array:
   """(prediction - target)^2 [...]; gradients flow into both.
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import functools
 import math
+from typing import NamedTuple
 
 from flax import linen as nn
 import jax
@@ -127,30 +128,69 @@ def rlkit_hidden(key, shape, dtype=jnp.float32):
   return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def truncated_normal(key, shape, dtype=jnp.float32):
+  """Initialiser: N(0, 1 / (4 inputs)), cut at two standard deviations.
+
+  mbrl-lib's, which UNICORN's decoders start with (spec baselines A5).
+  """
+  std = 0.5 * shape[0] ** -0.5
+  return std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+
+
+class Head(NamedTuple):
+  """A linear layer that is read.
+
+  Attributes:
+    size: output width.
+    bound: weights and biases start in U(-bound, bound).
+    zero_bias: biases start at 0 instead.
+  """
+
+  size: int
+  bound: float
+  zero_bias: bool = False
+
+
 class MLP(nn.Module):
   """ReLU layers, then linear heads.
 
   Attributes:
     hidden: widths of the ReLU layers.
-    heads: (output width, bound) per linear head; weights and biases of a
-      head are drawn from U(-bound, bound).
+    heads: the linear layers after them.
     hidden_bias: value of the hidden biases at the start (0 in rlkit's SMAC,
       0.1 in PEARL's first release).
+    start: 'rlkit', all as above and in `rlkit_hidden`; or 'truncated_normal'
+      for all weights, with biases of 0.
   """
 
   hidden: Sequence[int]
-  heads: Sequence[tuple[int, float]]
+  heads: Sequence[Head]
   hidden_bias: float = 0.0
+  start: str = 'rlkit'
 
   @nn.compact
   def __call__(self, *inputs):
+    rlkit, zeros = self.start == 'rlkit', nn.initializers.zeros
     x = jnp.concatenate(inputs, axis=-1)
     for width in self.hidden:
-      bias = nn.initializers.constant(self.hidden_bias)
-      x = nn.relu(dense(width, kernel_init=rlkit_hidden, bias_init=bias)(x))
+      x = nn.relu(
+        dense(
+          width,
+          kernel_init=rlkit_hidden if rlkit else truncated_normal,
+          bias_init=nn.initializers.constant(self.hidden_bias)
+          if rlkit
+          else zeros,
+        )(x)
+      )
     outputs = tuple(
-      dense(size, kernel_init=uniform(bound), bias_init=uniform(bound))(x)
-      for size, bound in self.heads
+      dense(
+        head.size,
+        kernel_init=uniform(head.bound) if rlkit else truncated_normal,
+        bias_init=uniform(head.bound)
+        if rlkit and not head.zero_bias
+        else zeros,
+      )(x)
+      for head in self.heads
     )
     return outputs[0] if len(outputs) == 1 else outputs
 
@@ -158,22 +198,30 @@ class MLP(nn.Module):
 def mlp(
   input_sizes: Sequence[int],
   hidden: Sequence[int],
-  heads: Sequence[tuple[int, float]],
+  heads: Sequence[Head | tuple[int, float]],
   hidden_bias: float = 0.0,
+  start: str = 'rlkit',
 ) -> Network:
   """A perceptron over the concatenation of its inputs.
 
   Args:
     input_sizes: last-axis size of each input.
     hidden: widths of the ReLU layers.
-    heads: (width, initial bound) per output.
+    heads: one per output.
     hidden_bias: initial hidden biases.
+    start: of weights and biases, see `MLP`.
 
   Returns:
     A Network; apply(params, *inputs [..., input_sizes[i]]) gives [..., width]
     for one head and a tuple of them for several.
+
+  Raises:
+    ValueError: an unknown start.
   """
-  module = MLP(tuple(hidden), tuple(heads), hidden_bias)
+  if start not in ('rlkit', 'truncated_normal'):
+    raise ValueError(f'start={start!r}; choose "rlkit" or "truncated_normal"')
+  heads = tuple(Head(*head) for head in heads)
+  module = MLP(tuple(hidden), heads, hidden_bias, start)
 
   def init(key):
     return module.init(key, *[jnp.zeros((size,)) for size in input_sizes])

@@ -66,16 +66,19 @@ def set_encoder(
   hidden: Sequence[int],
   use_next_observation: bool = False,
   hidden_bias: float = 0.0,
+  zero_last_bias: bool = False,
 ) -> Network:
   """apply(params, context [..., N], mask [..., N]) -> Gaussian [..., Z].
 
   One perceptron per transition on (observation, action, raw reward), plus the
-  next observation for dynamics families; variance = softplus(raw).
+  next observation for dynamics families; variance = softplus(raw). With
+  `zero_last_bias` the biases of its last layer start at 0.
   """
   sizes = [observation_size, action_size, 1]
   if use_next_observation:
     sizes.append(observation_size)
-  body = base.mlp(sizes, hidden, ((2 * latent_size, 3e-3),), hidden_bias)
+  head = base.Head(2 * latent_size, 3e-3, zero_last_bias)
+  body = base.mlp(sizes, hidden, (head,), hidden_bias)
 
   def apply(params, context: Transition, mask: Array) -> Gaussian:
     inputs = _columns(context, use_next_observation)
@@ -105,7 +108,8 @@ def transition_encoder(
   """
   sizes = [observation_size, action_size, 1]
   sizes += [observation_size] * use_next_observation + [1] * use_terminal
-  body = base.mlp(sizes, hidden, ((latent_size, 3e-3),), hidden_bias)
+  head = base.Head(latent_size, 3e-3)
+  body = base.mlp(sizes, hidden, (head,), hidden_bias)
 
   def init(key):
     params = {'point': body.init(key)}
@@ -135,7 +139,9 @@ def bounded_gaussian(
   CSRO's p(z | s, a) (spec baselines A4): mean = tanh(raw), variance =
   softplus(tanh(raw)), between 0.31 and 1.31.
   """
-  body = base.mlp(input_sizes, hidden, ((2 * output_size, 3e-3),), hidden_bias)
+  body = base.mlp(
+    input_sizes, hidden, (base.Head(2 * output_size, 3e-3),), hidden_bias
+  )
 
   def apply(params, *inputs) -> Gaussian:
     mean, raw = jnp.split(jnp.tanh(body.apply(params, *inputs)), 2, axis=-1)
@@ -149,14 +155,18 @@ def gaussian_model(
   output_size: int,
   hidden: Sequence[int],
   hidden_bias: float = 0.0,
+  start: str = 'rlkit',
 ) -> Network:
   """apply(params, *inputs [..., .]) -> (Gaussian [..., output_size], spread).
 
   UNICORN's decoder (spec baselines A5): the log-variance is squeezed softly
   between bounds that are learned too, one pair per output; spread [] is the
-  sum of (upper - lower), which a loss should keep small.
+  sum of (upper - lower), which a loss should keep small. `start`: see
+  `base.MLP`.
   """
-  body = base.mlp(input_sizes, hidden, ((2 * output_size, 3e-3),), hidden_bias)
+  body = base.mlp(
+    input_sizes, hidden, (base.Head(2 * output_size, 3e-3),), hidden_bias, start
+  )
   low, high = _LOG_VARIANCE_BOUNDS
 
   def init(key):

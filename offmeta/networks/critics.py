@@ -10,9 +10,15 @@ def scalar(
   input_sizes: Sequence[int],
   hidden: Sequence[int],
   hidden_bias: float = 0.0,
+  zero_last_bias: bool = False,
 ) -> Network:
-  """apply(params, *inputs [..., .]) -> [...]; last layer in U(+-3e-3)."""
-  body = base.mlp(input_sizes, hidden, ((1, 3e-3),), hidden_bias)
+  """apply(params, *inputs [..., .]) -> [...]; last layer in U(+-3e-3).
+
+  With `zero_last_bias` its bias starts at 0.
+  """
+  body = base.mlp(
+    input_sizes, hidden, (base.Head(1, 3e-3, zero_last_bias),), hidden_bias
+  )
 
   def apply(params, *inputs):
     return body.apply(params, *inputs)[..., 0]
@@ -25,6 +31,9 @@ def q_ensemble(
   hidden: Sequence[int],
   size: int = 2,
   hidden_bias: float = 0.0,
+  zero_last_bias: bool = False,
 ) -> Network:
-  """apply(params, *inputs [..., .]) -> [K, ...]."""
-  return base.ensemble(scalar(input_sizes, hidden, hidden_bias), size)
+  """apply(params, *inputs [..., .]) -> [K, ...], members as `scalar`."""
+  return base.ensemble(
+    scalar(input_sizes, hidden, hidden_bias, zero_last_bias), size
+  )

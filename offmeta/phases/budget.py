@@ -23,6 +23,7 @@ from offmeta.phases import finetune as finetuning
 from offmeta.training import (
   config as configs,
   gather as gathering,
+  gatherers,
   memory,
   seeds as seeds_lib,
   streaming,
@@ -30,7 +31,14 @@ from offmeta.training import (
 )
 from offmeta.training.config import ConfigError
 from offmeta.training.setup import Setup
-from offmeta.types import Algorithm, DataSpec, LearnerState, Transition
+from offmeta.types import (
+  Algorithm,
+  DataSpec,
+  LearnerState,
+  Loop,
+  Rollouts,
+  Transition,
+)
 
 _ADVICE = (
   "Keep the replay in the host's memory with --replay=host, run fewer"
@@ -42,6 +50,11 @@ _PASSING_ADVICE = (
   'Make batches (num_tasks, context_size, query_size, batch_size) or'
   ' evaluations (evaluation.num_repeats, num_steps, num_train_tasks) smaller,'
   ' or run fewer --seeds at a time.'
+)
+
+_ROLLOUT_ADVICE = (
+  'Take fewer environments or steps per iteration (num_envs, num_steps), or'
+  ' run fewer --seeds at a time (--config.first_seed continues).'
 )
 
 _SAC_ADVICE = (
@@ -187,7 +200,8 @@ def _annotations(
   state = jax.eval_shape(algorithm.init, jax.random.key(0))
   sizes = [
     memory.nbytes(jax.eval_shape(stage.annotate, state, log, jnp.ones(1)))
-    for stage in algorithm.offline
+    for loop in algorithm.in_phase('offline')
+    for stage in loop.stages
     if stage.annotate is not None
   ]
   if not sizes:
@@ -201,6 +215,23 @@ def _annotations(
       f' transitions x {max(sizes):,} B',
     )
   ]
+
+
+def _rollouts(
+  setup: Setup, algorithm: Algorithm, spec: Rollouts, num_seeds: int
+) -> memory.Demand:
+  """Environments and the latest rollouts."""
+  start, _ = gatherers.rollout_functions(setup, algorithm, spec)
+  fresh = jax.eval_shape(
+    lambda key: start(algorithm.init(key), key), jax.random.key(0)
+  )
+  size = memory.nbytes(fresh)
+  return memory.Demand(
+    'rollouts',
+    num_seeds * size,
+    f'{memory.times(num_seeds, "seed")} x {spec.num_envs:,} environments x'
+    f' {spec.num_steps:,} steps: {size:,} B each',
+  )
 
 
 def _learners(
@@ -256,19 +287,19 @@ def _evaluation(setup: Setup, number: int) -> memory.Demand:
   )
 
 
-def _check_counter(name: str, algorithm: Algorithm, iterations: int, done=0):
+def _check_counter(name: str, loop: Loop, iterations: int, done: int = 0):
   """Refuses more updates than a learner's counter holds.
 
   Args:
     name: of the phase.
-    algorithm: what is updated in each iteration are its online stages.
+    loop: whose stages are run in each iteration.
     iterations: how many.
     done: updates before.
 
   Raises:
     ConfigError: says how many there would be.
   """
-  each = sum(stage.num_steps for stage in algorithm.online)
+  each = sum(stage.num_steps for stage in loop.stages)
   total = done + iterations * each
   if total > limits.MOST:
     raise ConfigError(
@@ -321,7 +352,7 @@ def _finetune(setup: Setup) -> _Phase:
 def _collect(setup: Setup) -> Iterator[_Phase]:
   """The phase `collect`, if it makes anything."""
   config, family = setup.config.collect, setup.config.family
-  if config.dataset:
+  if not setup.logged or config.dataset:
     return
   if config.source == 'script':
     yield _script(setup)
@@ -348,7 +379,7 @@ def _collect(setup: Setup) -> Iterator[_Phase]:
     return
   seeds = collect_pearl.behaviour_seeds(setup)
   pearl = setup.algorithm('pearl', config.behaviour)
-  _check_counter('collect', pearl, config.iterations)
+  _check_counter('collect', pearl.loop('online'), config.iterations)
   yield _Phase(
     'collect',
     seeds,
@@ -391,15 +422,18 @@ def _phases(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
 def _training(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
   """The phases `offline` and `online`."""
   config, on_host = setup.config, setup.runtime.replay == 'host'
-  start = collecting.dataset_sizes(setup)
   algorithm = setup.learner()
-  data = _datasets(setup, algorithm.data, start)
+  data, start = [], (0, 0)
+  if setup.logged:
+    start = collecting.dataset_sizes(setup)
+    data = _datasets(setup, algorithm.data, start)
   num_seeds = len(setup.seeds.layout.seeds)
   passing = [
     _batches(setup, config.settings, num_seeds),
     _evaluation(setup, num_seeds),
   ]
-  if 'offline' in phases and not setup.is_done('offline'):
+  offline = algorithm.in_phase('offline')
+  if 'offline' in phases and offline and not setup.is_done('offline'):
     yield _Phase(
       'offline',
       setup.seeds,
@@ -416,13 +450,34 @@ def _training(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
       if setup.is_done(f'online/{name}'):
         continue
       changed = configs.variant(config, name)
-      changed_algorithm = setup.learner(config=changed)
+      learner = setup.learner(config=changed)
+      (loop,) = learner.in_phase('online')
       _check_counter(
         f'online/{name}',
-        changed_algorithm,
-        changed.online.iterations,
-        sum(stage.num_steps for stage in algorithm.offline),
+        loop,
+        changed.online.iterations
+        if loop.iterations is None
+        else loop.iterations,
+        sum(
+          (other.iterations or 0) * stage.num_steps
+          for other in offline
+          for stage in other.stages
+        ),
       )
+      if loop.gather is not None:
+        yield _Phase(
+          f'online/{name}',
+          setup.seeds,
+          [
+            _rollouts(setup, learner, loop.gather, num_seeds),
+            *data,
+            _learners(learner, num_seeds),
+          ],
+          False,
+          passing,
+          _ROLLOUT_ADVICE,
+        )
+        continue
       sizes = visits_lib.online_sizes(
         setup.family.spec, changed, setup.seeds, *start
       )
@@ -439,7 +494,7 @@ def _training(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
             sizes.sequences,
           ),
           *data,
-          _learners(changed_algorithm, num_seeds),
+          _learners(learner, num_seeds),
         ],
         on_host,
         [_batches(setup, changed.settings, num_seeds), *passing],

@@ -22,7 +22,7 @@ from offmeta.training.config import ConfigError, Visits
 from offmeta.training.setup import Setup
 from offmeta.types import Algorithm, LearnerState, Task, Transition
 
-_STAGE = 'finetune'
+_FOLDER = 'finetune'
 
 
 def check(setup: Setup):
@@ -32,7 +32,7 @@ def check(setup: Setup):
     ConfigError: the algorithm cannot be fine-tuned, or there are several
       processes.
   """
-  if not setup.learner().finetune:
+  if not setup.learner().in_phase('finetune'):
     raise ConfigError(
       f'config.finetune.iterations: {setup.config.algorithm} has no'
       ' fine-tuning of its own; set it to 0'
@@ -51,7 +51,7 @@ def finetune(setup: Setup):
     PhaseError: the offline phase is not finished.
     Interrupted: a stop was requested; the same call continues.
   """
-  if setup.is_done(_STAGE):
+  if setup.is_done(_FOLDER):
     return
   algorithm = setup.learner()
   states = loop.final_states(setup, 'offline', algorithm, setup.seeds)
@@ -63,26 +63,25 @@ def finetune(setup: Setup):
   config = setup.config.finetune
   first = [np.asarray(score(state)) for state in (meta, begun)]
   updater = updates.Updater(
-    lambda axis: setup.learner(axis).finetune,
+    lambda axis: setup.learner(axis).loop(_FOLDER),
     own.seeds,
     setup.config.chunk,
     shared_replay=False,
+    iterations=setup.config.finetune.iterations,
     matmul_precision=setup.config.matmul_precision,
   )
-  every, last = config.every_iterations, config.iterations - 1
   # The first iteration collects the episodes of the burn-in, too.
   rounds = lambda iteration: range(
     0 if iteration == 0 else config.burn_in + iteration,
     config.burn_in + iteration + 1,
   )
-  loop.run_stage(
+  loop.run_loop(
     own,
-    _STAGE,
+    _FOLDER,
     loop.start(begun, _empty_replay(own, algorithm)),
     updater,
     show=('eval/return',),
     label=setup.config.algorithm,
-    iterations=config.iterations,
     gather=gatherers.own_gatherer(
       own,
       algorithm,
@@ -99,13 +98,10 @@ def finetune(setup: Setup):
       'eval/return': score(state),
       'eval/env_steps': np.asarray(replay.rl.size[:, 0]),
     },
-    evaluate_due=lambda iteration, updates: (
-      updates == updater.total
-      and (iteration % every == every - 1 or iteration == last)
-    ),
+    evaluate_every=config.every_iterations * updater.total,
   )
   _write(setup, first)
-  setup.mark_done(_STAGE)
+  setup.mark_done(_FOLDER)
 
 
 def _one_learner_per_task(setup: Setup) -> Setup:
@@ -119,7 +115,7 @@ def _one_learner_per_task(setup: Setup) -> Setup:
     lambda key: jax.vmap(lambda task: jax.random.fold_in(key, task))(
       jnp.arange(num_tasks)
     )
-  )(setup.seeds.streams(_STAGE)).reshape(-1)
+  )(setup.seeds.streams(_FOLDER)).reshape(-1)
   return dataclasses.replace(
     setup, train_tasks=tasks, seeds=setup.make_seeds(keys, 1)
   )
@@ -154,7 +150,7 @@ def _start(own: Setup, algorithm: Algorithm, states: LearnerState):
     return jax.tree.map(lambda x: x[: config.context_size], (log, valid))
 
   def one(state, task, key):
-    return algorithm.begin_finetune(state, *collected(task, key))
+    return algorithm.loop(_FOLDER).begin(state, *collected(task, key))
 
   return own.seeds.layout.compile(one, (0, 0, 0))(
     states, own.train_tasks, own.seeds.streams('initial')
@@ -221,7 +217,7 @@ def _scorer(own: Setup, algorithm: Algorithm):
 
 def _write(setup: Setup, first: list[np.ndarray]):
   """evaluations/finetune.npz: returns [S, M, K] and steps [S, M, K]."""
-  logged = records.load_metrics(setup.workdir / _STAGE / 'metrics.jsonl')
+  logged = records.load_metrics(setup.workdir / _FOLDER / 'metrics.jsonl')
   values = np.concatenate([np.stack(first), logged['eval/return'].values]).T
   taken = np.concatenate(
     [np.zeros((2, values.shape[0])), logged['eval/env_steps'].values]

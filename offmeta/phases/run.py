@@ -7,14 +7,16 @@ in each held-out task, `test` scores the meta-trained ones. Each phase can be
 rerun, resumed or replaced; `offmeta.results.report` reads what they wrote.
 """
 
+from collections.abc import Mapping
 import contextlib
+import dataclasses
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta import disk, processes
+from offmeta import disk, processes, rollout
 from offmeta.collection import phase as collecting
 from offmeta.data import (
   buffer as buffers,
@@ -26,7 +28,7 @@ from offmeta.training import (
   config as configs,
   evaluator as evaluators,
   gatherers,
-  loop,
+  loop as loops,
   seeds as seeds_lib,
   stopping,
   streaming,
@@ -34,7 +36,13 @@ from offmeta.training import (
   visits as visits_lib,
 )
 from offmeta.training.setup import Setup
-from offmeta.types import Task
+from offmeta.types import (
+  LearnerState,
+  Loop,
+  Rows,
+  Slice,
+  Task,
+)
 
 PHASES = ('collect', 'offline', 'online', 'finetune', 'test', 'report')
 
@@ -42,8 +50,13 @@ PHASES = ('collect', 'offline', 'online', 'finetune', 'test', 'report')
 # Offline.
 
 
-def offline_replays(setup: Setup) -> evaluators.OfflineData:
-  """The datasets as replays (no seed axis), where the run keeps its replays."""
+def offline_replays(setup: Setup) -> evaluators.OfflineData | None:
+  """The datasets as replays (no seed axis), where the run keeps its replays.
+
+  None for algorithms that have no use for logs.
+  """
+  if not setup.logged:
+    return None
   spec = setup.learner().data
   # What is random in the preparation is the same for all seeds.
   key = seeds_lib.stream(jax.random.key(setup.config.seed), 'preparation')
@@ -73,21 +86,47 @@ def offline_replays(setup: Setup) -> evaluators.OfflineData:
 def _check_rows(setup: Setup, rows: int):
   """Refuses batches without replacement that would be the whole log."""
   name = setup.config.algorithm
-  for stage in setup.learner().offline:
-    batch = stage.batch
-    asked = max(batch.context_size, batch.query_size)
-    if not batch.replacement and rows < asked:
-      raise configs.ConfigError(
-        f'config.{name}: batches of {asked} rows without replacement, but a'
-        f' task has only {rows} (after a stride of'
-        f' {setup.learner().data.stride}); make context_size, query_size or'
-        ' stride smaller, or use longer logs (config.collect)'
-      )
+  stages = [
+    stage
+    for loop in setup.learner().in_phase('offline')
+    for stage in loop.stages
+  ]
+  for stage in stages:
+    for part in (stage.batch.query, stage.batch.context):
+      distinct = isinstance(part, Rows) and not part.replacement
+      if (distinct or isinstance(part, Slice)) and rows < part.size:
+        raise configs.ConfigError(
+          f'config.{name}: batches of {part.size} rows without replacement,'
+          f' but a task has only {rows} (after a stride of'
+          f' {setup.learner().data.stride}); make context_size, query_size or'
+          ' stride smaller, or use longer logs (config.collect)'
+        )
 
 
 def make_evaluator(setup: Setup) -> evaluators.Evaluator:
   """Compiled evaluations for all phases after `collect`."""
   return evaluators.Evaluator(setup, setup.learner(), setup.seeds)
+
+
+def _start_states(
+  setup: Setup, algorithm, loop: Loop, folder_of
+) -> LearnerState:
+  """What a loop begins from: states [S] that the loop before it left.
+
+  Args:
+    setup: of the run.
+    algorithm: has the loop.
+    loop: which.
+    folder_of: loop -> folder of a finished one.
+  """
+  position = algorithm.loops.index(loop)
+  if position == 0:
+    states = updates.init_states(algorithm, setup.seeds)
+  else:
+    states = loops.final_states(
+      setup, folder_of(algorithm.loops[position - 1]), algorithm, setup.seeds
+    )
+  return setup.seeds.layout.compile(loop.begin, (0,))(states)
 
 
 def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
@@ -97,46 +136,48 @@ def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
     setup: of the run.
     evaluator: see `make_evaluator`; phases of one process share it.
   """
-  if setup.is_done('offline'):
-    return
+  for loop in setup.learner().in_phase('offline'):
+    if not setup.is_done(loop.name):
+      _offline_loop(setup, loop.name, evaluator or make_evaluator(setup))
+      setup.mark_done(loop.name)
+
+
+def _offline_loop(setup: Setup, name: str, evaluator: evaluators.Evaluator):
   config = setup.config
   data = offline_replays(setup)
-  progress = loop.start(updates.init_states(setup.learner(), setup.seeds), None)
+  setup = dataclasses.replace(setup, num_rows=int(jnp.min(data.train.rl.size)))
+  algorithm = setup.learner()
+  loop = algorithm.loop(name)
   updater = updates.make_updater(
     setup,
-    lambda axis: setup.learner(axis).offline,
+    lambda axis: setup.learner(axis).loop(name),
     setup.seeds,
-    config.chunk,
+    loop.iterations,
     shared_replay=True,
+    gathers=False,
   )
-  evaluator = evaluator or make_evaluator(setup)
-  every = config.evaluation.every_updates
-  loop.run_stage(
+  states = _start_states(setup, algorithm, loop, lambda other: other.name)
+  loops.run_loop(
     setup,
-    'offline',
-    progress,
+    name,
+    loops.start(states, None),
     updater,
     show=(
       'eval/test/self_context/final_return',
       'eval/train/offline_context/final_return',
     ),
     label=config.algorithm,
-    iterations=1,
     replay=data.train,
     evaluate=lambda state, replay: evaluator.curve(state, data),
-    evaluate_due=lambda iteration, updates: (
-      updates % every < config.chunk or updates == updater.total
-    ),
+    evaluate_every=config.evaluation.every_updates,
   )
-  setup.mark_done('offline')
 
 
 # Online.
 
 
-def _online_start(setup, config, algorithm, data: Replay):
-  """States and replays [S, ...] at the phase switch, from the dataset."""
-  states = loop.final_states(setup, 'offline', algorithm, setup.seeds)
+def _online_replays(setup, config, data: Replay) -> Replay:
+  """Replays [S, ...] at the phase switch, from the dataset."""
   shared = config.online.share_encoder_buffer
   if shared and data.encoder is not None:
     raise configs.ConfigError(
@@ -156,82 +197,92 @@ def _online_start(setup, config, algorithm, data: Replay):
       None if shared else widen(data.contexts(), sizes.encoder),
     )
 
-  replays = gatherers.new_replay(setup, setup.seeds, make, data)
-  begin = setup.seeds.layout.compile(algorithm.begin_online, (0,))
-  return loop.start(begin(states), replays)
+  return gatherers.new_replay(setup, setup.seeds, make, data)
 
 
 def online(
   setup: Setup, name: str, evaluator: evaluators.Evaluator | None = None
 ):
-  """Runs one variant of the self-supervised phase.
+  """Runs one variant of the online phase: self-supervised, or on-policy.
 
-  Rewards are dropped inside the rollout unless the variant asks for true
-  ones; labels come from the decoder and frozen offline data of the task.
+  In the former rewards are dropped inside the rollout unless the variant asks
+  for true ones; labels come from the decoder and frozen offline data of the
+  task.
 
   Args:
     setup: of the run.
     name: of the variant.
     evaluator: see `make_evaluator`; variants act alike, so they share it.
   """
-  stage = f'online/{name}'
-  if setup.is_done(stage):
+  folder = f'online/{name}'
+  if setup.is_done(folder):
     return
   config = configs.variant(setup.config, name)
-  algorithm = setup.learner(config=config)
-  visited = visits_lib.online_visits(config, setup.seeds)
   data = offline_replays(setup)
-  progress = _online_start(setup, config, algorithm, data.train)
+  if data is not None:
+    rows = int(jnp.min(data.train.rl.size))
+    setup = dataclasses.replace(setup, num_rows=rows)
+  algorithm = setup.learner(config=config)
+  (loop,) = algorithm.in_phase('online')
   updater = updates.make_updater(
     setup,
-    lambda axis: setup.learner(axis, config).online,
+    lambda axis: setup.learner(axis, config).loop(loop.name),
     setup.seeds,
-    config.chunk,
+    config.online.iterations if loop.iterations is None else loop.iterations,
     shared_replay=False,
+    gathers=True,
   )
+  states = _start_states(setup, algorithm, loop, lambda other: other.name)
   evaluator = evaluator or make_evaluator(setup)
-  every = config.evaluation.every_iterations
-  last = config.online.iterations - 1
-  loop.run_stage(
-    setup,
-    stage,
-    progress,
-    updater,
-    show=(
-      'eval/test/self_context/final_return',
-      'eval/train/offline_context/final_return',
-    ),
-    label=config.algorithm,
-    iterations=config.online.iterations,
-    gather=gatherers.gatherer(
+  if loop.gather is None:
+    visited = visits_lib.online_visits(config, setup.seeds)
+    gather = gatherers.gatherer(
       setup,
       algorithm,
       setup.seeds,
       setup.seeds.mine(visited),
       config.online.gather,
+    )
+    start = _online_replays(setup, config, data.train)
+  else:
+    begin, gather = gatherers.rollout_gatherer(
+      setup, algorithm, setup.seeds, loop.gather
+    )
+    start = begin(states)
+  loops.run_loop(
+    setup,
+    folder,
+    loops.start(states, start),
+    updater,
+    show=(
+      'eval/test/self_context/final_return',
+      'eval/train/self_context/final_return'
+      if data is None
+      else 'eval/train/offline_context/final_return',
     ),
+    label=config.algorithm,
+    gather=gather,
     evaluate=lambda state, replay: evaluator.curve(state, data),
-    evaluate_due=lambda iteration, updates: (
-      updates == updater.total
-      and (iteration % every == every - 1 or iteration == last)
-    ),
+    evaluate_every=config.evaluation.every_iterations * updater.total,
   )
-  setup.mark_done(stage)
+  setup.mark_done(folder)
 
 
 # Test.
 
 
 def test(setup: Setup, evaluator: evaluators.Evaluator | None = None):
-  """Scores the offline stage and every finished variant."""
+  """Scores the offline loops and every finished variant."""
   config = setup.config
   algorithm = setup.learner()
   evaluator = evaluator or make_evaluator(setup)
   data = offline_replays(setup)
-  for stage in ('offline', *(f'online/{n}' for n in config.online.variants)):
-    if stage == 'offline' or setup.is_done(stage):
-      states = loop.final_states(setup, stage, algorithm, setup.seeds)
-      _score(setup, evaluator, stage.replace('/', '-'), states, data)
+  offline_loops = [loop.name for loop in algorithm.in_phase('offline')]
+  variants = [f'online/{name}' for name in config.online.variants]
+  for folder in offline_loops + variants:
+    if folder in offline_loops or setup.is_done(folder):
+      states = loops.final_states(setup, folder, algorithm, setup.seeds)
+      _score(setup, evaluator, folder.replace('/', '-'), states, data)
 
 
 def _score(setup, evaluator, point, states, data):
@@ -240,8 +291,7 @@ def _score(setup, evaluator, point, states, data):
   color = task_color(setup.train_tasks)
   if color is not None:
     arrays['train_task_color'] = color
-  if setup.family.spec.name.endswith('point_robot'):
-    arrays.update(_point_robot_paths(setup, adaptation))
+  arrays.update(_paths(setup, adaptation))
   processes.on_main(
     lambda: disk.write_arrays(
       setup.workdir / 'evaluations' / f'{point}.npz', arrays
@@ -260,26 +310,52 @@ def task_color(tasks: Task) -> np.ndarray | None:
   return leaf if leaf.ndim == 1 else np.arctan2(leaf[:, 1], leaf[:, 0])
 
 
-def _point_robot_paths(setup, adaptation):
-  """Positions [4, E, T + 1, 2] and goals [4, 2]: seed 0, held-out tasks that
-  are spread over the angles of their goals."""
-  goals = np.asarray(setup.test_tasks['goal'])
-  order = np.argsort(task_color({'goal': goals}), kind='stable')
+def _paths(setup: Setup, adaptation: rollout.Adaptation) -> dict:
+  """Where the agent went, for families that say where it is (`position`).
+
+  Args:
+    setup: of the run.
+    adaptation: on held-out tasks, leaves [S, M, R, ...].
+
+  Returns:
+    'trajectories' [4, E, T + 1, 2], NaN after the end of an episode: seed 0,
+    first repetition, held-out tasks that are spread over their values or
+    angles; and 'trajectory_goals' [4, 2] where tasks have a goal. Else nothing.
+  """
+  family, tasks = setup.family, setup.test_tasks
+  if not hasattr(family, 'position'):
+    return {}
+  color = task_color(tasks)
+  order = np.arange(setup.config.family.num_test)
+  order = order if color is None else np.argsort(color, kind='stable')
   shown = order[np.linspace(0, len(order) - 1, min(4, len(order))).astype(int)]
-  transitions = jax.tree.map(
-    lambda x: np.asarray(x[0, shown, 0]), adaptation.transitions
+  valid, steps = jax.tree.map(
+    lambda x: np.asarray(x[0, shown, 0]),
+    (adaptation.valid, adaptation.transitions),
   )
-  horizon = setup.family.spec.episode_length
-  position = transitions.observation
-  episodes = position.shape[1] // horizon
-  shape = (position.shape[0], episodes, horizon, 2)
-  after = transitions.next_observation.reshape(shape)
-  return {
-    'trajectories': np.concatenate(
-      [position.reshape(shape), after[:, :, -1:]], axis=2
-    ),
-    'trajectory_goals': goals[shown],
-  }
+  here = np.asarray(family.position(steps.observation))
+  there = np.asarray(family.position(steps.next_observation))
+  horizon = family.spec.episode_length
+  # A step that blew up restarts an episode of fixed length within it.
+  starts = [
+    np.flatnonzero(time == 0)
+    if family.spec.terminates
+    else np.arange(0, len(time), horizon)
+    for time in np.where(valid > 0, steps.extras['time'], -1)
+  ]
+  paths = np.full(
+    (len(shown), max(map(len, starts)), horizon + 1, 2), np.nan, here.dtype
+  )
+  for task, begins in enumerate(starts):
+    ends = [*begins[1:], int(valid[task].sum())]
+    for episode, (begin, end) in enumerate(zip(begins, ends)):
+      paths[task, episode, : end - begin] = here[task, begin:end]
+      paths[task, episode, end - begin] = there[task, end - 1]
+  goal = tasks.get('goal') if isinstance(tasks, Mapping) else None
+  found = {'trajectories': paths}
+  if goal is not None and goal.shape[1:] == (2,):
+    found['trajectory_goals'] = np.asarray(goal)[shown]
+  return found
 
 
 def run(setup: Setup, phases: tuple[str, ...]):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from offmeta.results import drawing, records, statistics, tables
+from offmeta.results import drawing, records, tables
 
 
 def wall_time(timing: Mapping[str, float]) -> Any | None:
@@ -49,15 +49,12 @@ def finetune_curve(record: records.Record) -> Any | None:
     return None
   per_seed = returns.mean(1)  # [S, K]
   steps = record.array('finetune', 'finetune_env_steps').mean((0, 1))
-  mean, low, high = statistics.band(per_seed.T)
   color = drawing.HEADLINE
   with drawing.rc():
     figure = drawing.figure(7.6, 3.6)
     axis = figure.subplots()
-    axis.fill_between(
-      steps[2:], low[2:], high[2:], color=color, alpha=0.16, lw=0
-    )
-    axis.plot(steps[2:], mean[2:], color=color)
+    drawing.line(axis, steps[2:], per_seed.T[2:], color, marker=None)
+    mean = per_seed.mean(0)
     labels = [(mean[-1], 'fine-tuned', color)]
     for index, (text, shade) in enumerate(
       (
@@ -106,41 +103,22 @@ def row_chart(summary: Mapping[str, Any]) -> Any | None:
       summary.get('oracle_variant'),
     )
     for axis, part in zip(axes, parts):
-      _draw_intervals(axis, part, colors)
+      drawing.dots(
+        axis,
+        [
+          drawing.Dot(
+            line.name,
+            line.mean,
+            line.low,
+            line.high,
+            _row_color(line.name, colors),
+          )
+          for line in part
+        ],
+      )
       axis.set_title(part[0].group.split(':')[0])
     axes[-1].set_xlabel(f'{drawing.RETURN} (environment units)')
   return figure
-
-
-def _draw_intervals(
-  axis: Any, part: Sequence[tables.Line], colors: Mapping[str, str]
-) -> None:
-  """Dots with intervals, first line on top."""
-  for index, line in enumerate(part[::-1]):
-    color = _row_color(line.name, colors)
-    if line.low is not None:
-      axis.plot(
-        [line.low, line.high],
-        [index, index],
-        color=color,
-        lw=3.5,
-        alpha=0.45,
-        solid_capstyle='round',
-      )
-    axis.plot(line.mean, index, 'o', color=color, ms=7.5)
-    number = f'{line.mean:.1f}'.replace('-', '−')
-    axis.annotate(
-      number,
-      (line.mean, index),
-      xytext=(0, 6),
-      ha='center',
-      textcoords='offset points',
-      fontsize=8.5,
-      color='#333333',
-    )
-  axis.set_yticks(range(len(part)), [line.name for line in part[::-1]])
-  axis.set_ylim(-0.6, len(part) - 0.2)
-  axis.tick_params(axis='y', length=0)
 
 
 def _row_color(name: str, colors: Mapping[str, str]) -> str:

@@ -143,7 +143,8 @@ def _load(
   """Run -> record, of all that have been tested."""
   found = {
     run_name(path.parent.parent.name): path.parent.parent
-    for path in workdir.glob('*/evaluations/offline.npz')
+    for point in ('offline', 'online-*')
+    for path in workdir.glob(f'*/evaluations/{point}.npz')
   }
   if not found:
     raise ValueError(f'{workdir}: no run has been tested yet')
@@ -153,7 +154,7 @@ def _load(
 
 
 def _rows(name: str, record: records.Record, description: str) -> list[Row]:
-  """The offline stage, then every online variant that has been tested."""
+  """The offline stage, if any, then every online variant that was tested."""
   run, timing, rows = record.run, record.timing, []
   for variant in ('', *run.variants):
     stage = f'online/{variant}' if variant else 'offline'
@@ -168,7 +169,8 @@ def _rows(name: str, record: records.Record, description: str) -> list[Row]:
       for key in ADAPTED
       if key in scores and 'unadapted' in scores
     }
-    spent = [timing.get(part) for part in dict.fromkeys(('offline', stage))]
+    parts = ('offline', stage) if 'offline' in record.evaluations else (stage,)
+    spent = [timing.get(part) for part in dict.fromkeys(parts)]
     rows.append(
       Row(
         f'{name} (online {variant})' if variant else name,

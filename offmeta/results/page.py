@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import html
 from typing import Any
 
-from offmeta.results import records, tables
+from offmeta.results import panels, records, tables
 
 # Picture -> (title, what to look for), in the order of the page.
 CAPTIONS = {
@@ -42,9 +42,15 @@ CAPTIONS = {
     'distribution shift.',
   ),
   'trajectories': (
-    'What the point robot does',
-    'Held-out tasks, first seed. Early episodes are light and explore, '
-    'the last is dark and should run to the star.',
+    'Paths in held-out tasks',
+    'First seed, seen from above. Early episodes are light and explore, '
+    'the last is dark and should run to the star, if the task has a goal.',
+  ),
+  'diagnoses': (
+    'What the learner knows',
+    'Measured by the algorithm on its training tasks, for each stage that '
+    'was tested. Lines are means over seeds, bands and bars 95% t intervals '
+    'over seeds; maps are means over seeds.',
   ),
   'wall_time': (
     'Where the wall time went',
@@ -137,6 +143,7 @@ def render(
   record: records.Record,
   summary: Mapping[str, Any],
   pictures: Mapping[str, bytes],
+  logged: Mapping[str, bytes] = {},
 ) -> str:
   """The whole page.
 
@@ -144,6 +151,7 @@ def render(
     record: the run.
     summary: its summary.
     pictures: file stem -> PNG bytes; embedded.
+    logged: group of metrics -> PNG bytes; embedded, collapsed.
   """
   run = record.run
   title = ' '.join(filter(None, [run.algorithm.upper(), 'on', run.family]))
@@ -170,6 +178,7 @@ def render(
       for name in CAPTIONS
       if name in pictures
     ],
+    _logged(logged),
     _diagnostics(summary),
     _timing(record.timing),
     _origin(record),
@@ -189,6 +198,9 @@ def _verdict(summary: Mapping[str, Any]) -> str:
   else:
     name, what = 'offline_adaptation', 'adapting to its own context'
   entry = summary['paired'][name]
+  rows = summary['rows']
+  if 'offline_self_context' not in rows and 'online_self_context' in rows:
+    return ''  # trained online only: there is nothing before it
   if entry['mean'] is None:
     return f'<p>What {what} changes has not been tested yet.</p>'
   mean = f'{entry["mean"]:+.2f}'
@@ -220,16 +232,38 @@ def _figure(name: str, png: bytes, online: bool) -> str:
   title, caption = CAPTIONS[name]
   if online and name in _ONLINE_CAPTIONS:
     caption = f'{_ONLINE_CAPTIONS[name]} {caption}'
-  data = base64.b64encode(png).decode()
   return (
-    f'<h2>{html.escape(title)}</h2><figure><img alt="'
-    f'{html.escape(title)}" src="data:image/png;base64,{data}">'
+    f'<h2>{html.escape(title)}</h2><figure>{_image(title, png)}'
     f'<figcaption>{html.escape(caption)}</figcaption></figure>'
   )
 
 
+def _image(title: str, png: bytes) -> str:
+  """An embedded picture."""
+  data = base64.b64encode(png).decode()
+  return f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
+
+
+def _logged(pictures: Mapping[str, bytes]) -> str:
+  """Pictures of all metrics, a closed fold for each group."""
+  if not pictures:
+    return ''
+  folds = ''.join(
+    f'<details><summary><code>{html.escape(name)}</code></summary>'
+    f'{_image(name, png)}</details>'
+    for name, png in pictures.items()
+  )
+  return (
+    '<h2>All metrics of training</h2><p>By the beginning of their names, '
+    'against the updates of their loop. Lines are means, bands 95% t '
+    'intervals, over seeds (over learners, where a loop trains one for each '
+    'task); neighbouring rows of long logs are averaged. What leaves a panel '
+    f'is in <code>metrics.jsonl</code>.</p>{folds}'
+  )
+
+
 def _diagnostics(summary: Mapping[str, Any]) -> str:
-  """Shift diagnostics in z."""
+  """Shift in z, and what the algorithm says of itself in one number."""
   names = {
     'kl_offline': 'KL to the prior, offline context (nats)',
     'kl_self': 'KL to the prior, self-collected context (nats)',
@@ -237,14 +271,14 @@ def _diagnostics(summary: Mapping[str, Any]) -> str:
   }
   rows = []
   for point, entry in summary['diagnostics'].items():
-    for name, text in names.items():
-      if name in entry and entry[name]['mean'] is not None:
-        value = entry[name]
+    for name, value in entry.items():
+      if value['mean'] is not None:
+        text = names.get(name, panels.words(name))
         shown = f'{value["mean"]:.3g}'
         if value['low'] is not None:
           shown += f' [{value["low"]:.3g}, {value["high"]:.3g}]'
         rows.append((f'{point}: {text}', shown))
-  return '<h2>Distribution shift in z</h2>' + _plain(rows) if rows else ''
+  return '<h2>Diagnostics</h2>' + _plain(rows) if rows else ''
 
 
 def _timing(timing: Mapping[str, float]) -> str:

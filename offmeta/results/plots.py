@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from offmeta.results import charts, drawing, records, statistics
+from offmeta.results import charts, drawing, panels, records
 
 
 def draw_all(
@@ -22,6 +22,7 @@ def draw_all(
     'z_space': z_space(record),
     'trajectories': trajectories(record),
     'finetune': charts.finetune_curve(record),
+    'diagnoses': panels.diagnoses(record),
     'wall_time': charts.wall_time(record.timing),
   }
   return {name: item for name, item in figures.items() if item is not None}
@@ -63,12 +64,14 @@ def training_curves(
         'eval/train/offline_context/final_return',
       ),
     )
-    if any(
-      metric in values
-      for stage, values in record.metrics.items()
-      if stage != 'collect'
-    )
+    if _logged(record, metric)
   ]
+  if all(metric.startswith('eval/test') for _, metric in panels):
+    title, metric = (
+      'Training tasks, self-collected context',
+      'eval/train/self_context/final_return',
+    )
+    panels += [(title, metric)] if _logged(record, metric) else []
   if not panels:
     return None
   curves = [_curves(record, metric) for _, metric in panels]
@@ -79,7 +82,9 @@ def training_curves(
       {(i, n): s for i, c in enumerate(curves) for n, s in c[1].items()},
     )
   ]
-  both = last[1] > 0
+  if not last[0]:  # nothing was trained offline
+    last = last[1:]
+  both = len(last) == 2 and last[1] > 0
   share = float(np.clip(last[0] / max(sum(last), 1), 0.25, 0.75))
   with drawing.rc():
     figure = drawing.figure(8.6, 3.5 * len(panels) + 0.3)
@@ -102,6 +107,15 @@ def training_curves(
       drawing.label_right(axes[-1], labels)
     _phase_axes(grid, last)
   return figure
+
+
+def _logged(record: records.Record, metric: str) -> bool:
+  """Whether any training logged it."""
+  return any(
+    metric in values
+    for stage, values in record.metrics.items()
+    if stage != 'collect'
+  )
 
 
 def _curves(
@@ -151,11 +165,7 @@ def _draw_curves(
     for name in sorted(online, key=run.headline_variant.__eq__)
   ]
   for axis, name, series, color in parts:
-    mean, low, high = statistics.band(series.values)
-    axis.fill_between(series.step, low, high, color=color, alpha=0.16, lw=0)
-    axis.plot(
-      series.step, mean, color=color, marker='o' if len(mean) <= 25 else None
-    )
+    mean = drawing.line(axis, series.step, series.values, color)
     if name in online or not online:
       labels.append((mean[-1], _variant_label(name, run), color))
   return labels
@@ -219,6 +229,8 @@ def _phase_axes(grid: np.ndarray, last: Sequence[int]) -> None:
         va='bottom',
       )
   names = ('offline updates', 'online updates (since the switch)')
+  if len(last) == 1:
+    names = ('online updates',)
   for axis, name in zip(grid[-1], names):
     axis.set_xlabel(name)
 
@@ -243,7 +255,10 @@ def episode_curves(record: records.Record) -> Any | None:
   points.insert(
     max(len(points) - 1, 0), ('offline', 'offline stage', drawing.OFFLINE)
   )
-  training = record.array('offline', 'train_self_returns') is not None
+  training = any(
+    record.array(point, 'train_self_returns') is not None
+    for point, *_ in points
+  )
   with drawing.rc():
     figure = drawing.figure(9.6 if training else 6.2, 3.9)
     axes = figure.subplots(1, 1 + training, squeeze=False, sharey=True)[0]
@@ -292,15 +307,14 @@ def _draw_episodes(
   counts = np.isfinite(returns).sum((1, 2))
   per_seed = np.where(counts > 0, np.nansum(returns, (1, 2)), np.nan)
   per_seed = per_seed / np.maximum(counts, 1)  # [S, E]
-  mean, low, high = statistics.band(per_seed.T)
-  episode = np.arange(1, len(mean) + 1)
-  if ls == '-':
-    axis.fill_between(episode, low, high, color=color, alpha=0.15, lw=0)
-  axis.plot(
+  episode = np.arange(1, per_seed.shape[1] + 1)
+  drawing.line(
+    axis,
     episode,
-    mean,
+    per_seed.T,
+    color,
+    band=ls == '-',
     ls=ls,
-    color=color,
     label=label,
     marker='o',
     markerfacecolor=color if ls == '-' else 'white',
@@ -456,7 +470,7 @@ def _z_legend(figure: Any, axes: Sequence[Any]) -> None:
 
 
 def trajectories(record: records.Record, max_tasks: int = 6) -> Any | None:
-  """Point-robot paths: columns are held-out tasks, rows before and after."""
+  """Paths on the plane: columns are held-out tasks, rows before and after."""
   headline = record.run.headline_variant
   rows = [
     (

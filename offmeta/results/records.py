@@ -3,13 +3,15 @@
 Axis letters: S seeds, M held-out tasks, N training tasks, R repetitions,
 E episodes, T time, Z latent, P points (posterior draws), K evaluations.
 
-Layout (all but `run.json` and `evaluations/offline.npz` may be missing):
+Layout (all but `run.json` and `evaluations/offline.npz` may be missing, and
+that too where nothing is trained offline):
 
   run.json                       what ran: config, variants, versions
   timing.json                    {phase: seconds}
   <stage>/metrics.jsonl          stage: collect, offline, online/<variant>,
-                                 finetune
-  evaluations/<point>.npz        point: the same, with - for /
+                                 finetune, or any other loop
+  evaluations/<point>.npz        point: the same, with - for /; of the four, and
+                                 of other loops of the offline phase
 """
 
 from collections.abc import Mapping
@@ -53,6 +55,9 @@ ARRAYS = {
   'trajectories': 'm e t 2',
   'trajectory_goals': 'm 2',
 }
+# The beginning of the names of what an algorithm says of itself: [S, ...] with
+# at most two more axes.
+DIAGNOSE = 'diagnose/'
 _AXIS_NAMES = {
   'S': 'seeds',
   'M': 'held-out tasks',
@@ -65,6 +70,22 @@ _REQUIRED = {
   'online': ('test_self_returns',),
   'finetune': ('finetune_returns', 'finetune_env_steps'),
 }
+
+
+def _axes(name: str, array: np.ndarray) -> list[str]:
+  """The axes of a known array."""
+  if name.startswith(DIAGNOSE):
+    return ['S', *'ab'[: max(array.ndim - 1, 0)]]
+  return ARRAYS[name].split()
+
+
+def diagnoses(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Those of a point's arrays that an algorithm says of itself, by name."""
+  return {
+    name.removeprefix(DIAGNOSE): array
+    for name, array in arrays.items()
+    if name.startswith(DIAGNOSE)
+  }
 
 
 class Series(NamedTuple):
@@ -135,7 +156,7 @@ def load(workdir: str | pathlib.Path, tested: bool = True) -> Record:
 
   Args:
     workdir: what `experiments.run --workdir` was given.
-    tested: whether its offline stage must have been tested.
+    tested: whether it must have been tested: its offline stage, if it has one.
 
   Raises:
     ValueError: with what is wrong, where, and what to do.
@@ -148,24 +169,48 @@ def load(workdir: str | pathlib.Path, tested: bool = True) -> Record:
     *(f'online/{n}' for n in run.variants),
     'finetune',
   ]
+  loops = _loops(workdir)
+  # Offline loops beside the last are scored, too.
+  scored = [*stages, *(x for x in loops if x.startswith('offline/'))]
   evaluations, metrics = {}, {}
-  for point in (stage.replace('/', '-') for stage in stages):
+  for point in (stage.replace('/', '-') for stage in scored):
     path = workdir / 'evaluations' / f'{point}.npz'
     if path.exists():
       evaluations[point] = load_evaluation(path)
-    elif point == 'offline' and tested:
+    elif point == 'offline' and tested and _has_offline(workdir, run):
       raise ValueError(
         f'{path} is missing: the offline stage has not been tested; run '
         'again with --phases=collect,offline,test,report'
       )
+  if tested and not any(
+    p.startswith(('offline', 'online')) for p in evaluations
+  ):
+    raise ValueError(
+      f'{workdir / "evaluations"}: nothing that was trained has been tested;'
+      ' run again with --phases=collect,online,test,report'
+    )
   _check_axes(evaluations, run.num_seeds, workdir / 'evaluations')
-  for stage in stages:
+  for stage in dict.fromkeys([*stages, *loops]):
     path = workdir / stage / 'metrics.jsonl'
     if path.exists():
       metrics[stage] = load_metrics(path)
   return Record(
     workdir, run, load_timing(workdir / 'timing.json'), evaluations, metrics
   )
+
+
+def _loops(workdir: pathlib.Path) -> list[str]:
+  """Folders in which anything was logged: 'offline', 'online/NAME', ..."""
+  return sorted(
+    path.parent.relative_to(workdir).as_posix()
+    for pattern in ('*/metrics.jsonl', '*/*/metrics.jsonl')
+    for path in workdir.glob(pattern)
+  )
+
+
+def _has_offline(workdir: pathlib.Path, run: Run) -> bool:
+  """Whether the run trains offline: on-policy ones only have variants."""
+  return not run.variants or (workdir / 'offline').exists()
 
 
 def load_run(path: pathlib.Path) -> Run:
@@ -230,7 +275,11 @@ def load_evaluation(path: pathlib.Path) -> dict[str, np.ndarray]:
     )
   try:
     with np.load(path, allow_pickle=False) as archive:
-      arrays = {name: archive[name] for name in archive.files if name in ARRAYS}
+      arrays = {
+        name: archive[name]
+        for name in archive.files
+        if name in ARRAYS or name.startswith(DIAGNOSE)
+      }
   except (
     OSError,
     EOFError,
@@ -243,7 +292,7 @@ def load_evaluation(path: pathlib.Path) -> dict[str, np.ndarray]:
       f'{path} cannot be read as plain arrays ({error}); {redo}'
     ) from error
   for name, array in arrays.items():
-    axes = ARRAYS[name].split()
+    axes = _axes(name, array)
     fits = (
       array.ndim == len(axes)
       and 0 not in array.shape
@@ -358,7 +407,7 @@ def _check_axes(
   sizes = {'S': (num_seeds, 'run.json')}
   for point, arrays in evaluations.items():
     for name, array in arrays.items():
-      for axis, size in zip(ARRAYS[name].split(), array.shape):
+      for axis, size in zip(_axes(name, array), array.shape):
         if axis not in _AXIS_NAMES:
           continue
         expected, source = sizes.setdefault(axis, (size, f'{point}.npz:{name}'))

@@ -10,6 +10,7 @@ from typing import Any
 from offmeta.results import (
   drawing,
   page,
+  panels,
   plots,
   records,
   summary as summary_lib,
@@ -52,10 +53,18 @@ def build(workdir: str | pathlib.Path) -> dict[str, Any]:
     name: drawing.to_png(figure)
     for name, figure in plots.draw_all(record, summary).items()
   }
+  # There are many: they should weigh little.
+  logged = {
+    name: drawing.to_png(figure, dpi=80)
+    for name, figure in panels.logged(record).items()
+  }
   for name, png in pictures.items():
     write_atomic(folder / f'{name}.png', png)
+  for name, png in logged.items():
+    write_atomic(folder / f'metrics-{name.replace("/", "-")}.png', png)
   write_atomic(
-    folder / 'index.html', page.render(record, summary, pictures).encode()
+    folder / 'index.html',
+    page.render(record, summary, pictures, logged).encode(),
   )
   return summary
 

@@ -264,7 +264,7 @@ def _robust(record: records.Record) -> dict[str, Any]:
           statistics.task_scores(returns)
         ).as_dict()
       )
-  if online is not None:
+  if online is not None and offline is not None:
     result['probability_online_above_offline'] = (
       statistics.probability_of_improvement(
         statistics.task_scores(online), statistics.task_scores(offline)
@@ -274,14 +274,25 @@ def _robust(record: records.Record) -> dict[str, Any]:
 
 
 def _diagnostics(record: records.Record) -> dict[str, Any]:
-  """Distribution shift in z, point -> quantity -> interval over seeds."""
+  """Distribution shift in z and what the algorithm says in one number.
+
+  Returns:
+    Point -> quantity -> interval over seeds.
+  """
   result = {}
   for point, arrays in record.evaluations.items():
     entry = {}
-    for name in ('kl_offline', 'kl_self', 'normalized_shift'):
-      if name not in arrays:
-        continue
-      values = arrays[name].reshape(len(arrays[name]), -1).mean(-1)
+    shown = {
+      name: arrays[name].reshape(len(arrays[name]), -1).mean(-1)
+      for name in ('kl_offline', 'kl_self', 'normalized_shift')
+      if name in arrays
+    }
+    shown |= {
+      name: values
+      for name, values in records.diagnoses(arrays).items()
+      if values.ndim == 1
+    }
+    for name, values in shown.items():
       if np.isfinite(values).all():
         entry[name] = statistics.t_interval(values).as_dict()
       else:

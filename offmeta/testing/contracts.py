@@ -20,11 +20,16 @@ from offmeta.types import (
   EnvFamily,
   EnvSpec,
   EnvState,
+  Evidence,
+  Key,
   LearnerState,
+  Loop,
   MetaBatch,
   Policy,
+  Problem,
   Stage,
   Task,
+  checked_diagnosis,
 )
 
 
@@ -42,7 +47,8 @@ def check_env_family(
   their termination) are finite, with terminal in {0, 1}; `reward(features,
   action, task)` equals the reward of `step`, also for clipped and for stacked
   actions; vmap over tasks equals one by one; the same key gives the same
-  episode; task lists have the leaves of sampled tasks.
+  episode; task lists have the leaves of sampled tasks; `position`, where there
+  is one, gives finite points on a plane.
 
   Args:
     family: what to check.
@@ -108,13 +114,13 @@ def check_env_family(
   ), 'different keys gave the same task and the same episode'
   for i, states in enumerate(single):
     _check_reward(family, states, actions[i], take(tasks, i), tolerance)
+    _check_position(family, states)
   _check_vmap(family, single, keys, actions, tasks, tolerance)
 
 
 def _check_spec(family: EnvFamily) -> None:
   spec = family.spec
   for name in (
-    'observation_size',
     'action_size',
     'feature_size',
     'episode_length',
@@ -123,6 +129,19 @@ def _check_spec(family: EnvFamily) -> None:
     assert isinstance(value, int) and value >= 1, (
       f'spec.{name} must be a positive int, not {value!r}'
     )
+  assert (
+    isinstance(spec.observation_shape, tuple)
+    and len(spec.observation_shape) in (1, 3)
+    and all(isinstance(n, int) and n >= 1 for n in spec.observation_shape)
+  ), (
+    'spec.observation_shape must be (size,) or (height, width, channels), not'
+    f' {spec.observation_shape!r}'
+  )
+  known = ('float32', 'uint8')
+  assert spec.observation_dtype in known, (
+    f'spec.observation_dtype must be one of {known}, not'
+    f' {spec.observation_dtype!r}'
+  )
   assert isinstance(spec.name, str) and spec.name, 'spec.name is empty'
   assert isinstance(spec.terminates, bool), 'spec.terminates must be a bool'
   try:
@@ -168,7 +187,7 @@ def _check_tasks(
 def _check_state(family: EnvFamily, state: EnvState, where: str) -> None:
   spec = family.spec
   shapes = {
-    'observation': (spec.observation_size,),
+    'observation': spec.observation_shape,
     'reward': (),
     'terminal': (),
     'features': (spec.feature_size,),
@@ -179,8 +198,9 @@ def _check_state(family: EnvFamily, state: EnvState, where: str) -> None:
     assert value.shape == shape, (
       f'{where}: {name} has shape {value.shape}, spec says {shape}'
     )
-    assert value.dtype == jnp.float32, (
-      f'{where}: {name} is {value.dtype}, not float32'
+    dtype = spec.observation_dtype if name == 'observation' else 'float32'
+    assert value.dtype == dtype, (
+      f'{where}: {name} is {value.dtype}, not {dtype}'
     )
     assert np.all(np.isfinite(value)), f'{where}: {name} is not finite'
   for name in ('terminal', 'diverged'):
@@ -226,6 +246,20 @@ def _check_reward(
     )
 
 
+def _check_position(family: EnvFamily, states: list[EnvState]) -> None:
+  if not hasattr(family, 'position'):
+    return
+  observations = jnp.stack([state.observation for state in states])
+  places = np.asarray(family.position(observations))
+  assert places.shape == (len(states), 2) and np.all(np.isfinite(places)), (
+    f'position(observation) of observations {observations.shape} has shape'
+    f' {places.shape} or is not finite, expected finite [{len(states)}, 2]'
+  )
+  assert np.array_equal(
+    places[0], np.asarray(family.position(observations[0]))
+  ), 'position of stacked observations is not that of one'
+
+
 def _check_vmap(
   family: EnvFamily,
   single: list[list[EnvState]],
@@ -242,11 +276,15 @@ def _check_vmap(
       state = step(state, actions[:, 0], tasks)
     for i, states in enumerate(single):
       for name in ('observation', 'reward', 'terminal', 'features'):
+        # A pixel is cut off to a whole number: rounding may make it the next.
+        pixels = name == 'observation' and (
+          family.spec.observation_dtype != 'float32'
+        )
         np.testing.assert_allclose(
-          getattr(state, name)[i],
-          getattr(states[t], name),
+          np.asarray(getattr(state, name)[i], np.float32),
+          np.asarray(getattr(states[t], name), np.float32),
           rtol=tolerance,
-          atol=tolerance,
+          atol=1.0 if pixels else tolerance,
           err_msg=f'vmap over tasks and one by one differ in {name} after '
           f'{t} steps of task {i}',
         )
@@ -261,7 +299,7 @@ def _numbers(leaf: Any) -> np.ndarray:
 def check_algorithm(
   make: Callable[..., Algorithm],
   config: Any,
-  spec: EnvSpec,
+  spec: EnvSpec | Problem,
   tolerance: float = 1e-4,
   quick: bool = False,
 ) -> None:
@@ -272,14 +310,15 @@ def check_algorithm(
   equals single seeds, to rounding; the root key stays and the step counts.
   Policies: shapes and trees, actions finite and in [-1, 1], an adaptation
   without valid entries gives `init`'s prior and entries that do not count
-  change nothing. `relabel` gives the same with a poisoned reward. Stages of
-  `finetune`, from `begin_finetune`, as the others. Choose
+  change nothing. `relabel` gives the same with a poisoned reward. `diagnose`
+  gives finite arrays that the report can show. Stages of
+  'finetune', from what its `begin` gives, as the others. Choose
   small sizes in `config`: nothing here needs large ones.
 
   Args:
-    make: (spec, config, axis_name) -> Algorithm.
+    make: (problem, config, axis_name) -> Algorithm.
     config: of the algorithm.
-    spec: sizes of a family; no environment is run.
+    spec: of a family, or a whole Problem; no environment is run.
     tolerance: relative and absolute, between two ways to compute a state.
       Adam turns rounding errors of tiny gradients into whole steps, so it
       should not be far below the learning rates.
@@ -289,7 +328,9 @@ def check_algorithm(
   Raises:
     AssertionError: says what failed.
   """
-  algorithm = make(spec, config, None)
+  problem = spec if isinstance(spec, Problem) else Problem(spec, 3)
+  spec = problem.spec
+  algorithm = make(problem, config, None)
   assert isinstance(algorithm, Algorithm), f'make gave {type(algorithm)}'
   keys = jax.random.split(jax.random.key(0), 2)
   init = jax.jit(algorithm.init)
@@ -298,32 +339,95 @@ def check_algorithm(
     assert isinstance(leaf, jax.Array), f'init: {leaf!r} is not an array'
   _assert_finite(states[0], 'init')
   _assert_like(init(keys[0]), states[0], 'init with the same key', 0.0)
-  for phase in ('offline', 'online'):
-    if phase == 'online':
-      begun = [jax.jit(algorithm.begin_online)(state) for state in states]
-      _assert_same_form(begun[0], states[0], 'begin_online')
-      states = begun
-    for stage in getattr(algorithm, phase):
+  assert algorithm.loops, 'no loops'
+  for loop in algorithm.loops:
+    if loop.phase == 'finetune':
+      continue
+    begun = [jax.jit(loop.begin)(state) for state in states]
+    _assert_same_form(
+      begun[0].replace(memory=()),
+      states[0].replace(memory=()),
+      f'begin of loop {loop.name!r}',
+    )
+    states = begun
+    for stage in loop.stages:
       states = _check_stage(
-        stage, states, spec, algorithm.data, tolerance, quick
+        stage,
+        states,
+        _drawing(algorithm, loop, stage, states[0], spec),
+        tolerance,
+        quick,
       )
+    _check_finished(loop, states[0])
+    states = [state.replace(memory=()) for state in states]
   params = algorithm.actor_params(states[0])
   for name in ('explore', 'evaluate', 'evaluate_given_context'):
     if getattr(algorithm, name) is not None:
       _check_policy(
         getattr(algorithm, name), name, algorithm, params, spec, tolerance
       )
-  if algorithm.finetune:
-    _check_finetune(algorithm, states, spec, tolerance, quick)
+  for loop in algorithm.in_phase('finetune'):
+    _check_finetune(algorithm, loop, states, spec, tolerance, quick)
   if algorithm.relabel is not None:
     _check_relabel(algorithm, states[0], spec)
+  if algorithm.diagnose is not None:
+    _check_diagnose(algorithm, states[0], spec)
+
+
+def _drawing(
+  algorithm: Algorithm,
+  loop: Loop,
+  stage: Stage,
+  state: LearnerState,
+  spec: EnvSpec,
+) -> Callable[[Key], MetaBatch]:
+  """key -> a batch as the stage asks for, without any meaning."""
+  if stage.batch.query is None:
+    return jax.jit(
+      lambda key: probes.random_batch(key, spec, stage.batch, algorithm.data)
+    )
+  assert loop.gather is not None, (
+    f'loop {loop.name!r}: stage {stage.name!r} is fed by rollouts, but nothing'
+    ' is gathered'
+  )
+  num_envs, num_steps = loop.gather
+  assert stage.batch.num_tasks == num_envs, (
+    f'stage {stage.name!r}: {stage.batch.num_tasks} tasks, but the loop gathers'
+    f' rollouts of {num_envs} environments'
+  )
+
+  def draw(key):
+    shape = (num_envs, num_steps)
+    steps = probes.random_transitions(
+      key, spec, shape, DataSpec(sequence_episodes=1)
+    )
+    policy, params = algorithm.explore, algorithm.actor_params(state)
+    act = lambda observation, key: policy.act(
+      params, policy.init(params, key), observation, key
+    )
+    action, _, said = jax.vmap(jax.vmap(act))(
+      steps.observation, jax.random.split(key, shape)
+    )
+    last = steps.extras['time'] == spec.episode_length - 1
+    extras = {
+      **said,
+      'features': jnp.zeros(shape + (spec.feature_size,)),
+      'time': steps.extras['time'],
+      'diverged': jnp.zeros(shape),
+      'truncated': last * steps.discount,
+    }
+    slots = jnp.arange(num_envs)
+    return MetaBatch(
+      slots, slots, None, None, steps._replace(action=action, extras=extras)
+    )
+
+  return jax.jit(draw)
 
 
 def _check_stage(
   stage: Stage,
   states: list[LearnerState],
-  spec: EnvSpec,
-  data: DataSpec,
+  draw: Callable[[Key], MetaBatch],
   tolerance: float,
   quick: bool,
 ) -> list[LearnerState]:
@@ -336,7 +440,6 @@ def _check_stage(
     return stage.update(state, batch)
 
   update = jax.jit(counted)
-  draw = jax.jit(lambda key: probes.random_batch(key, spec, stage.batch, data))
   batches = [draw(jax.random.key(i)) for i in range(2)]
   if stage.annotate is not None:
     batches = [_annotated(stage, states[0], batch) for batch in batches]
@@ -374,17 +477,16 @@ def _check_stage(
   # Primitive by primitive; disable_jit would undo jax's own functions too.
   eager = stage.update(before, batches[0])
   _assert_like(eager, once[0], f'{where}: without jit', tolerance)
-  stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
-  batched = jax.jit(jax.vmap(stage.update, (0, None)))(
-    stack(*states), batches[0]
+  # A program each, not one per leaf and shape.
+  stack = jax.jit(lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees))
+  unstack = jax.jit(
+    lambda tree: [jax.tree.map(lambda x: x[i], tree) for i in range(2)]
   )
-  for i, single in enumerate(once):
-    _assert_like(
-      jax.tree.map(lambda x: x[i], batched),
-      single,
-      f'{where}: vmap over seeds',
-      tolerance,
-    )
+  batched = jax.jit(jax.vmap(stage.update, (0, None)))(
+    stack(states), batches[0]
+  )
+  for both, single in zip(unstack(batched), once, strict=True):
+    _assert_like(both, single, f'{where}: vmap over seeds', tolerance)
   return after
 
 
@@ -400,13 +502,14 @@ def _annotated(stage: Stage, state: LearnerState, batch: MetaBatch):
     )
   _assert_finite(added, f'stage {stage.name!r}: annotate')
   # What does not count must not matter to what comes before it.
-  cut = mask.at[:, -1:].set(0.0)
-  spoiled = jax.tree.map(
-    lambda x: x.at[:, -1:].set(100.0 + x[:, -1:]), batch.query
-  )
+  cut, spoiled = jax.tree.map(np.array, (mask, batch.query))
+  cut[:, -1] = 0.0
+  for leaf in jax.tree.leaves(spoiled):
+    leaf[:, -1] += 100.0
+  kept = lambda found: jax.tree.map(lambda x: np.asarray(x)[:, :-1], found)
   _assert_like(
-    jax.tree.map(lambda x: x[:, :-1], annotate(state, spoiled, cut)),
-    jax.tree.map(lambda x: x[:, :-1], annotate(state, batch.query, cut)),
+    kept(annotate(state, spoiled, cut)),
+    kept(annotate(state, batch.query, cut)),
     f'stage {stage.name!r}: annotate with another entry where the mask is 0',
     0.0,
   )
@@ -440,8 +543,10 @@ def _check_policy(
   _assert_like(
     nothing, prior, f'{name}: adapt with nothing valid, and init', tolerance
   )
+  # In numpy: outside jit, jax compiles a program per operation and shape.
+  context, other = jax.tree.map(np.asarray, (context, other))
   mixed = jax.tree.map(
-    lambda a, b: jnp.concatenate([a[:3], b[3:]]), context, other
+    lambda a, b: np.concatenate([a[:3], b[3:]]), context, other
   )
   _assert_like(
     adapt(params, prior, mixed, valid, keys[2]),
@@ -449,67 +554,100 @@ def _check_policy(
     f'{name}: adapt with other entries where valid is 0',
     0.0,
   )
+  kept = policy.keep(context)
+  _assert_like(kept.reward, context.reward, f'{name}: keep, the reward', 0.0)
+  _assert_like(
+    adapt(params, prior, kept, valid, keys[2]),
+    state,
+    f'{name}: adapt to what keep leaves',
+    0.0,
+  )
   act, observe = jax.jit(policy.act), jax.jit(policy.observe)
   for i in range(3):
     step = jax.tree.map(lambda x: x[i], other)
     key = jax.random.fold_in(keys[3], i)
-    # Far beyond the data, where an action that is not squashed leaves [-1, 1].
-    action, _ = act(params, state, 100.0 * step.observation, key)
+    observation = step.observation
+    if spec.observation_dtype == 'float32':
+      # Far beyond the data, where what is not squashed leaves [-1, 1].
+      observation = 100.0 * observation
+    chosen = act(params, state, observation, key)
+    assert len(chosen) == 3, (
+      f'{name}: act returns {len(chosen)} things, not action, state and extras'
+    )
+    action, seen, extras = chosen
+    _assert_same_form(seen, state, f'{name}: the state after act')
+    _assert_finite((seen, extras), f'{name}: act')
     assert action.shape == (spec.action_size,), (
       f'{name}: action of shape {action.shape}'
     )
     assert np.all(np.abs(action) <= 1.0), (
       f'{name}: action {action} is not in [-1, 1]'
     )
-    new = observe(params, state, step, key)
+    new = observe(params, seen, step, key)
     _assert_same_form(new, state, f'{name}: the state after observe')
     _assert_finite(new, f'{name}: observe')
     state = new
   if algorithm.posterior is not None:
-    mean, std = algorithm.posterior(params, context, 0.0 * valid)
+    mean, std = jax.jit(algorithm.posterior)(params, context, 0.0 * valid)
     _assert_like(
       (mean, std),
-      (jnp.zeros_like(mean), jnp.ones_like(std)),
+      (np.zeros_like(mean), np.ones_like(std)),
       'posterior of nothing, and N(0, I)',
       tolerance,
     )
 
 
+def _check_finished(loop: Loop, state: LearnerState) -> None:
+  if loop.finished is None:
+    return
+  finished = jax.jit(loop.finished)(state)
+  assert finished.shape == () and finished.dtype == bool, (
+    f'loop {loop.name!r}: finished gave {finished.dtype}{finished.shape},'
+    ' expected one bool'
+  )
+
+
 def _check_finetune(
   algorithm: Algorithm,
+  loop: Loop,
   states: list[LearnerState],
   spec: EnvSpec,
   tolerance: float,
   quick: bool,
 ) -> None:
-  context = probes.random_transitions(
-    jax.random.key(5), spec, (6,), algorithm.data
-  )
-  begin = jax.jit(algorithm.begin_finetune)
+  context = jax.jit(
+    lambda key: probes.random_transitions(key, spec, (6,), algorithm.data)
+  )(jax.random.key(5))
+  begin = jax.jit(loop.begin)
   begun = [begin(state, context, jnp.ones(6)) for state in states]
-  _assert_finite(begun[0], 'begin_finetune')
+  _assert_finite(begun[0], 'begin of finetune')
   _assert_same_form(
     algorithm.actor_params(begun[0]),
     algorithm.actor_params(states[0]),
-    'begin_finetune: what the policies take as params',
+    'begin of finetune: what the policies take as params',
   )
-  for stage in algorithm.finetune:
-    begun = _check_stage(stage, begun, spec, algorithm.data, tolerance, quick)
+  for stage in loop.stages:
+    draw = _drawing(algorithm, loop, stage, begun[0], spec)
+    begun = _check_stage(stage, begun, draw, tolerance, quick)
 
 
 def _check_relabel(
   algorithm: Algorithm, state: LearnerState, spec: EnvSpec
 ) -> None:
   keys = jax.random.split(jax.random.key(4), 3)
-  context = probes.random_transitions(keys[0], spec, (5,))
-  data = probes.random_transitions(keys[1], spec, (7,))
+  context, data = jax.jit(
+    lambda keys: [
+      probes.random_transitions(key, spec, (size,))
+      for key, size in zip(keys, (5, 7))
+    ]
+  )(keys)
   relabel = jax.jit(algorithm.relabel)
   labels = relabel(state, context, jnp.ones(5), data, keys[2])
   assert labels.shape == data.reward.shape, (
     f'relabel: rewards of shape {labels.shape}, not {data.reward.shape}'
   )
   _assert_finite(labels, 'relabel')
-  poisoned = data._replace(reward=jnp.full_like(data.reward, jnp.nan))
+  poisoned = data._replace(reward=np.full_like(data.reward, np.nan))
   _assert_like(
     relabel(state, context, jnp.ones(5), poisoned, keys[2]),
     labels,
@@ -547,3 +685,21 @@ def _assert_like(
       atol=tolerance,
       err_msg=f'{what} differ at {jax.tree_util.keystr(path)}',
     )
+
+
+def _check_diagnose(
+  algorithm: Algorithm, state: LearnerState, spec: EnvSpec
+) -> None:
+  keys = jax.random.split(jax.random.key(7), 4)
+  logged, own, rows = [
+    probes.random_transitions(key, spec, (3, 5), algorithm.data)
+    for key in keys[:3]
+  ]
+  mask = jnp.ones((3, 5)).at[:, 4].set(0.0)
+  evidence = Evidence(logged, mask, own, mask, rows, mask, keys[3])
+  found = jax.jit(algorithm.diagnose)(state, evidence)
+  try:
+    checked_diagnosis(found)
+  except ValueError as error:
+    raise AssertionError(str(error)) from error
+  _assert_finite(found, 'diagnose')

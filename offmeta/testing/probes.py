@@ -12,10 +12,14 @@ from offmeta.types import (
   EnvFamily,
   EnvSpec,
   EnvState,
+  Exploration,
   Key,
   MetaBatch,
+  Sequences,
   Task,
+  Trajectory,
   Transition,
+  Windows,
 )
 
 
@@ -32,7 +36,7 @@ class CountingFamily:
   def __init__(self, *, episode_length: int = 5, terminates: bool = False):
     self.spec = EnvSpec(
       name='counting',
-      observation_size=2,
+      observation_shape=(2,),
       action_size=1,
       feature_size=1,
       episode_length=episode_length,
@@ -113,7 +117,7 @@ class BanditFamily:
   def __init__(self, *, episode_length: int = 4):
     self.spec = EnvSpec(
       name='bandit',
-      observation_size=1,
+      observation_shape=(1,),
       action_size=2,
       feature_size=1,
       episode_length=episode_length,
@@ -147,6 +151,62 @@ class BanditFamily:
     return jnp.sum(jnp.clip(action, -1.0, 1.0) * task['direction'], axis=-1)
 
 
+class AimFamily:
+  """The reward is 1 - (action - slope * mark)^2; the mark is seen.
+
+  The observation is (mark, share of the time that is over), the mark drawn from
+  U(-0.8, 0.8) at the reset, the feature the mark. The best action is
+  slope * mark, and then all steps pay 1. At the time limit the episode is cut,
+  or with `terminates` over: V of the best policy before step t of T is
+  1 / (1 - gamma), or (1 - gamma^(T - t)) / (1 - gamma).
+
+  Task: {'slope': []}, in [-1, 1].
+  """
+
+  def __init__(self, *, episode_length: int = 5, terminates: bool = False):
+    self.spec = EnvSpec(
+      name='aim',
+      observation_size=2,
+      action_size=1,
+      feature_size=1,
+      episode_length=episode_length,
+      terminates=terminates,
+      options={'episode_length': episode_length, 'terminates': terminates},
+    )
+
+  def sample_tasks(self, key: Key, num_tasks: int) -> Task:
+    """Slopes uniform in [-1, 1]."""
+    return {'slope': jax.random.uniform(key, (num_tasks,), minval=-1.0)}
+
+  def task_list(self, name: str) -> tuple[Task, Task]:
+    """There is none."""
+    raise ValueError(f'unknown task list {name!r}; known: none')
+
+  def reset(self, key: Key, task: Task) -> EnvState:
+    """At the first step with a random mark."""
+    del task
+    zero = jnp.zeros(())
+    mark = jax.random.uniform(key, (), minval=-0.8, maxval=0.8)
+    return EnvState(zero, jnp.stack([mark, zero]), zero, zero, mark[None])
+
+  def step(self, state: EnvState, action: Array, task: Task) -> EnvState:
+    """Pays, and counts."""
+    time = state.physics + 1.0
+    limit = self.spec.episode_length
+    over = (time >= limit).astype(jnp.float32)
+    return state._replace(
+      physics=time,
+      observation=jnp.stack([state.features[0], time / limit]),
+      reward=self.reward(state.features, action, task),
+      terminal=over if self.spec.terminates else jnp.zeros(()),
+    )
+
+  def reward(self, features: Array, action: Array, task: Task) -> Array:
+    """The reward [...] of features [..., 1], action [..., 1]."""
+    error = jnp.clip(action, -1.0, 1.0) - task['slope'] * features
+    return 1.0 - jnp.sum(jnp.square(error), axis=-1)
+
+
 class PoisonedReward:
   """A family whose steps reveal `value` instead of rewards and features.
 
@@ -170,6 +230,14 @@ class PoisonedReward:
     )
 
 
+def random_observations(key: Key, spec: EnvSpec, shape: tuple[int, ...]):
+  """Standard normal numbers or uniform pixels, [*shape, *observation]."""
+  shape += spec.observation_shape
+  if spec.observation_dtype == 'float32':
+    return jax.random.normal(key, shape)
+  return jax.random.bits(key, shape, spec.observation_dtype)
+
+
 def random_transitions(
   key: Key,
   spec: EnvSpec,
@@ -177,7 +245,7 @@ def random_transitions(
   data: DataSpec = DataSpec(),
   sequence_size: int = 0,
 ) -> Transition:
-  """Standard normal transitions; actions in [-1, 1], one in eight terminal.
+  """Random transitions; actions in [-1, 1], one in eight terminal.
 
   Args:
     key: random key.
@@ -193,9 +261,7 @@ def random_transitions(
     k_return, k_last, k_power = jax.random.split(keys[0], 3)
     extras |= {
       'return_to_go': jax.random.normal(k_return, shape),
-      'last_observation': jax.random.normal(
-        k_last, shape + (spec.observation_size,)
-      ),
+      'last_observation': random_observations(k_last, spec, shape),
       'bootstrap': jax.random.uniform(k_power, shape),
       'last_discount': jnp.ones(shape),
     }
@@ -205,15 +271,13 @@ def random_transitions(
       (steps % spec.episode_length).astype(jnp.float32), shape
     )
   return Transition(
-    observation=jax.random.normal(keys[0], shape + (spec.observation_size,)),
+    observation=random_observations(keys[0], spec, shape),
     action=jax.random.uniform(
       keys[1], shape + (spec.action_size,), minval=-1.0
     ),
     reward=jax.random.normal(keys[2], shape),
     discount=jax.random.bernoulli(keys[3], 0.875, shape).astype(jnp.float32),
-    next_observation=jax.random.normal(
-      keys[4], shape + (spec.observation_size,)
-    ),
+    next_observation=random_observations(keys[4], spec, shape),
     extras=extras,
   )
 
@@ -223,25 +287,47 @@ def random_batch(
 ) -> MetaBatch:
   """A batch of the given composition without any meaning."""
   k_context, k_query, k_mask = jax.random.split(key, 3)
-  tasks = batch.num_tasks
-  size = batch.context_size
-  if batch.context == 'episodes':
-    size = max(size, batch.sequence_size)
-  # Every task has an entry that counts, most have some that do not.
-  mask = jax.random.bernoulli(k_mask, 0.75, (tasks, size)).at[:, 0].set(True)
-  if batch.context == 'sequences':  # prefixes of each
-    length = jax.random.randint(
-      k_mask, (tasks, batch.num_sequences, 1), 1, batch.sequence_size + 1
+  tasks, asked = batch.num_tasks, batch.context
+  length = 0
+  if isinstance(asked, Sequences):  # prefixes of each
+    length = asked.length
+    valid = jax.random.randint(k_mask, (tasks, asked.count, 1), 1, length + 1)
+    mask = (jnp.arange(length) < valid).reshape(tasks, -1)
+  elif asked is not None:
+    size = asked.size
+    if isinstance(asked, Exploration):
+      length = asked.sequence_size
+      size = max(size, length)
+    # Every task has an entry that counts, most have some that do not.
+    mask = jax.random.bernoulli(k_mask, 0.75, (tasks, size)).at[:, 0].set(True)
+  context = None, None
+  if asked is not None:
+    context = (
+      random_transitions(k_context, spec, mask.shape, data, length),
+      mask.astype(jnp.float32),
     )
-    mask = (jnp.arange(batch.sequence_size) < length).reshape(tasks, -1)
-  return MetaBatch(
-    task_id=jnp.arange(tasks),
-    slot=jnp.arange(tasks),
-    context=random_transitions(
-      k_context, spec, mask.shape, data, batch.sequence_size
-    ),
-    context_mask=mask.astype(jnp.float32),
-    query=random_transitions(
-      k_query, spec, (tasks, batch.query_size), data, batch.sequence_size
-    ),
+  if isinstance(batch.query, Windows):
+    query = _random_windows(k_query, spec, tasks, batch.query, data)
+  else:
+    query = random_transitions(
+      k_query, spec, (tasks, batch.query.size), data, length
+    )
+  return MetaBatch(jnp.arange(tasks), jnp.arange(tasks), *context, query)
+
+
+def _random_windows(key, spec, tasks: int, asked: Windows, data) -> Trajectory:
+  """The first window is whole, others may end early."""
+  shape = (tasks, asked.count, asked.length)
+  steps = random_transitions(key, spec, shape, data)
+  valid = jax.random.randint(key, (*shape[:2], 1), 1, asked.length + 1)
+  valid = valid.at[:, 0].set(asked.length)
+  last = jax.random.fold_in(key, 0)
+  frames = random_observations(last, spec, (*shape[:2], 1))
+  return Trajectory(
+    observation=jnp.concatenate([steps.observation, frames], axis=2),
+    action=steps.action,
+    reward=steps.reward,
+    discount=steps.discount,
+    mask=(jnp.arange(asked.length) < valid).astype(jnp.float32),
+    extras=steps.extras,
   )

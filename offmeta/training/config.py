@@ -104,7 +104,7 @@ class OnlineConfig:
   share_encoder_buffer: bool = True  # one buffer for both roles (Ant script)
   gather: Visits = Visits()
   headline: str = 'smac'  # the variant reported as `online_*`
-  oracle: str = 'oracle'  # the variant reported as `oracle`
+  oracle: str = 'oracle'  # the variant reported as `oracle`; '': none
   # name -> {'description': str, and what it changes in ExperimentConfig}
   variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
@@ -151,13 +151,11 @@ class ExperimentConfig:
   finetune: FinetuneConfig = FinetuneConfig()
   evaluation: EvaluationConfig = EvaluationConfig()
   seed: limits.Seed = 0
-  first_seed: limits.Seed = (
-    0  # learners first_seed, first_seed + 1, ... of that seed
-  )
+  # Learners first_seed, first_seed + 1, ... of that seed.
+  first_seed: limits.Seed = 0
   num_seeds: limits.SideBySide = 5
-  chunk: limits.Count = (
-    500  # updates per compiled call (metrics are their mean)
-  )
+  # Updates per compiled call (metrics are their mean).
+  chunk: limits.Count = 500
   matmul_precision: Precision = 'float32'  # of the networks in updates
 
 
@@ -355,6 +353,8 @@ def _validate_online(config: ExperimentConfig):
     _check_form(name, changes)
   for role in ('headline', 'oracle'):
     name = getattr(config.online, role)
+    if role == 'oracle' and not name:  # there is none
+      continue
     if name not in names:
       raise ConfigError(
         f'config.online.{role}: no variant {name!r}; known:'

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta import evaluation, rollout
+from offmeta import evaluation, rollout, types
+from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
 from offmeta.training.seeds import Seeds
 from offmeta.training.setup import Setup
-from offmeta.types import Algorithm, LearnerState
+from offmeta.types import Algorithm, Array, Evidence, LearnerState, Slice
 
 
 class OfflineData(NamedTuple):
@@ -45,7 +46,7 @@ class Evaluator:
     axis_name = seeds.layout.axis_name
     keys = seeds.streams('evaluation')
     self._keys = [
-      jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys) for i in range(6)
+      jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys) for i in range(9)
     ]
     self._setup = setup
     self._all = jnp.arange(num_train)
@@ -93,7 +94,8 @@ class Evaluator:
       return evaluation.distribution_shift(algorithm, *args)
 
     # The episode that follows a context is the last of a sequence.
-    known = max(algorithm.data.sequence_episodes - 1, 0)
+    episodes = algorithm.data.sequence_episodes if algorithm.data else 0
+    known = max(episodes - 1, 0)
 
     def draw(replay, ids, key):
       if known:  # as recorded; what contexts are trained on may be mixed
@@ -109,6 +111,19 @@ class Evaluator:
         replay.contexts(), ids, key, config.num_repeats, config.context_size
       )
 
+    def draw_rows(replay, ids, key):
+      def one(task, key):
+        size = config.context_size
+        if num_episodes := algorithm.data.sequence_episodes:
+          return sampler.draw_sequence(key, replay.rl, task, num_episodes, size)
+        rows, mask = sampler.slice_rows(key, replay.rl, task, Slice(size))
+        return buffers.take(replay.rl, task, rows), mask
+
+      return jax.vmap(one)(ids, jax.random.split(key, len(ids)))
+
+    def diagnosis(state, evidence):
+      return types.checked_diagnosis(algorithm.diagnose(state, evidence))
+
     compile_ = seeds.layout.compile
     self._own = compile_(own, (0, None, None, 0))
     self._given_contexts = algorithm.evaluate_given_context and compile_(
@@ -116,6 +131,8 @@ class Evaluator:
     )
     self._shift = algorithm.posterior and compile_(shift, (0, 0, 0, 0))
     self._draw = jax.jit(jax.vmap(draw, (None, None, 0)))
+    self._draw_rows = jax.jit(jax.vmap(draw_rows, (None, None, 0)))
+    self._diagnosis = algorithm.diagnose and compile_(diagnosis, (0, 0))
 
   def _self_collected(
     self, params, train_ids, uniform: bool = False
@@ -245,7 +262,32 @@ class Evaluator:
         posterior_offline_mean=shift.offline_mean,
         posterior_self_mean=shift.self_mean,
       )
+    if data is not None and self._diagnosis is not None:
+      for name, value in self._diagnose(state, data.train, train).items():
+        out[f'diagnose/{name}'] = value
     return jax.device_get(out), test
+
+  def _diagnose(
+    self, state: LearnerState, logs: Replay, own: rollout.Adaptation
+  ) -> dict[str, Array]:
+    """What the algorithm says of itself, leaves [S, ...], on some tasks.
+
+    Args:
+      state: leaves [S, ...].
+      logs: of all training tasks.
+      own: what was collected in them, leaves [S, M, R, ...]; the first of the
+        repetitions is shown to the algorithm.
+    """
+    contexts = self._draw(logs, self._some, self._keys[6])
+    rows, mask = self._draw_rows(logs, self._some, self._keys[7])
+    first = lambda tree: jax.tree.map(lambda x: x[:, :, 0], tree)
+    seen = jax.tree.map(
+      lambda x: x[:, self._some], first((own.transitions, own.valid))
+    )
+    return self._diagnosis(
+      state,
+      Evidence(*first(contexts), *seen, rows, mask, self._keys[8]),
+    )
 
 
 def _num_diverged(adaptation: rollout.Adaptation) -> np.ndarray:

@@ -1,12 +1,12 @@
-"""Runs stages: gather, update in compiled chunks, evaluate, save, resume.
+"""Runs loops: gather, update in compiled chunks, evaluate, save, resume.
 
-One loop serves the behaviour policy's training, the offline phase (which
-gathers nothing) and the self-supervised phase.
+The same code serves every `types.Loop`: of the behaviour policy, of the fixed
+data (which gathers nothing), and of what learners gather themselves.
 """
 
 from collections.abc import Callable
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from offmeta import processes
 from offmeta.checkpoints.checkpointer import Checkpointer
 from offmeta.data.buffer import Replay
+from offmeta.data.on_policy import Fresh
 from offmeta.training import metrics as metrics_lib
 from offmeta.training.seeds import Seeds
 from offmeta.training.setup import PhaseError
@@ -24,26 +25,32 @@ from offmeta.types import Array, LearnerState
 
 
 class Progress(NamedTuple):
-  """Where a phase stands; all of it is checkpointed.
+  """Where a loop stands; all of it is checkpointed.
 
   Attributes:
     state: leaves [S, ...], S of this process.
-    replay: leaves [S, ...]; None when the data never change.
+    replay: leaves [S, ...]; None when the data never change. Of a loop with
+      rollouts these and the environments.
     iteration: [] int32, completed iterations.
     updates: [] int32, updates done in the current iteration. Its data have
       been gathered if this is above 0.
+    held: [S], which seeds had finished when the current iteration began; None
+      if the loop does not end early.
   """
 
   state: LearnerState
-  replay: Replay | None
+  replay: Replay | Fresh | None
   iteration: Array
   updates: Array
+  held: Array | None = None
 
 
-def start(state: LearnerState, replay: Replay | None) -> Progress:
+def start(
+  state: LearnerState, replay: Replay | Fresh | None, held: Array | None = None
+) -> Progress:
   """Nothing done yet."""
   zero = jnp.zeros((), jnp.int32)
-  return Progress(state, replay, zero, zero)
+  return Progress(state, replay, zero, zero, held)
 
 
 def run(
@@ -51,28 +58,26 @@ def run(
   updater: Updater,
   *,
   label: str,
-  iterations: int,
   replay: Replay | None = None,
   gather: Callable | None = None,
   evaluate: Callable | None = None,
-  evaluate_due: Callable[[int, int], bool] = lambda iteration, updates: False,
+  evaluate_every: int | None = None,
   writer: metrics_lib.MetricWriter,
   checkpointer: Checkpointer,
   checkpoint_every_s: float = 60.0,
   stop: StopRequest | None = None,
 ) -> Progress:
-  """Runs a phase from where `progress` stands to its end.
+  """Runs a loop from where `progress` stands to its end.
 
   Args:
     progress: where to begin.
-    updater: the updates of one iteration.
+    updater: the updates, and how many iterations.
     label: prefix of metric names.
-    iterations: how many in all.
     replay: the data when they never change (`progress.replay` is None).
     gather: (state, replay, iteration) -> (replay, metrics [S]), before each
       iteration.
     evaluate: (state, replay) -> metrics [S].
-    evaluate_due: (iteration, updates) done so far -> whether to evaluate.
+    evaluate_every: updates between evaluations; the last one is at the end.
     writer: receives metrics.
     checkpointer: receives `progress`.
     checkpoint_every_s: wall time between checkpoints.
@@ -86,67 +91,77 @@ def run(
     DivergenceError: a metric is not finite; nothing was saved after it.
   """
   layout = updater.seeds.layout
-  state, data = progress.state, progress.replay
+  state, data, held = progress.state, progress.replay, progress.held
   iteration, updates = int(progress.iteration), int(progress.updates)
   saved_at, cost = time.monotonic(), 0.0
 
+  def at():
+    return iteration * updater.total + updates
+
+  def all_finished():
+    return held is not None and bool(np.all(layout.all_seeds(held)))
+
   def save():
-    current = Progress(state, data, jnp.int32(iteration), jnp.int32(updates))
-    checkpointer.save(iteration * updater.total + updates, current)
+    current = Progress(
+      state, data, jnp.int32(iteration), jnp.int32(updates), held
+    )
+    checkpointer.save(at(), current)
     return current
 
-  while iteration < iterations:
+  ended = iteration >= updater.iterations or (not updates and all_finished())
+  while not ended:
     gathered = {}
     if gather is not None and updates == 0:
       data, gathered = gather(state, data, iteration)
     current = data if replay is None else replay
-    state, count, name, values = updater(state, current, updates)
-    updates += count
-    values = {f'{label}/{name}/{k}': v for k, v in values.items()}
-    values.update(gathered)
-    done, at = iteration, updates
-    if updates == updater.total:
-      iteration, updates = iteration + 1, 0
-    step = done * updater.total + at
+    before = at()
+    state, iteration, updates, values = updater(
+      state, current, iteration, updates, held
+    )
+    if not updates:
+      held = updater.finished(state)
+      ended = iteration >= updater.iterations or all_finished()
+    values = {f'{label}/{k}': v for k, v in values.items()} | gathered
     values = layout.all_seeds(values)
-    metrics_lib.assert_finite(values, label, step=step)
-    if evaluate is not None and evaluate_due(done, at):
+    metrics_lib.assert_finite(values, label, step=at())
+    due = ended or (
+      evaluate_every and at() // evaluate_every > before // evaluate_every
+    )
+    if evaluate is not None and due:
       values.update(layout.all_seeds(evaluate(state, current)))
-    new = 0 if data is None else int(np.mean(layout.all_seeds(_new(data))))
-    writer.write(step, values, iteration=iteration, env_steps=new)
+    new = (
+      0 if data is None else int(np.mean(layout.all_seeds(data.new_steps())))
+    )
+    writer.write(at(), values, iteration=iteration, env_steps=new)
     # At most a twentieth of the time goes into checkpoints.
     waited = time.monotonic() - saved_at > max(checkpoint_every_s, 20 * cost)
-    stopping, due = processes.any_process(
+    stopping, save_now = processes.any_process(
       [stop is not None and stop.requested, waited]
     )
-    if stopping or due:
+    if stopping or save_now:
       begin = time.monotonic()
       save()
       saved_at = time.monotonic()
       cost = saved_at - begin
-    if stopping and iteration < iterations:
+    if stopping and not ended:
       raise Interrupted
   return save()
 
 
-def _new(replay: Any) -> Array:
-  """Environment steps [S] since the start."""
-  return jnp.sum(replay.rl.size - replay.rl.offline_size, axis=-1)
-
-
-def run_stage(setup, stage, progress, updater, show=(), **kw):
-  """Restores, runs and saves one stage.
+def run_loop(setup, folder, progress, updater, show=(), **kw):
+  """Restores, runs and saves one loop.
 
   Args:
     setup: of the run.
-    stage: folder under the workdir.
+    folder: under the workdir.
     progress: where a run that was not interrupted begins; its replay is used
       up.
     updater: the updates, and whose they are.
     show: metrics for the console.
-    **kw: further arguments of `loop.run`.
+    **kw: further arguments of `run`.
   """
-  checkpointer = setup.checkpointer(stage, updater.seeds)
+  progress = progress._replace(held=updater.finished(progress.state))
+  checkpointer = setup.checkpointer(folder, updater.seeds)
   if checkpointer.latest_step() is not None:
     template = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
@@ -156,7 +171,7 @@ def run_stage(setup, stage, progress, updater, show=(), **kw):
     jax.tree.map(lambda x: x.delete(), progress.replay)
     progress = checkpointer.restore(template)
   done = int(progress.iteration) * updater.total + int(progress.updates)
-  writer = setup.writer(stage, kw['iterations'] * updater.total, show)
+  writer = setup.writer(folder, updater.iterations * updater.total, show)
   writer.truncate_after(done)
   try:
     progress = run(
@@ -171,24 +186,24 @@ def run_stage(setup, stage, progress, updater, show=(), **kw):
   finally:
     writer.close()
     checkpointer.close()
-  final = setup.checkpointer(stage, updater.seeds, 'final')
-  final.save(0, progress.state)
+  final = setup.checkpointer(folder, updater.seeds, 'final')
+  final.save(0, progress.state.replace(memory=()))
   final.close()
   return progress
 
 
-def final_states(setup, stage, algorithm, seeds: Seeds) -> LearnerState:
-  """The learner states [S] that a finished stage left.
+def final_states(setup, folder, algorithm, seeds: Seeds) -> LearnerState:
+  """The learner states [S] that a finished loop left.
 
   Raises:
     PhaseError: it is not finished.
   """
-  if not setup.is_done(stage):
+  if not setup.is_done(folder):
     raise PhaseError(
-      f'{setup.workdir / stage}: not finished; run the phase'
-      f' {stage.split("/")[0]!r} first (the same command with'
+      f'{setup.workdir / folder}: not finished; run the phase'
+      f' {folder.split("/")[0]!r} first (the same command with'
       ' --phases=collect,offline,online continues it)'
     )
-  return setup.checkpointer(stage, seeds, 'final').restore(
-    init_states(algorithm, seeds)
+  return setup.checkpointer(folder, seeds, 'final').restore(
+    init_states(algorithm, seeds).replace(memory=())
   )

@@ -25,7 +25,7 @@ from offmeta.training.config import (
   variant,
 )
 from offmeta.training.stopping import StopRequest
-from offmeta.types import Algorithm, EnvFamily, Key, Task
+from offmeta.types import Algorithm, EnvFamily, Key, Loop, Problem, Task
 
 
 class PhaseError(RuntimeError):
@@ -69,6 +69,8 @@ class Setup:
     seeds: the run's learners.
     stop: asks phases to save and stop.
     runtime: how it is carried out.
+    num_rows: logged transitions of the training task with the fewest; 0 while
+      there are no logs.
   """
 
   config: ExperimentConfig
@@ -79,15 +81,16 @@ class Setup:
   seeds: seeds_lib.Seeds
   stop: StopRequest
   runtime: Runtime = Runtime()
+  num_rows: int = 0
 
   def algorithm(
     self, name: str, config: Any, axis_name: str | None = None
   ) -> Algorithm:
     """An algorithm of the registry for this family and these tasks."""
-    if getattr(config, 'num_train_tasks', None) == 0:
-      number = jax.tree.leaves(self.train_tasks)[0].shape[0]
-      config = dataclasses.replace(config, num_train_tasks=number)
-    return ALGORITHMS[name].make(self.family.spec, config, axis_name)
+    problem = make_problem(
+      self.family, envs.num_tasks(self.train_tasks), self.num_rows
+    )
+    return ALGORITHMS[name].make(problem, config, axis_name)
 
   def learner(
     self,
@@ -97,6 +100,11 @@ class Setup:
     """The algorithm of the run, or of a variant's `config`."""
     config = config or self.config
     return self.algorithm(config.algorithm, config.settings, axis_name)
+
+  @property
+  def logged(self) -> bool:
+    """Whether the run's algorithm has any use for logged data."""
+    return self.learner().data is not None
 
   def make_seeds(self, keys: Key, num_tasks: int) -> seeds_lib.Seeds:
     """Other learners than the run's, with meta-batches of `num_tasks`."""
@@ -219,6 +227,44 @@ def make_tasks(
   )
 
 
+def make_problem(
+  family: EnvFamily, num_tasks: int, num_rows: int = 0
+) -> Problem:
+  """What algorithms of this family are made for; see `Problem`."""
+  return Problem(
+    family.spec, num_tasks, num_rows, getattr(family, 'termination', None)
+  )
+
+
+def _check_gather(loop: Loop, config: ExperimentConfig, num_train: int):
+  """Refuses rollouts that do not fit the tasks, and batches of none."""
+  name = config.algorithm
+  fresh = any(stage.batch.query is not None for stage in loop.stages)
+  if loop.gather is None:
+    if fresh:
+      raise ConfigError(
+        f'config.{name}: a stage of loop {loop.name!r} is fed by rollouts, but'
+        ' the loop gathers none; give it gather=Rollouts(...)'
+      )
+    return
+  if loop.phase != 'online' or not all(
+    stage.batch.query is not None
+    and stage.batch.num_tasks == loop.gather.num_envs
+    for stage in loop.stages
+  ):
+    raise ConfigError(
+      f'config.{name}: loop {loop.name!r} gathers rollouts; that is for loops'
+      " of the phase 'online' whose stages are all fed by them, with as many"
+      ' tasks as there are environments'
+    )
+  if loop.gather.num_envs % num_train:
+    raise ConfigError(
+      f'config.{name}: {loop.gather.num_envs} environments do not spread'
+      f' evenly over {num_train} training tasks; choose a multiple, or another'
+      ' config.family.num_train'
+    )
+
+
 def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
   """What the meta-batches of all stages and variants are multiples of."""
   stages = []
@@ -226,16 +272,19 @@ def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
     config,
     *(variant(config, name) for name in config.online.variants),
   ):
-    settings = changed.settings
-    if hasattr(settings, 'num_train_tasks'):
-      settings = dataclasses.replace(
-        settings, num_train_tasks=config.family.num_train
-      )
+    problem = make_problem(family, config.family.num_train)
     try:
-      made = ALGORITHMS[changed.algorithm].make(family.spec, settings)
+      made = ALGORITHMS[changed.algorithm].make(problem, changed.settings)
     except ValueError as error:
       raise ConfigError(f'config.{changed.algorithm}: {error}') from error
-    stages += [*made.offline, *made.online]
+    for loop in made.loops:
+      _check_gather(loop, changed, config.family.num_train)
+    stages += [
+      stage
+      for loop in made.loops
+      if loop.phase != 'finetune'  # has layouts of its own
+      for stage in loop.stages
+    ]
   for stage in stages:
     batch = stage.batch
     if not batch.replacement and batch.num_tasks > config.family.num_train:

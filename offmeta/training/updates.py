@@ -1,6 +1,6 @@
 """Updates of a loop's stages: compiled in chunks, for all seeds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,21 +10,22 @@ import numpy as np
 from offmeta import parallel
 from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
-from offmeta.training import seeds as seeds_lib, streaming
+from offmeta.training import streaming
 from offmeta.training.seeds import Seeds
-from offmeta.types import Array, LearnerState, Stage
+from offmeta.types import Array, LearnerState, Loop, Stage
 
-_BATCH = 64
+# Sequences that one call of `Stage.annotate` is batched over, per task.
+_BATCH = 16
 
 
-def init_states(algorithm, seeds: seeds_lib.Seeds) -> LearnerState:
+def init_states(algorithm, seeds: Seeds) -> LearnerState:
   """Untrained states [S]."""
   return jax.jit(jax.vmap(algorithm.init))(seeds.streams('init'))
 
 
 def make_update(
   make_stage: Callable[[str | None], Stage],
-  seeds: seeds_lib.Seeds,
+  seeds: Seeds,
   num_updates: int,
   shared_replay: bool,
   matmul_precision: str = 'float32',
@@ -50,16 +51,15 @@ def make_update(
   stage = make_stage(axis_name)
 
   def one_seed(state, replay, extras, key):
-    replay = replay.with_extras(extras)
-    slots = parallel.local_slots(stage.batch.num_tasks, axis_name)
-
-    def body(state, _):
-      batch = sampler.sample_batch(key, state.step, slots, stage.batch, replay)
-      with jax.default_matmul_precision(matmul_precision):
-        return stage.update(state, batch)
-
-    state, metrics = jax.lax.scan(body, state, None, length=num_updates)
-    return state, jax.tree.map(jnp.mean, metrics)
+    return _updates(
+      stage,
+      num_updates,
+      state,
+      replay.with_extras(extras),
+      key,
+      axis_name,
+      matmul_precision,
+    )
 
   compiled = seeds.layout.compile(
     one_seed, (0, None if shared_replay else 0, 0, 0), donate=(0,)
@@ -68,71 +68,212 @@ def make_update(
   return lambda state, replay, extras={}: compiled(state, replay, extras, keys)
 
 
-class Updater:
-  """Compiled chunks of the stages of one phase.
+def make_iterations(
+  make_loop: Callable[[str | None], Loop],
+  seeds: Seeds,
+  num_iterations: int,
+  shared_replay: bool,
+  matmul_precision: str = 'float32',
+) -> Callable:
+  """Compiles whole iterations of a loop that gathers nothing in between.
+
+  A stage of one update among stages of many is in the outer scan, so it is
+  computed once per iteration and no more.
 
   Args:
-    make_stages: axis_name -> stages, run one after the other.
+    make_loop: axis_name -> Loop.
+    num_iterations: length of the scan.
     seeds, shared_replay, matmul_precision: see `make_update`.
-    chunk: updates per compiled call.
+
+  Returns:
+    (state [S], replay) -> (state [S], metrics [S], {'stage/name': mean over
+    the updates}).
+  """
+  axis_name = seeds.layout.axis_name
+  loop = make_loop(axis_name)
+
+  def one_seed(state, replay, key):
+    def iteration(before, _):
+      state, metrics = before, {}
+      for stage in loop.stages:
+        state, values = _updates(
+          stage,
+          stage.num_steps,
+          state,
+          replay,
+          key,
+          axis_name,
+          matmul_precision,
+        )
+        metrics |= {f'{stage.name}/{k}': v for k, v in values.items()}
+      if loop.finished is not None:
+        state = _select(loop.finished(before), before, state)
+      return state, metrics
+
+    state, metrics = jax.lax.scan(iteration, state, None, length=num_iterations)
+    return state, jax.tree.map(jnp.mean, metrics)
+
+  compiled = seeds.layout.compile(
+    one_seed, (0, None if shared_replay else 0, 0), donate=(0,)
+  )
+  keys = seeds.layout.place(seeds.streams('batches'), 0)
+  return lambda state, replay: compiled(state, replay, keys)
+
+
+def _updates(stage, number, state, replay, key, axis_name, matmul_precision):
+  """So many updates of one seed: state, means of the metrics."""
+  slots = parallel.local_slots(stage.batch.num_tasks, axis_name)
+
+  def body(state, _):
+    if stage.batch.query is not None:  # a rollout
+      batch = replay.batch(slots)
+    else:
+      batch = sampler.sample_batch(key, state.step, slots, stage.batch, replay)
+    with jax.default_matmul_precision(matmul_precision):
+      return stage.update(state, batch)
+
+  state, metrics = jax.lax.scan(body, state, None, length=number)
+  return state, jax.tree.map(jnp.mean, metrics)
+
+
+def _select(condition: Array, yes: Any, no: Any) -> Any:
+  """Leaf by leaf; typed keys too."""
+  return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)
+
+
+class Updater:
+  """The compiled updates of one loop.
+
+  Args:
+    make_loop: axis_name -> Loop.
+    seeds, shared_replay, matmul_precision: see `make_update`.
+    chunk: updates per compiled call, at most. Where whole iterations fit in
+      and nothing is gathered in between, a call is several iterations.
+    iterations: of the loop.
+    together: whether nothing is gathered between iterations.
     make_update: `make_update`, or another for a replay that is kept elsewhere.
     annotate: (stage, state [S], replay) -> extras [S] of a stage that asks
       for them, computed before its first update.
+
+  Attributes:
+    total: updates of one iteration.
+    iterations: of the loop.
+    seeds: whose.
+
+  Raises:
+    ValueError: a stage of several iterations, or one with data that change,
+      asks for annotations.
   """
 
   def __init__(
     self,
-    make_stages: Callable[[str | None], Sequence[Stage]],
-    seeds: seeds_lib.Seeds,
+    make_loop: Callable[[str | None], Loop],
+    seeds: Seeds,
     chunk: int,
     shared_replay: bool,
+    iterations: int,
     matmul_precision: str = 'float32',
+    together: bool = False,
     make_update: Callable = make_update,
     annotate: Callable | None = None,
   ):
+    loop = make_loop(None)
+    if iterations > 1 and any(stage.annotate for stage in loop.stages):
+      raise ValueError(
+        f'loop {loop.name!r}: annotations are made once, so a loop with them'
+        f' has one iteration, not {iterations}'
+      )
+    self.seeds = seeds
+    self.iterations = iterations
+    self.total = sum(stage.num_steps for stage in loop.stages)
     self._annotate = annotate
     self._extras: tuple[int, Mapping[str, Array]] = (-1, {})
-    self._make_stages = make_stages
-    self._stages = tuple(make_stages(None))
-    self.seeds = seeds
+    self._make_loop = make_loop
+    self._loop = loop
     self._chunk = chunk
     self._shared = shared_replay
     self._precision = matmul_precision
     self._make_update = make_update
+    self._per_call = chunk // self.total if together and iterations > 1 else 0
     self._compiled: dict[tuple[int, int], Callable] = {}
-    self.total = sum(stage.num_steps for stage in self._stages)
+    self._finished = loop.finished and jax.jit(jax.vmap(loop.finished))
+    self._hold = jax.jit(jax.vmap(_select))
+
+  def finished(self, state: LearnerState) -> Array | None:
+    """Which seeds [S] keep their state from here on; None if none ever do."""
+    return self._finished and self._finished(state)
 
   def __call__(
-    self, state: LearnerState, replay: Replay, done: int
-  ) -> tuple[LearnerState, int, str, Mapping[str, Array]]:
-    """Runs the next chunk after `done` updates of this iteration.
+    self,
+    state: LearnerState,
+    replay: Replay,
+    iteration: int,
+    updates: int,
+    held: Array | None,
+  ) -> tuple[LearnerState, int, int, Mapping[str, Array]]:
+    """Runs the next chunk.
+
+    Args:
+      state: leaves [S, ...]; used up.
+      replay: what batches are drawn from.
+      iteration: completed ones.
+      updates: done in the present one.
+      held: [S], `finished` of the state in which the present iteration began.
 
     Returns:
-      (state, updates run, stage name, metrics [S]).
+      (state, completed iterations, updates done in the present one, metrics
+      [S] by 'stage/name').
     """
-    first = 0
-    for index, stage in enumerate(self._stages):
-      if done < first + stage.num_steps:
-        break
-      first += stage.num_steps
-    count = min(self._chunk, first + stage.num_steps - done)
-    if (index, count) not in self._compiled:
-      self._compiled[index, count] = self._make_update(
-        lambda axis: self._make_stages(axis)[index],
+    if self._per_call and not updates:
+      number = min(self._per_call, self.iterations - iteration)
+      state, metrics = self._program(
+        (-1, number),
+        lambda: make_iterations(
+          self._make_loop, self.seeds, number, self._shared, self._precision
+        ),
+      )(state, replay)
+      return state, iteration + number, 0, metrics
+    index, stage, end = self._stage_at(updates)
+    count = min(self._chunk, end - updates)
+    program = self._program(
+      (index, count),
+      lambda: self._make_update(
+        lambda axis: self._make_loop(axis).stages[index],
         self.seeds,
         count,
         self._shared,
         self._precision,
-      )
-    state, metrics = self._compiled[index, count](
-      state, replay, self._extras_of(index, state, replay)
+      ),
     )
-    return state, count, stage.name, metrics
+    extras = self._extras_of(index, state, replay)
+    before = None if held is None else jax.tree.map(jnp.copy, state)
+    state, metrics = program(state, replay, extras)
+    if held is not None:
+      state = self._hold(held, before, state)
+    updates += count
+    metrics = {f'{stage.name}/{k}': v for k, v in metrics.items()}
+    if updates == self.total:
+      return state, iteration + 1, 0, metrics
+    return state, iteration, updates, metrics
+
+  def _program(self, name, make):
+    if name not in self._compiled:
+      self._compiled[name] = make()
+    return self._compiled[name]
+
+  def _stage_at(self, updates: int) -> tuple[int, Stage, int]:
+    """The stage after so many updates of an iteration, and where it ends."""
+    end = 0
+    for index, stage in enumerate(self._loop.stages):
+      end += stage.num_steps
+      if updates < end:
+        return index, stage, end
+    raise ValueError(f'{updates} updates, but an iteration has {self.total}')
 
   def _extras_of(self, index, state, replay):
     """They depend on nothing that the stage changes: a run that goes on in
     its middle computes the same ones."""
-    stage = self._stages[index]
+    stage = self._loop.stages[index]
     if stage.annotate is None:
       return {}
     if self._extras[0] != index:
@@ -141,16 +282,33 @@ class Updater:
 
 
 def make_updater(
-  setup, make_stages, seeds: seeds_lib.Seeds, chunk: int, shared_replay: bool
+  setup,
+  make_loop: Callable[[str | None], Loop],
+  seeds: Seeds,
+  iterations: int,
+  shared_replay: bool,
+  gathers: bool,
 ) -> Updater:
-  """The updates of a stage, by the run's precision and place of the replay."""
-  on_host = setup.runtime.replay == 'host'
+  """The updates of a loop, by the run's precision and place of the replay.
+
+  Args:
+    setup: of the run.
+    make_loop: axis_name -> Loop.
+    seeds: whose.
+    iterations: of the loop.
+    shared_replay: the replay has no seed axis.
+    gathers: whether data are gathered before every iteration.
+  """
+  rollouts = make_loop(None).gather is not None  # these stay on the devices
+  on_host = setup.runtime.replay == 'host' and not rollouts
   return Updater(
-    make_stages,
+    make_loop,
     seeds,
-    chunk,
-    shared_replay=shared_replay,
+    setup.config.chunk,
+    shared_replay,
+    iterations,
     matmul_precision=setup.config.matmul_precision,
+    together=not gathers and not on_host,
     make_update=streaming.make_update if on_host else make_update,
     annotate=lambda *args: annotate(setup, seeds, *args),
   )

@@ -10,10 +10,11 @@ from offmeta.data.buffer import Buffer, Replay
 from offmeta.losses import returns
 from offmeta.testing import probes
 from offmeta.training import updates
-from offmeta.types import Transition
+from offmeta.types import Problem, Transition
 
 FAMILY = probes.BanditFamily()
 NUM_TASKS, ROWS, DISCOUNT = 8, 240, 0.9
+PROBLEM = Problem(FAMILY.spec, NUM_TASKS)
 HELD_OUT = 0.4  # angle by which these lie beyond the training tasks
 
 
@@ -54,9 +55,9 @@ def lives(offset, key) -> Buffer:
 def train(make, config):
   """What the policies take as params, after the offline stage."""
   keys = jax.random.split(jax.random.key(1), 1)
-  algorithm = make(FAMILY.spec, config)
+  algorithm = make(PROBLEM, config)
   update = updates.make_update(
-    lambda axis: make(FAMILY.spec, config, axis).offline[0],
+    lambda axis: make(PROBLEM, config, axis).loop('offline').stages[0],
     helpers.seeds(keys),
     config.num_updates,
     shared_replay=True,

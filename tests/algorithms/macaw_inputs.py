@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from offmeta.algorithms import macaw
 from offmeta.losses import returns
 from offmeta.testing import probes
+from offmeta.types import Problem
 
 SPEC = helpers.SPEC  # O 3, A 2
 CONFIG = macaw.Config(
@@ -18,7 +19,6 @@ CONFIG = macaw.Config(
   inner_policy_lr=0.02,
   inner_value_lr=0.05,
   advantage_coef=0.3,
-  num_train_tasks=7,
   num_tasks=2,
   context_size=6,
   query_size=5,
@@ -61,7 +61,7 @@ def changed(**changes):
 
 def make_state(config):
   """A learner whose tensors have step sizes of their own."""
-  state = jax.jit(macaw.make(SPEC, config).init)(jax.random.key(0))
+  state = jax.jit(macaw.make(Problem(SPEC, 7), config).init)(jax.random.key(0))
   params = dict(state.params)
   for i, name in enumerate(('policy', 'value')):
     params[name] = helpers.shaken(params[name], i, 0.2)
@@ -71,10 +71,10 @@ def make_state(config):
 
 def make_batch(config):
   """Annotated rows; of the contexts two do not count, and are not finite."""
-  algorithm = macaw.make(SPEC, config)
+  algorithm = macaw.make(Problem(SPEC, 7), config)
   batch = jax.jit(
     lambda key: probes.random_batch(
-      key, SPEC, algorithm.offline[0].batch, algorithm.data
+      key, SPEC, algorithm.loop('offline').stages[0].batch, algorithm.data
     )
   )(jax.random.key(1))
 

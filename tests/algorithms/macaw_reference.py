@@ -176,7 +176,7 @@ def terms_and_gradients(params, batch, config):
   x = {name: vector(params[name]) for name in params}
   theta, rho = x['policy'], x['policy_steps']
   phi, rho_v, c = x['value'], x['value_steps'], x.get('coefficient')
-  scale = 2 if config.outer_norm == 'meta_batch' else config.num_train_tasks
+  scale = 2 if config.outer_norm == 'meta_batch' else 7
   terms = {'value': 0.0, 'policy': 0.0}
   gradients = {'value': {}, 'policy': {}}
 

@@ -55,16 +55,18 @@ def min_q(critics, s, a, z):
   return min(mlp(c, s, a, z)[0] for c in critics)
 
 
-def normal_tanh(actor, s, z):
+def normal_tanh(actor, s, z, max_log_std=2.0):
   """(mean, log_std) before the tanh."""
   mean, log_std = mlp(actor, s, z, heads=2)
-  return mean, np.clip(log_std, -20, 2)
+  return mean, np.clip(log_std, -20, max_log_std)
 
 
-def tanh_log_prob(x, mean, log_std):
-  """log density of tanh(x)."""
+def tanh_log_prob(x, mean, log_std, correction='exact'):
+  """log density of tanh(x); 'shifted': with 1e-6 added under the log."""
   std = np.exp(log_std)
   normal = -0.5 * ((x - mean) / std) ** 2 - log_std - 0.5 * np.log(2 * np.pi)
+  if correction == 'shifted':
+    return np.sum(normal - np.log(1 - np.tanh(x) ** 2 + 1e-6))
   return np.sum(normal - 2 * (np.log(2) - x - softplus(-2 * x)))
 
 
@@ -175,12 +177,13 @@ def pearl_actor(params, critics, batch, z, noise, config):
   for m, b, s, *_ in rows(batch):
     mean, log_std = normal_tanh(params['actor'], s, z[m])
     x = mean + np.exp(log_std) * noise[m, b]
-    log_prob = tanh_log_prob(x, mean, log_std)
+    log_prob = tanh_log_prob(x, mean, log_std, config.tanh_correction)
     q = min_q(critics, s, np.tanh(x), z[m])
     targets.append(q - log_prob)
     value_errors.append((mlp(params['value'], s, z[m])[0] - targets[-1]) ** 2)
     losses.append(log_prob - q)
-    means.append(mean)
+    after = config.mean_penalised == 'after_tanh'
+    means.append(np.tanh(mean) if after else mean)
     log_stds.append(log_std)
   terms = {
     'value': np.mean(value_errors),

@@ -7,11 +7,14 @@ import jax.numpy as jnp
 from offmeta.algorithms import latent, smac
 from offmeta.networks.distributions import task_noise
 from offmeta.testing import probes
+from offmeta.types import Problem
 
 
 def make_state():
   """A learner whose networks, targets and labellers all differ."""
-  state = jax.jit(smac.make(helpers.SPEC, helpers.SMAC).init)(jax.random.key(0))
+  state = jax.jit(smac.make(Problem(helpers.SPEC), helpers.SMAC).init)(
+    jax.random.key(0)
+  )
   return state.replace(
     params=helpers.shaken(state.params),
     target_params=helpers.shaken(state.target_params, 1),
@@ -21,7 +24,12 @@ def make_state():
 
 def make_batch():
   """Four tasks of three transitions each."""
-  composition = smac.make(helpers.SPEC, helpers.SMAC).online[0].batch
+  composition = (
+    smac.make(Problem(helpers.SPEC), helpers.SMAC)
+    .loop('online')
+    .stages[0]
+    .batch
+  )
   batch = jax.jit(
     lambda key: probes.random_batch(key, helpers.SPEC, composition)
   )(jax.random.key(1))

@@ -9,9 +9,17 @@ import pytest
 
 from offmeta.algorithms import pearl, smac
 from offmeta.testing import contracts
-from offmeta.types import Algorithm, BatchSpec, LearnerState, Policy, Stage
+from offmeta.types import (
+  Algorithm,
+  BatchSpec,
+  LearnerState,
+  Loop,
+  Policy,
+  Rows,
+  Stage,
+)
 
-_BATCH = BatchSpec(num_tasks=2, context_size=3, query_size=4)
+_BATCH = BatchSpec(2, Rows(4), Rows(3))
 
 
 # Ours rather than the released switches: a superset of the code.
@@ -64,6 +72,7 @@ def _toy(**changes):
     init=lambda params, key: jnp.zeros(()),
     act=lambda params, state, observation, key: (
       jnp.tanh(params['w'] * jnp.sum(observation)),
+      state,
       {},
     ),
     observe=lambda params, state, transition, key: state,
@@ -71,9 +80,7 @@ def _toy(**changes):
   )
   algorithm = Algorithm(
     init=init,
-    offline=(),
-    online=(Stage('toy', 1, _BATCH, update),),
-    begin_online=lambda state: state,
+    loops=(Loop('online', (Stage('toy', 1, _BATCH, update),)),),
     explore=policy,
     evaluate=policy,
     evaluate_given_context=policy,
@@ -85,17 +92,20 @@ def _toy(**changes):
     ),
   )
 
-  def make(spec, config, axis_name=None):
+  def make(problem, config, axis_name=None):
     new = algorithm
     for name, change in changes.items():
       if name == 'update':
-        new = new._replace(
-          online=(
-            new.online[0]._replace(update=lambda s, b: change(update, s, b)),
-          )
+        stage = (
+          new.loops[0]
+          .stages[0]
+          ._replace(update=lambda s, b: change(update, s, b))
         )
+        new = new._replace(loops=(new.loops[0]._replace(stages=(stage,)),))
+      elif name in Loop._fields:
+        new = new._replace(loops=(new.loops[0]._replace(**{name: change}),))
       elif name in Policy._fields:
-        new = new._replace(evaluate=policy._replace(**{name: change}))
+        new = new._replace(evaluate=new.evaluate._replace(**{name: change}))
       else:
         new = new._replace(**{name: change})
     return new
@@ -104,7 +114,8 @@ def _toy(**changes):
 
 
 def test_toy_meets_the_contract():
-  contracts.check_algorithm(_toy(), None, helpers.SPEC)
+  diagnose = lambda state, evidence: {'reward': evidence.rows.reward}
+  contracts.check_algorithm(_toy(diagnose=diagnose), None, helpers.SPEC)
 
 
 class _Host:
@@ -170,12 +181,26 @@ def _idle(update, state, batch):
     (dict(update=_new_key), 'root key'),
     (dict(update=_no_count), 'step went'),
     (dict(update=_idle), 'no parameter changed'),
+    (dict(finished=lambda s: s.params['w'] > 0), 'expected one bool'),
     (
-      dict(begin_online=lambda s: s.replace(extras=jnp.ones(1))),
-      'begin_online has another form',
+      dict(begin=lambda s: s.replace(extras=jnp.ones(1))),
+      "begin of loop 'online' has another form",
     ),
-    (dict(act=lambda p, s, o, k: (p['w'] * jnp.sum(o), {})), 'not in'),
-    (dict(act=lambda p, s, o, k: (jnp.zeros((1, 2)), {})), 'action of shape'),
+    (dict(act=lambda p, s, o, k: (p['w'] * jnp.sum(o), s, {})), 'not in'),
+    (
+      dict(act=lambda p, s, o, k: (jnp.zeros((1, 2)), s, {})),
+      'action of shape',
+    ),
+    (dict(act=lambda p, s, o, k: (jnp.zeros(2), s[None], {})), 'after act'),
+    (dict(act=lambda p, s, o, k: (jnp.zeros(2), {})), 'returns'),
+    (
+      dict(
+        adapt=lambda p, s, c, v, k: jnp.sum(c.action[:, 0] * v),
+        keep=lambda t: t._replace(action=0.0 * t.action),
+      ),
+      'what keep leaves',
+    ),
+    (dict(keep=lambda t: t._replace(reward=0.0 * t.reward)), 'reward'),
     (dict(adapt=lambda p, s, c, v, k: jnp.sum(c.reward)), 'nothing valid'),
     (
       dict(
@@ -193,6 +218,8 @@ def _idle(update, state, batch):
     ),
     (dict(relabel=lambda s, c, v, d, k: d.reward), 'poisoned'),
     (dict(relabel=lambda s, c, v, d, k: d.action), 'relabel'),
+    (dict(diagnose=lambda s, e: {'a': e.own.action}), r"'a' has shape \[3"),
+    (dict(diagnose=lambda s, e: {'a': jnp.log(-1.0)}), 'diagnose.*not finite'),
   ],
 )
 def test_broken_algorithms_are_rejected(changes, message):

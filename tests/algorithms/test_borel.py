@@ -11,10 +11,20 @@ import numpy_reference
 import pytest
 import recurrent_reference as reference
 
-from offmeta.algorithms import borel, latent
-from offmeta.networks.distributions import task_noise
+from offmeta.algorithms import borel, latent, sac
+from offmeta.networks.distributions import (
+  ShiftedTanhNormal,
+  TanhNormal,
+  task_noise,
+)
 from offmeta.testing import contracts, probes
-from offmeta.types import MetaBatch
+from offmeta.types import (
+  BatchSpec,
+  MetaBatch,
+  Problem,
+  Rows,
+  Sequences,
+)
 
 SPEC = helpers.SPEC  # episodes of 5 steps
 _T = 10  # two of them
@@ -67,7 +77,7 @@ def _sequences():
 
 @pytest.fixture(name='state', scope='module')
 def _state():
-  state = jax.jit(borel.make(SPEC, CONFIG).init)(jax.random.key(0))
+  state = jax.jit(borel.make(Problem(SPEC), CONFIG).init)(jax.random.key(0))
   params = helpers.shaken(
     {k: state.params[k] for k in ('vae', 'critic', 'actor')}
   )
@@ -122,7 +132,8 @@ def _kl(p, q):
 def _elbo(params, steps, mask, noise, config):
   """The two terms, and the mean squared error of one decoded reward.
 
-  The noise is 'order' [4, T + 1] and 'latent' [4, D, Z].
+  The noise is 'order' [4, T + 1] and 'latent' [4, D, Z]. The reward term is a
+  mean over the steps that are decoded and a sum over the times.
   """
   rewards, kls, errors = [], [], []
   for i in range(len(_EPISODES)):
@@ -132,20 +143,23 @@ def _elbo(params, steps, mask, noise, config):
     # The times with the largest numbers are decoded.
     chosen = np.argsort(-np.asarray(noise['order'][i, : len(q)]))
     chosen = chosen[: noise['latent'].shape[1]]
-    total, flags = 0.0, _flags(steps, i)
+    flags, steps_decoded = _flags(steps, i), int(mask[i].sum())
+    of_times = []
     for t, e in zip(chosen, np.asarray(noise['latent'][i], np.float64)):
       mean, log_variance = q[t]
       z = mean + np.exp(log_variance / 2) * e
-      for k in range(int(mask[i].sum())):  # the past and the future
+      squared = []
+      for k in range(steps_decoded):  # the past and the future
         decoded = reference.decode(
           params['decoder'],
           z,
           *_inputs(steps, i, k, flags),
           config.decode_whole_step,
         )
-        total += (decoded - float(steps.reward[i, k])) ** 2
-    rewards.append(total * len(q) / len(chosen))
-    errors.append(total / (len(chosen) * int(mask[i].sum())))
+        squared.append((decoded - float(steps.reward[i, k])) ** 2)
+      of_times.append(np.mean(squared))
+    rewards.append(np.mean(of_times) * len(q))
+    errors.append(np.mean(of_times))
   return {
     'reward': np.mean(rewards),
     'kl': config.kl_weight * np.mean(kls),
@@ -189,10 +203,12 @@ def test_vae_losses_against_numpy(num_decoded, whole_step):
     decode_whole_step=whole_step,
     vae=dataclasses.replace(CONFIG.vae, num_decoded=num_decoded),
   )
-  algorithm = borel.make(SPEC, config)
+  algorithm = borel.make(Problem(SPEC), config)
   state = jax.jit(algorithm.init)(jax.random.key(0))
   state = state.replace(params=helpers.shaken(state.params))
-  after, logs = jax.jit(algorithm.offline[0].update)(state, _context_batch())
+  after, logs = jax.jit(algorithm.loop('offline').stages[0].update)(
+    state, _context_batch()
+  )
   steps, mask = _sequences()
   noise = _noise(state, num_decoded or _T + 1)
   elbo = lambda params: _elbo(params, steps, mask, noise, config)
@@ -247,6 +263,40 @@ def test_fewer_decoded_times_are_unbiased(state):
     np.testing.assert_allclose(some.mean(), whole, rtol=1e-5)
 
 
+def test_reward_term_does_not_grow_with_the_steps_decoded(state):
+  """Only with the times: a sum would make the KL weigh T times less."""
+  encoder, decoder = (
+    state.params['vae']['encoder'],
+    {
+      'params': jax.tree.map(
+        jnp.zeros_like, state.params['vae']['decoder']['params']
+      )
+    },
+  )
+  steps, _ = _sequences()
+  steps = steps._replace(reward=jnp.full_like(steps.reward, 2.0))
+
+  def reward(length):
+    mask = jnp.zeros((4, _T)).at[:, :length].set(1.0)
+    noise = {
+      'order': jnp.zeros((4, _T + 1)).at[:, 0].set(1.0),
+      'latent': jnp.zeros((4, _T + 1, 2)),
+    }
+    terms, _ = borel.vae_losses(
+      {'encoder': encoder, 'decoder': decoder},
+      steps,
+      mask,
+      noise,
+      _NETWORKS,
+      CONFIG,
+    )
+    return terms['reward']
+
+  # Every error is 2^2, at length + 1 times.
+  np.testing.assert_allclose(reward(4), 4.0 * 5, rtol=1e-6)
+  np.testing.assert_allclose(reward(10), 4.0 * 11, rtol=1e-6)
+
+
 def test_gradient_routing(state):
   """'reward' reaches encoder and decoder, 'kl' the encoder alone."""
   steps, mask = _sequences()
@@ -271,7 +321,7 @@ def test_gradient_routing(state):
 
 def _annotated(state):
   steps, mask = _sequences()
-  stage = borel.make(SPEC, CONFIG).offline[1]
+  stage = borel.make(Problem(SPEC), CONFIG).loop('offline').stages[1]
   return (
     steps,
     mask,
@@ -308,7 +358,7 @@ def test_annotations_against_numpy(state):
 def test_acting_follows_the_annotations(state, i):
   """Step by step, with an adaptation between the episodes."""
   steps, mask, found = _annotated(state)
-  algorithm = borel.make(SPEC, CONFIG)
+  algorithm = borel.make(Problem(SPEC), CONFIG)
   policy, params = algorithm.evaluate, algorithm.actor_params(state)
   row = jax.tree.map(lambda x: x[i], steps)
   observe, adapt = jax.jit(policy.observe), jax.jit(policy.adapt)
@@ -337,7 +387,7 @@ def test_acting_follows_the_annotations(state, i):
 
 def test_policies(state):
   """tanh(mean) of the actor on (s, boundary, mean, log-variance)."""
-  algorithm = borel.make(SPEC, CONFIG)
+  algorithm = borel.make(Problem(SPEC), CONFIG)
   params = algorithm.actor_params(state)
   steps, mask = _sequences()
   row = jax.tree.map(lambda x: x[0], steps)
@@ -353,7 +403,7 @@ def test_policies(state):
     mean, log_std = numpy_reference.normal_tanh(
       params['actor'], np.concatenate([observation, [begins], q]), []
     )
-    action, _ = algorithm.evaluate.act(params, belief, observation, key)
+    action, _, _ = algorithm.evaluate.act(params, belief, observation, key)
     np.testing.assert_allclose(action, np.tanh(mean), rtol=1e-4, atol=1e-5)
     samples = jax.jit(
       jax.vmap(
@@ -364,7 +414,7 @@ def test_policies(state):
       np.asarray(samples) < np.tanh(mean + 0.5 * np.exp(log_std)), axis=0
     )
     np.testing.assert_allclose(below, 0.6915, atol=0.05)
-  assert algorithm.posterior is None and algorithm.online == ()
+  assert algorithm.posterior is None and algorithm.in_phase('online') == ()
 
 
 # RL on the belief MDP.
@@ -388,9 +438,9 @@ def _query_batch(state):
 def test_rl_losses_against_numpy(state):
   batch = _query_batch(state)
   query, extras = batch.query, batch.query.extras
-  after, logs = jax.jit(borel.make(SPEC, CONFIG).offline[1].update)(
-    state, batch
-  )
+  after, logs = jax.jit(
+    borel.make(Problem(SPEC), CONFIG).loop('offline').stages[1].update
+  )(state, batch)
   noise = [
     task_noise(latent.slot_keys(state.key, state.step, batch.slot, i), (3, 2))
     for i in range(2)
@@ -400,7 +450,9 @@ def test_rl_losses_against_numpy(state):
   def act(s, e):
     mean, log_std = numpy_reference.normal_tanh(params['actor'], s, [])
     x = mean + np.exp(log_std) * np.asarray(e, np.float64)
-    return np.tanh(x), numpy_reference.tanh_log_prob(x, mean, log_std)
+    return np.tanh(x), numpy_reference.tanh_log_prob(
+      x, mean, log_std, 'shifted'
+    )
 
   critic, actor = [], []
   for m in range(2):
@@ -449,15 +501,32 @@ def test_rl_losses_against_numpy(state):
   )
 
 
+def test_rl_networks_start_as_released():
+  """Hidden biases of 0.1, and the shifted tanh correction; SAC has neither."""
+  key, observation = jax.random.key(0), jnp.ones(3 + 1 + 2 * 2)
+  of_sac = sac.make_networks(
+    SPEC._replace(observation_shape=observation.shape), sac.Config()
+  )
+  for networks, bias, kind in (
+    (_NETWORKS, 0.1, ShiftedTanhNormal),
+    (of_sac, 0.0, TanhNormal),
+  ):
+    actor = networks.actor.init(key)
+    for params in (actor, *networks.critic.init(key)):
+      found = params['params']['Dense_0']['bias']
+      np.testing.assert_array_equal(found, np.full_like(found, bias))
+    assert type(networks.actor.apply(actor, observation)) is kind
+
+
 def test_each_stage_trains_its_own_parts(state):
   """The encoder is fixed while the policy trains on its beliefs."""
   everything = {'vae', 'critic', 'actor', 'temperature', 'targets'}
 
   def changed(config, stage, batch):
     before = state
-    after, _ = jax.jit(borel.make(SPEC, config).offline[stage].update)(
-      before, batch
-    )
+    after, _ = jax.jit(
+      borel.make(Problem(SPEC), config).loop('offline').stages[stage].update
+    )(before, batch)
     found = set()
     for name in everything:
       pairs = [(before.target_params, after.target_params)]
@@ -492,10 +561,10 @@ def test_contract():
 
 def test_one_episode_has_no_boundary():
   config = dataclasses.replace(CONFIG, num_episodes=1, relabel_rewards=False)
-  algorithm = borel.make(SPEC, config)
+  algorithm = borel.make(Problem(SPEC), config)
   assert not algorithm.data.mix_rewards
-  vae, rl = algorithm.offline
-  assert vae.batch.sequence_size == 5
+  vae, rl = algorithm.loop('offline').stages
+  assert vae.batch.context.length == 5
   key = jax.random.key(0)
   state = jax.eval_shape(algorithm.init, key)
   first = lambda part: part['params']['Dense_0']['kernel'].shape[0]
@@ -544,7 +613,7 @@ def test_one_episode_has_no_boundary():
 )
 def test_settings_that_make_no_sense(changes, message):
   with pytest.raises(ValueError, match=message):
-    borel.make(SPEC, dataclasses.replace(CONFIG, **changes))
+    borel.make(Problem(SPEC), dataclasses.replace(CONFIG, **changes))
 
 
 def test_published_defaults():
@@ -568,14 +637,9 @@ def test_published_defaults():
   epoch = -(-2050 // 8) * -(-100 // 4)
   assert c.vae.num_updates == 100 * epoch
   assert c.rl.num_updates == 1000 * 1000
-  algorithm = borel.make(SPEC, c)
-  vae, rl = algorithm.offline
+  algorithm = borel.make(Problem(SPEC), c)
+  vae, rl = algorithm.loop('offline').stages
   assert (vae.name, rl.name) == ('vae', 'rl')
-  assert (
-    vae.batch.num_tasks,
-    vae.batch.num_sequences,
-    vae.batch.sequence_size,
-  ) == (4, 8, 10)
-  assert vae.batch.context == 'sequences'
-  assert (rl.batch.num_tasks, rl.batch.query_size) == (16, 256)
+  assert vae.batch == BatchSpec(4, Rows(1), Sequences(8, 10))
+  assert rl.batch == BatchSpec(16, Rows(256))
   assert algorithm.data.sequence_episodes == 2 and algorithm.data.mix_rewards

@@ -12,7 +12,7 @@ from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.testing import probes
 from offmeta.training import updates
-from offmeta.types import Transition
+from offmeta.types import Problem, Transition
 
 _FAMILY = probes.BanditFamily()  # episodes of 4 steps
 _M, _SEQUENCES, _T = 16, 60, 8
@@ -100,22 +100,30 @@ def _returns():
 
   Two learners: the first keeps its belief, the second loses it before RL.
   """
-  algorithm = borel.make(_FAMILY.spec, _CONFIG)
+  algorithm = borel.make(Problem(_FAMILY.spec), _CONFIG)
   replay, keys = _replay(), jax.random.split(jax.random.key(1), 2)
   state = jax.jit(jax.vmap(algorithm.init))(keys)
   vae, rl = [
     updates.make_update(
-      lambda axis, i=i: borel.make(_FAMILY.spec, _CONFIG, axis).offline[i],
+      lambda axis, i=i: (
+        borel.make(Problem(_FAMILY.spec), _CONFIG, axis)
+        .loop('offline')
+        .stages[i]
+      ),
       helpers.seeds(keys),
       stage.num_steps,
       shared_replay=True,
     )
-    for i, stage in enumerate(algorithm.offline)
+    for i, stage in enumerate(algorithm.loop('offline').stages)
   ]
   state, _ = vae(state, replay)
   state = _blind_second(state)
   extras = jax.jit(
-    jax.vmap(lambda state: _annotations(algorithm.offline[1], state, replay))
+    jax.vmap(
+      lambda state: _annotations(
+        algorithm.loop('offline').stages[1], state, replay
+      )
+    )
   )(state)
   state, _ = rl(state, replay, extras)
   tasks = _FAMILY.sample_tasks(jax.random.key(2), 32)

@@ -10,8 +10,10 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 
-from offmeta.algorithms import csro, focal, unicorn
+from offmeta.algorithms import brac, csro, focal, unicorn
+from offmeta.networks import context
 from offmeta.testing import contracts, probes
+from offmeta.types import Problem
 
 SPEC = helpers.SPEC
 _SIZES = dict(
@@ -34,7 +36,7 @@ _SIZES = dict(
 )
 CSRO = csro.Config(**_SIZES, model_hidden=(5,))
 SS = unicorn.Config(**_SIZES, decoder_hidden=(5,))
-SUP = dataclasses.replace(SS, supervision='classification', num_train_tasks=6)
+SUP = dataclasses.replace(SS, supervision='classification')
 ALL = pytest.mark.parametrize(
   'module, config',
   [(csro, CSRO), (unicorn, SS), (unicorn, SUP)],
@@ -44,19 +46,23 @@ ALL = pytest.mark.parametrize(
 
 @functools.cache
 def _update(module, config):
-  return jax.jit(module.make(SPEC, config).offline[0].update)
+  return jax.jit(
+    module.make(Problem(SPEC, 6), config).loop('offline').stages[0].update
+  )
 
 
 @functools.cache
 def _state(module, config):
-  state = jax.jit(module.make(SPEC, config).init)(jax.random.key(0))
+  state = jax.jit(module.make(Problem(SPEC, 6), config).init)(jax.random.key(0))
   return state.replace(params=helpers.shaken(state.params))
 
 
 @pytest.fixture(name='batch', scope='module')
 def _batch():
   """Two tasks are drawn twice; entries of the contexts do not count."""
-  composition = csro.make(SPEC, CSRO).offline[0].batch
+  composition = (
+    csro.make(Problem(SPEC, 6), CSRO).loop('offline').stages[0].batch
+  )
   batch = jax.jit(lambda key: probes.random_batch(key, SPEC, composition))(
     jax.random.key(1)
   )
@@ -65,7 +71,7 @@ def _batch():
 
 def _terms(module, config, params, batch, noise):
   """{name: scalar} of all steps, and the group of each step."""
-  steps = module.representation(SPEC, config).steps
+  steps = module.representation(Problem(SPEC, 6), config).steps
   values = jax.jit(
     lambda p: [terms(p, batch, noise, None) for _, terms in steps]
   )(params)
@@ -194,6 +200,52 @@ def test_unicorn_classification_against_numpy(batch):
   )
 
 
+def test_unicorn_decoders_start_as_published():
+  """All else alike; rlkit's small last layer hides the latent (A5)."""
+  small = dataclasses.replace(SS, decoder_hidden=(64,), decoder_start='rlkit')
+  wide = dataclasses.replace(small, decoder_start='truncated_normal')
+  assert SS.decoder_start == 'truncated_normal'
+  start = {
+    config.decoder_start: jax.jit(unicorn.make(Problem(SPEC, 6), config).init)(
+      jax.random.key(0)
+    ).params['context']
+    for config in (small, wide)
+  }
+  helpers.assert_same(
+    start['rlkit']['encoder'], start['truncated_normal']['encoder']
+  )
+  for name in ('dynamics', 'reward'):
+    layers = start['truncated_normal'][name]['body']['params']
+    last = np.asarray(layers['Dense_1']['kernel'])
+    assert 0.9 / 8 < np.abs(last).max() <= 1 / 8
+    assert not layers['Dense_0']['bias'].any()
+    layers = start['rlkit'][name]['body']['params']
+    assert np.abs(layers['Dense_1']['kernel']).max() <= 3e-3
+
+  def pull(config):
+    """How the models' error changes with the latent, at the start."""
+    params = start[config.decoder_start]['reward']
+    model = context.gaussian_model(
+      (2, 3, 2), 1, config.decoder_hidden, config.hidden_bias
+    )
+    error = lambda z: jnp.square(
+      model.apply(params, z, jnp.ones(3), jnp.ones(2))[0].mean[0] - 2.0
+    )
+    return helpers.largest(jax.grad(error)(jnp.array([0.1, -0.2])))
+
+  assert pull(wide) > 5 * pull(small)
+
+
+def test_csro_clips_log_std_at_0():
+  """As its release and FOCAL's first; FOCAL's later code and UNICORN at 2."""
+  for config, largest in ((CSRO, 0.0), (SS, 2.0), (focal.Config(), 2.0)):
+    actor = brac.make_networks(SPEC, 2, config).actor
+    params = jax.tree.map(lambda x: 1e6 * x, actor.init(jax.random.key(0)))
+    log_std = actor.apply(params, jnp.ones(3), jnp.ones(2)).log_std
+    assert log_std.max() == largest
+    assert config.tanh_correction == 'shifted'
+
+
 # Gradient routing: loss term -> parts that it reaches.
 
 _METRIC = {'encoder/same_task': {'encoder'}, 'encoder/other_tasks': {'encoder'}}
@@ -212,7 +264,7 @@ _ROUTES = {
 def test_gradient_routing(batch, module, config):
   state = _state(module, config)
   noise = _noise(state, batch, config)
-  steps = module.representation(SPEC, config).steps
+  steps = module.representation(Problem(SPEC, 6), config).steps
 
   @jax.jit
   def gradients(params):
@@ -236,7 +288,7 @@ def test_gradient_routing(batch, module, config):
 
 def test_every_learner_of_a_step_is_the_group_that_it_names():
   groups = lambda module, config: [
-    group for group, _ in module.representation(SPEC, config).steps
+    group for group, _ in module.representation(Problem(SPEC, 6), config).steps
   ]
   assert groups(csro, CSRO) == ['club', 'context']  # the model comes first
   assert groups(unicorn, SS) == groups(unicorn, SUP) == ['context']
@@ -246,7 +298,7 @@ def test_csro_encoder_learns_against_the_new_model(batch):
   """Adam's first moments are a tenth of the gradient (A4, order)."""
   before = _state(csro, CSRO)
   after, _ = _update(csro, CSRO)(before, batch)
-  _, (_, terms) = csro.representation(SPEC, CSRO).steps
+  _, (_, terms) = csro.representation(Problem(SPEC, 6), CSRO).steps
 
   def gradient(club):
     params = {**before.params, 'club': club}
@@ -289,7 +341,10 @@ def test_four_devices_do_what_one_does(batch, module, config):
   one, four = (
     _update(module, config),
     jax.pmap(
-      module.make(SPEC, config, 'task').offline[0].update,
+      module.make(Problem(SPEC, 6), config, 'task')
+      .loop('offline')
+      .stages[0]
+      .update,
       axis_name='task',
       in_axes=(None, 0),
       out_axes=None,
@@ -311,7 +366,7 @@ def test_contract(module, config):
 
 def test_unicorn_draws_points_while_acting(batch):
   """As in training: the latent is a mean of random points."""
-  state, algorithm = _state(unicorn, SS), unicorn.make(SPEC, SS)
+  state, algorithm = _state(unicorn, SS), unicorn.make(Problem(SPEC, 6), SS)
   params = algorithm.actor_params(state)
   data = jax.tree.map(lambda x: x[1], batch.context)
   mask, policy = batch.context_mask[1], algorithm.evaluate_given_context
@@ -330,12 +385,14 @@ def test_unicorn_draws_points_while_acting(batch):
 
 
 def test_unicorn_refuses():
-  with pytest.raises(ValueError, match='num_train_tasks'):
-    unicorn.make(SPEC, dataclasses.replace(SUP, num_train_tasks=0))
   with pytest.raises(ValueError, match='supervision: .both'):
-    unicorn.make(SPEC, dataclasses.replace(SS, supervision='both'))
+    unicorn.make(Problem(SPEC, 6), dataclasses.replace(SS, supervision='both'))
   with pytest.raises(ValueError, match='context: .episodes'):
-    unicorn.make(SPEC, dataclasses.replace(SS, context='episodes'))
+    unicorn.make(Problem(SPEC, 6), dataclasses.replace(SS, context='episodes'))
+  with pytest.raises(ValueError, match='decoder_start: .zeros'):
+    unicorn.make(
+      Problem(SPEC, 6), dataclasses.replace(SS, decoder_start='zeros')
+    )
 
 
 def test_behaviour_defaults():
@@ -365,8 +422,4 @@ def test_behaviour_defaults():
     (64, 64),
     (64, 64),
   )
-  assert (c.metric_weight, c.supervision, c.num_train_tasks) == (
-    0.15,
-    'reconstruction',
-    0,
-  )
+  assert (c.metric_weight, c.supervision) == (0.15, 'reconstruction')

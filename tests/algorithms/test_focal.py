@@ -12,6 +12,12 @@ import pytest
 
 from offmeta.algorithms import brac, focal
 from offmeta.testing import contracts, probes
+from offmeta.types import (
+  BatchSpec,
+  Problem,
+  Rows,
+  Sequences,
+)
 
 SPEC = helpers.SPEC
 
@@ -47,6 +53,8 @@ FIRST = dataclasses.replace(
   gradient_penalty='value',
   use_terminal=False,
   use_next_observation=False,
+  max_log_std=0.0,
+  metric_weight=10.0,
 )
 PLAIN = dataclasses.replace(  # SAC without any divergence
   LATER, divergence_weight=0.0, entropy_weight=0.3, entropy_in_target=True
@@ -63,13 +71,15 @@ def _networks(config):
 
 @functools.cache
 def _update(config):
-  return jax.jit(focal.make(SPEC, config).offline[0].update)
+  return jax.jit(
+    focal.make(Problem(SPEC), config).loop('offline').stages[0].update
+  )
 
 
 @functools.cache
 def _state(config):
   """Moved off its start; the dual critic with slopes on both sides of 1."""
-  state = jax.jit(focal.make(SPEC, config).init)(jax.random.key(0))
+  state = jax.jit(focal.make(Problem(SPEC), config).init)(jax.random.key(0))
   params = helpers.shaken(state.params)
   if config.regularised:
     params['divergence'] = helpers.shaken(params['divergence'], 3, 2.5)
@@ -81,7 +91,7 @@ def _state(config):
 @pytest.fixture(name='batch', scope='module')
 def _batch():
   """Two tasks are drawn twice; entries of the contexts do not count."""
-  composition = focal.make(SPEC, LATER).offline[0].batch
+  composition = focal.make(Problem(SPEC), LATER).loop('offline').stages[0].batch
   batch = jax.jit(lambda key: probes.random_batch(key, SPEC, composition))(
     jax.random.key(1)
   )
@@ -123,11 +133,14 @@ def _dual(params, s, a, own, z):
   return -logged + np.log(other + 1e-8) + 1
 
 
-def _act(params, s, z, noise):
+def _act(config, params, s, z, noise):
   """(action, log pi, mean, log_std)."""
-  mean, log_std = reference.normal_tanh(params['actor'], s, z)
+  mean, log_std = reference.normal_tanh(
+    params['actor'], s, z, config.max_log_std
+  )
   x = mean + np.exp(log_std) * np.asarray(noise, np.float64)
-  return np.tanh(x), reference.tanh_log_prob(x, mean, log_std), mean, log_std
+  log_prob = reference.tanh_log_prob(x, mean, log_std, config.tanh_correction)
+  return np.tanh(x), log_prob, mean, log_std
 
 
 def _targets(config, params, target, weight, batch, z, noise):
@@ -137,12 +150,12 @@ def _targets(config, params, target, weight, batch, z, noise):
     if config.value_network:
       value = reference.mlp(target, s2, z[m])[0]
     else:
-      a2, log_prob, *_ = _act(params, s2, z[m], noise['next'][m, b])
+      a2, log_prob, *_ = _act(config, params, s2, z[m], noise['next'][m, b])
       value = reference.min_q(target, s2, a2, z[m])
       if config.entropy_in_target:
         value -= config.entropy_weight * log_prob
     if config.value_penalty and config.regularised:
-      own, *_ = _act(params, s, z[m], noise['own'][m, b])
+      own, *_ = _act(config, params, s, z[m], noise['own'][m, b])
       value -= weight * _dual(params, s, a, own, z[m])
     targets.append(config.reward_scale * r + config.discount * discount * value)
   return np.array(targets)
@@ -152,7 +165,9 @@ def _actor(config, params, weight, batch, z, noise):
   """Terms of the policy and of V, the targets of V, and the mean of Dhat."""
   losses, errors, means, log_stds, values, duals = [], [], [], [], [], []
   for m, b, s, a, *_ in reference.rows(batch):
-    own, log_prob, mean, log_std = _act(params, s, z[m], noise['own'][m, b])
+    own, log_prob, mean, log_std = _act(
+      config, params, s, z[m], noise['own'][m, b]
+    )
     q = reference.min_q(params['critic'], s, own, z[m])
     losses.append(config.entropy_weight * log_prob - q)
     means.append(mean)
@@ -178,11 +193,12 @@ def _actor(config, params, weight, batch, z, noise):
   return terms, values, duals and np.mean(duals)
 
 
-def test_metric_terms_against_numpy(batch):
-  state = _state(LATER)
-  ((group, terms),) = focal.representation(SPEC, LATER).steps
+@pytest.mark.parametrize('config, weight', [(LATER, 1), (FIRST, 10)])
+def test_metric_terms_against_numpy(batch, config, weight):
+  state = _state(config)
+  ((group, terms),) = focal.representation(Problem(SPEC), config).steps
   terms = terms(state.params, batch, None, None)
-  z = _latents(LATER, state.params, batch)
+  z = _latents(config, state.params, batch)
   near, far = [], []
   for i in range(4):
     for j in range(i):
@@ -194,8 +210,8 @@ def test_metric_terms_against_numpy(batch):
   assert group == 'context'
   assert {k: float(v) for k, v in terms.items()} == pytest.approx(
     {
-      'encoder/same_task': 10 * sum(near) / 2.001,
-      'encoder/other_tasks': 10 * sum(far) / 4.001,
+      'encoder/same_task': weight * sum(near) / 2.001,
+      'encoder/other_tasks': weight * sum(far) / 4.001,
     },
     rel=1e-4,
   )
@@ -206,6 +222,15 @@ def _noise_and_z(config, state, batch):
   z = _latents(config, state.params, batch)
   rows = jnp.array(np.array(z), jnp.float32)[:, None].repeat(3, axis=1)
   return noise, z, rows
+
+
+def test_the_clip_of_log_std_is_at_work(batch):
+  """In what `test_control_against_numpy` compares."""
+  actor = _networks(FIRST).actor
+  log_std = actor.apply(
+    _state(FIRST).params['actor'], batch.query.observation, jnp.zeros((4, 3, 2))
+  ).log_std
+  assert log_std.max() == 0.0 > log_std.min()
 
 
 @CONFIGS
@@ -274,7 +299,7 @@ def test_divergence_terms_against_numeric_differentiation(batch, kind):
   duals, penalties = [], []
   for m, b, s, a, *_ in reference.rows(batch):
     a = np.asarray(a, np.float64)
-    own, *_ = _act(params, s, z[m], noise['dual'][m, 1, b])
+    own, *_ = _act(config, params, s, z[m], noise['dual'][m, 1, b])
     duals.append(_dual(params, s, a, own, z[m]))
     mixed = mix[m, b] * a + (1 - mix[m, b]) * own
     c = lambda x: reference.mlp(params['divergence'], s, x, z[m])[0]
@@ -407,7 +432,7 @@ def test_gradient_routing(batch, config):
   state = _state(config)
   noise, _, rows = _noise_and_z(config, state, batch)
   networks = _networks(config)
-  ((_, encoder_terms),) = focal.representation(SPEC, config).steps
+  ((_, encoder_terms),) = focal.representation(Problem(SPEC), config).steps
 
   @jax.jit
   def gradients(params, target):
@@ -493,7 +518,7 @@ def test_four_devices_do_what_one_does(batch):
   state = _state(FIRST)
   one = _update(FIRST)
   four = jax.pmap(
-    focal.make(SPEC, FIRST, 'task').offline[0].update,
+    focal.make(Problem(SPEC), FIRST, 'task').loop('offline').stages[0].update,
     axis_name='task',
     in_axes=(None, 0),
     out_axes=None,
@@ -518,28 +543,19 @@ def test_contract(config):
 
 
 def test_contexts():
-  algorithm = focal.make(SPEC, focal.Config())
-  batch = algorithm.offline[0].batch
-  assert (
-    batch.num_tasks,
-    batch.query_size,
-    batch.context,
-    batch.context_size,
-  ) == (16, 256, 'transitions', 200)
-  assert batch.replacement and algorithm.data.sequence_episodes == 0
-  algorithm = focal.make(SPEC, focal.Config(context='sequences'))
-  batch = algorithm.offline[0].batch
-  assert (batch.context, batch.num_sequences, batch.sequence_size) == (
-    'sequences',
-    1,
-    SPEC.episode_length,
-  )
+  algorithm = focal.make(Problem(SPEC), focal.Config())
+  batch = algorithm.loop('offline').stages[0].batch
+  assert batch == BatchSpec(16, Rows(256), Rows(200))
+  assert algorithm.data.sequence_episodes == 0
+  algorithm = focal.make(Problem(SPEC), focal.Config(context='sequences'))
+  batch = algorithm.loop('offline').stages[0].batch
+  assert batch.context == Sequences(1, SPEC.episode_length)
   assert algorithm.data.sequence_episodes == 1
 
 
 def test_acting(batch):
   """z is 0 before anything is known, and the mean of the points after."""
-  state, algorithm = _state(LATER), focal.make(SPEC, LATER)
+  state, algorithm = _state(LATER), focal.make(Problem(SPEC), LATER)
   params = algorithm.actor_params(state)
   data = jax.tree.map(lambda x: x[1], batch.context)
   mask, key = batch.context_mask[1], jax.random.key(5)
@@ -568,12 +584,17 @@ def test_acting(batch):
 
 
 @pytest.mark.parametrize(
-  'change', [dict(gradient_penalty='both'), dict(context='episodes')]
+  'change',
+  [
+    dict(gradient_penalty='both'),
+    dict(context='episodes'),
+    dict(tanh_correction='none'),
+  ],
 )
 def test_unknown_switches_are_refused(change):
   ((name, value),) = change.items()
   with pytest.raises(ValueError, match=f'{name}: .{value}'):
-    focal.make(SPEC, dataclasses.replace(LATER, **change))
+    focal.make(Problem(SPEC), dataclasses.replace(LATER, **change))
 
 
 def test_behaviour_defaults():
@@ -582,7 +603,7 @@ def test_behaviour_defaults():
   assert (c.latent_size, c.encoder_hidden, c.metric_weight) == (
     5,
     (64, 64),
-    10.0,
+    1.0,
   )
   assert c.use_next_observation and c.use_terminal
   assert c.critic_hidden == c.actor_hidden == c.divergence_hidden == (256,) * 2

@@ -17,7 +17,7 @@ from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.testing import probes
 from offmeta.training import updates
-from offmeta.types import Transition
+from offmeta.types import Problem, Transition
 
 _FAMILY = probes.BanditFamily()
 _M, _ROWS = 12, 100
@@ -58,10 +58,12 @@ def _logs(offset):
 
 def _returns(config):
   """Mean held-out returns by context: right, of the opposite task, none."""
-  algorithm = focal.make(_FAMILY.spec, config)
+  algorithm = focal.make(Problem(_FAMILY.spec), config)
   keys = jax.random.split(jax.random.key(1), 1)
   update = updates.make_update(
-    lambda axis: focal.make(_FAMILY.spec, config, axis).offline[0],
+    lambda axis: (
+      focal.make(Problem(_FAMILY.spec), config, axis).loop('offline').stages[0]
+    ),
     helpers.seeds(keys),
     config.num_updates,
     shared_replay=True,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from offmeta.algorithms import macaw, macaw_losses, maml
+from offmeta.types import Problem
 
 SPEC, CONFIG = inputs.SPEC, inputs.CONFIG
 _GROUPS = ('policy', 'value', 'policy_steps', 'value_steps', 'coefficient')
@@ -17,7 +18,7 @@ _GROUPS = ('policy', 'value', 'policy_steps', 'value_steps', 'coefficient')
 def _terms(config):
   networks = macaw.make_networks(SPEC, config)
   return lambda params, batch: macaw.losses(
-    params, batch, networks, config, None
+    params, batch, networks, config, 7, None
   )[0]
 
 
@@ -129,7 +130,9 @@ def test_the_policy_loss_leaves_the_value_alone(state, batch):
 
 
 def _update(config, state, batch):
-  return jax.jit(macaw.make(SPEC, config).offline[0].update)(state, batch)
+  return jax.jit(
+    macaw.make(Problem(SPEC, 7), config).loop('offline').stages[0].update
+  )(state, batch)
 
 
 def test_scan_equals_vmap(state, batch):

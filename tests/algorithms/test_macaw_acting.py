@@ -13,6 +13,12 @@ from offmeta.algorithms import macaw, macaw_losses
 from offmeta.losses import policy as policy_losses
 from offmeta.networks.distributions import Normal
 from offmeta.testing import probes
+from offmeta.types import (
+  BatchSpec,
+  Problem,
+  Rows,
+  Slice,
+)
 
 SPEC, CONFIG = inputs.SPEC, inputs.CONFIG
 
@@ -94,7 +100,7 @@ def test_step_sizes_at_the_start():
 
 
 def test_adaptation_is_the_inner_loop(state):
-  algorithm = macaw.make(SPEC, CONFIG)
+  algorithm = macaw.make(Problem(SPEC, 7), CONFIG)
   rows, valid = inputs.make_context(True)
   networks = macaw.make_networks(SPEC, CONFIG)
   counted = jax.tree.map(lambda x: x[None, :6], rows)
@@ -132,7 +138,7 @@ def test_adaptation_is_the_inner_loop(state):
 def test_nothing_valid_is_the_prior_to_the_bit():
   # Large enough for products of one and of three vectors to round apart.
   config = inputs.changed(hidden=(30, 30), latent_size=50)
-  algorithm = macaw.make(SPEC, config)
+  algorithm = macaw.make(Problem(SPEC, 7), config)
   params = jax.jit(algorithm.init)(jax.random.key(0)).params
   rows, valid = jax.tree.map(
     lambda x: jnp.stack(3 * [x]), inputs.make_context(False)
@@ -149,14 +155,14 @@ def test_nothing_valid_is_the_prior_to_the_bit():
 
 def test_the_state_is_the_small_network(state):
   # 3 x 4 + 4, 4 x 3 + 3, 3 x 2 + 2; 5 x 3 + 3, 3 + 1.
-  prior = macaw.make(SPEC, CONFIG).evaluate.init(
+  prior = macaw.make(Problem(SPEC, 7), CONFIG).evaluate.init(
     state.params, jax.random.key(0)
   )
   assert sum(x.size for x in jax.tree.leaves(prior.weights)) == 39 + 22
 
 
 def test_actions(state):
-  algorithm = macaw.make(SPEC, CONFIG)
+  algorithm = macaw.make(Problem(SPEC, 7), CONFIG)
   prior = algorithm.evaluate.init(state.params, jax.random.key(0))
   known = prior._replace(known=jnp.ones((), bool))
   observation = jnp.array([0.3, -0.2, 0.5])
@@ -190,7 +196,7 @@ def test_actions(state):
   saturated = prior._replace(
     weights=jax.tree.map(lambda x: 30 * x, prior.weights)
   )
-  action, _ = algorithm.explore.act(
+  action, _, _ = algorithm.explore.act(
     state.params, saturated, observation, keys[0]
   )
   assert np.abs(action).max() <= 1.0
@@ -201,12 +207,14 @@ def test_actions(state):
 
 @pytest.fixture(name='begun', scope='module')
 def _begun(state):
-  algorithm = macaw.make(SPEC, CONFIG)
-  return jax.jit(algorithm.begin_finetune)(state, *inputs.make_context(True))
+  algorithm = macaw.make(Problem(SPEC, 7), CONFIG)
+  return jax.jit(algorithm.loop('finetune').begin)(
+    state, *inputs.make_context(True)
+  )
 
 
 def test_fine_tuning_starts_from_the_adapted_networks(state, begun):
-  algorithm = macaw.make(SPEC, CONFIG)
+  algorithm = macaw.make(Problem(SPEC, 7), CONFIG)
   assert jax.tree.structure(algorithm.actor_params(begun)) == (
     jax.tree.structure(algorithm.actor_params(state))
   )
@@ -231,22 +239,23 @@ def test_fine_tuning_starts_from_the_adapted_networks(state, begun):
   )
   assert set(begun.opt_state) == {'policy', 'value'}
   assert int(begun.step) == 0
-  nothing = jax.jit(algorithm.begin_finetune)(
+  nothing = jax.jit(algorithm.loop('finetune').begin)(
     state, inputs.make_context(True)[0], jnp.zeros(8)
   )
   helpers.assert_same(nothing.params, state.params)
 
 
 def test_stages_of_fine_tuning(begun):
-  algorithm = macaw.make(SPEC, CONFIG)
-  value, policy = algorithm.finetune
-  assert [(s.name, s.num_steps) for s in algorithm.finetune] == [
+  algorithm = macaw.make(Problem(SPEC, 7), CONFIG)
+  value, policy = algorithm.loop('finetune').stages
+  assert [(s.name, s.num_steps) for s in algorithm.loop('finetune').stages] == [
     ('finetune_value', 2),
     ('finetune_policy', 3),
   ]
-  for stage in algorithm.finetune:
-    assert (stage.batch.num_tasks, stage.batch.query_size) == (1, 5)
-    assert not stage.batch.replacement
+  for stage in algorithm.loop('finetune').stages:
+    assert stage.batch == BatchSpec(
+      1, Rows(5, replacement=False), replacement=False
+    )
   batch = probes.random_batch(
     jax.random.key(4), SPEC, value.batch, algorithm.data
   )
@@ -284,21 +293,31 @@ def test_stages_of_fine_tuning(begun):
 
 
 def test_what_it_asks_for():
-  algorithm = macaw.make(SPEC, CONFIG)
-  (stage,) = algorithm.offline
+  algorithm = macaw.make(Problem(SPEC, 7), CONFIG)
+  (stage,) = algorithm.loop('offline').stages
   assert (stage.name, stage.num_steps) == ('meta', 4)
   assert (algorithm.data.returns_discount, algorithm.data.stride) == (0.99, 7)
-  assert algorithm.online == ()
-  kinds = {'slice': {}, 'transitions': dict(train_inner_sampling='uniform')}
+  assert algorithm.in_phase('online') == ()
+  kinds = {
+    Slice(6): {},
+    Rows(6, replacement=False): dict(train_inner_sampling='uniform'),
+  }
+  distinct = lambda size, context: BatchSpec(
+    2, Rows(size, replacement=False), context, replacement=False
+  )
   for context, changes in kinds.items():
-    batch = macaw.make(SPEC, inputs.changed(**changes)).offline[0].batch
-    assert batch.context == context and not batch.replacement
-    assert (batch.num_tasks, batch.context_size, batch.query_size) == (2, 6, 5)
+    batch = (
+      macaw.make(Problem(SPEC, 7), inputs.changed(**changes))
+      .loop('offline')
+      .stages[0]
+      .batch
+    )
+    assert batch == distinct(5, context)
   disjoint = inputs.changed(
     train_inner_sampling='uniform', disjoint_batches=True
   )
-  batch = macaw.make(SPEC, disjoint).offline[0].batch
-  assert (batch.context_size, batch.query_size) == (1, 11)
+  batch = macaw.make(Problem(SPEC, 7), disjoint).loop('offline').stages[0].batch
+  assert batch == distinct(11, None)
 
 
 @pytest.mark.parametrize(
@@ -322,16 +341,11 @@ def test_what_it_asks_for():
     ),
     (dict(context_part='x'), 'context_part'),
     (dict(context_part='last', context_rows=1), 'context_rows=1 are fewer'),
-    (dict(num_train_tasks=0), 'num_train_tasks'),
   ],
 )
 def test_bad_settings_raise(changes, message):
   with pytest.raises(ValueError, match=message):
-    macaw.make(SPEC, inputs.changed(**changes))
-
-
-def test_without_the_number_of_tasks_where_it_does_not_matter():
-  macaw.make(SPEC, inputs.changed(num_train_tasks=0, outer_norm='meta_batch'))
+    macaw.make(Problem(SPEC, 7), inputs.changed(**changes))
 
 
 def test_released_defaults():

@@ -13,7 +13,7 @@ from offmeta.data.buffer import Replay
 from offmeta.losses import returns
 from offmeta.testing import probes
 from offmeta.training import updates
-from offmeta.types import Transition
+from offmeta.types import Problem, Transition
 
 _FAMILY = probes.BanditFamily()
 _M, _ROWS = 8, 240
@@ -27,7 +27,6 @@ _CONFIG = macaw.Config(
   step_size_lr=1e-2,
   inner_policy_lr=1e-2,
   inner_value_lr=1e-2,
-  num_train_tasks=_M,
   num_tasks=4,
   context_size=32,
   query_size=32,
@@ -69,9 +68,13 @@ def _trained():
   between those of the training tasks."""
   keys = jax.random.split(jax.random.key(1), 1)
   replay = Replay(_lives(_directions(0.0), jax.random.key(0)), None)
-  algorithm = macaw.make(_FAMILY.spec, _CONFIG)
+  algorithm = macaw.make(Problem(_FAMILY.spec, _M), _CONFIG)
   update = updates.make_update(
-    lambda axis: macaw.make(_FAMILY.spec, _CONFIG, axis).offline[0],
+    lambda axis: (
+      macaw.make(Problem(_FAMILY.spec, _M), _CONFIG, axis)
+      .loop('offline')
+      .stages[0]
+    ),
     helpers.seeds(keys),
     _CONFIG.num_updates,
     shared_replay=True,

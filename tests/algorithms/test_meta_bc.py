@@ -13,7 +13,13 @@ import pytest
 
 from offmeta.algorithms import meta_bc
 from offmeta.testing import probes
-from offmeta.types import DataSpec
+from offmeta.types import (
+  BatchSpec,
+  DataSpec,
+  Problem,
+  Rows,
+  Slice,
+)
 
 SPEC = helpers.SPEC  # O 3, A 2
 CONFIG = meta_bc.Config(
@@ -35,7 +41,7 @@ def _changed(**changes):
 
 def _state(config=CONFIG):
   """Tensors have step sizes of their own."""
-  state = jax.jit(meta_bc.make(SPEC, config).init)(jax.random.key(0))
+  state = jax.jit(meta_bc.make(Problem(SPEC), config).init)(jax.random.key(0))
   return state.replace(
     params={
       'policy': helpers.shaken(state.params['policy'], 0, 0.2),
@@ -47,10 +53,10 @@ def _state(config=CONFIG):
 @pytest.fixture(name='batch', scope='module')
 def _batch():
   """Of the first task's context two rows do not count, and are not finite."""
-  algorithm = meta_bc.make(SPEC, CONFIG)
+  algorithm = meta_bc.make(Problem(SPEC), CONFIG)
   batch = jax.jit(
     lambda key: probes.random_batch(
-      key, SPEC, algorithm.offline[0].batch, algorithm.data
+      key, SPEC, algorithm.loop('offline').stages[0].batch, algorithm.data
     )
   )(jax.random.key(1))
   mask = jnp.ones((2, 6)).at[0, 2:4].set(0.0)
@@ -108,9 +114,9 @@ def test_loss_and_meta_gradient_against_numpy(batch, changes):
   theta, rho = (
     reference.vector(state.params[k]) for k in ('policy', 'policy_steps')
   )
-  after, logs = jax.jit(meta_bc.make(SPEC, config).offline[0].update)(
-    state, batch
-  )
+  after, logs = jax.jit(
+    meta_bc.make(Problem(SPEC), config).loop('offline').stages[0].update
+  )(state, batch)
   np.testing.assert_allclose(
     logs['policy/outer_loss'], own.outer(theta, rho, batch), rtol=1e-4
   )
@@ -154,7 +160,9 @@ def test_what_has_an_influence(batch):
   """Observations and actions, not rewards."""
   state, update = (
     _state(),
-    jax.jit(meta_bc.make(SPEC, CONFIG).offline[0].update),
+    jax.jit(
+      meta_bc.make(Problem(SPEC), CONFIG).loop('offline').stages[0].update
+    ),
   )
   before = update(state, batch)
 
@@ -197,7 +205,7 @@ def test_second_order(batch):
 
 
 def test_acting():
-  algorithm = meta_bc.make(SPEC, CONFIG)
+  algorithm = meta_bc.make(Problem(SPEC), CONFIG)
   params = algorithm.actor_params(_state())
   rows, valid = macaw_inputs.make_context(False)
   spoiled = jax.tree.map(lambda x: x.at[6:].set(jnp.nan), rows)
@@ -237,25 +245,28 @@ def test_acting():
 
 
 def test_what_it_asks_for():
-  algorithm = meta_bc.make(SPEC, CONFIG)
+  algorithm = meta_bc.make(Problem(SPEC), CONFIG)
   assert algorithm.data == DataSpec(stride=7, shared=True)
-  assert algorithm.online == ()
+  assert algorithm.in_phase('online') == ()
   for sampling, context in (
-    ('contiguous', 'slice'),
-    ('uniform', 'transitions'),
+    ('contiguous', Slice(6)),
+    ('uniform', Rows(6, replacement=False)),
   ):
-    (stage,) = meta_bc.make(
-      SPEC, _changed(train_inner_sampling=sampling)
-    ).offline
-    assert (stage.batch.context, stage.num_steps) == (context, 4)
-    assert not stage.batch.replacement
-    assert stage.batch[:3] == (2, 6, 5)
+    (stage,) = (
+      meta_bc.make(Problem(SPEC), _changed(train_inner_sampling=sampling))
+      .loop('offline')
+      .stages
+    )
+    assert stage.num_steps == 4
+    assert stage.batch == BatchSpec(
+      2, Rows(5, replacement=False), context, replacement=False
+    )
 
 
 @pytest.mark.parametrize('name', ['layer', 'train_inner_sampling', 'task_loop'])
 def test_bad_settings_raise(name):
   with pytest.raises(ValueError, match=f"meta_bc.{name}: 'x'"):
-    meta_bc.make(SPEC, _changed(**{name: 'x'}))
+    meta_bc.make(Problem(SPEC), _changed(**{name: 'x'}))
 
 
 def test_released_defaults():
@@ -283,7 +294,9 @@ def test_adaptation_to_held_out_directions():
     num_updates=300,
   )
   params = bandit_logs.train(meta_bc.make, config)
-  score = bandit_logs.scorer(meta_bc.make(bandit_logs.FAMILY.spec, config))
+  score = bandit_logs.scorer(
+    meta_bc.make(Problem(bandit_logs.FAMILY.spec), config)
+  )
   contexts = bandit_logs.contexts(config.context_size)
   adapted = score(params, contexts)
   prior = score(params, bandit_logs.nothing(contexts))

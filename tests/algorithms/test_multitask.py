@@ -14,10 +14,15 @@ import pytest
 from offmeta.algorithms import multitask
 from offmeta.losses import returns
 from offmeta.testing import probes
-from offmeta.types import DataSpec
+from offmeta.types import (
+  BatchSpec,
+  DataSpec,
+  Problem,
+  Rows,
+)
 
 # O 1 and 2 tasks: with the one-hot the networks of the reference fit.
-SPEC = helpers.SPEC._replace(observation_size=1)
+SPEC = helpers.SPEC._replace(observation_shape=(1,))
 CONFIG = multitask.Config(
   hidden=(4, 3),
   policy_lr=1e-3,
@@ -27,7 +32,6 @@ CONFIG = multitask.Config(
   finetune_steps=3,
   finetune_policy_lr=0.02,
   finetune_value_lr=0.05,
-  num_train_tasks=2,
   num_tasks=3,
   query_size=5,
   num_updates=4,
@@ -44,17 +48,19 @@ def _changed(**changes):
 @pytest.fixture(name='state', scope='module')
 def _state():
   # With other seeds few of the ReLUs are alive.
-  state = jax.jit(multitask.make(SPEC, CONFIG).init)(jax.random.key(1))
+  state = jax.jit(multitask.make(Problem(SPEC, 2), CONFIG).init)(
+    jax.random.key(1)
+  )
   return state.replace(params=helpers.shaken(state.params, 1, 0.3))
 
 
 @pytest.fixture(name='batch', scope='module')
 def _batch():
   """A task may be in a meta-batch twice."""
-  algorithm = multitask.make(SPEC, CONFIG)
+  algorithm = multitask.make(Problem(SPEC, 2), CONFIG)
   batch = jax.jit(
     lambda key: probes.random_batch(
-      key, SPEC, algorithm.offline[0].batch, algorithm.data
+      key, SPEC, algorithm.loop('offline').stages[0].batch, algorithm.data
     )
   )(jax.random.key(1))
   return batch._replace(task_id=jnp.array([1, 0, 1]))
@@ -91,9 +97,9 @@ def test_updates_against_numpy(state, batch):
       [_awr(own, x, phi, rows) for rows in tasks], axis=0
     ),
   }
-  after, logs = jax.jit(multitask.make(SPEC, CONFIG).offline[0].update)(
-    state, batch
-  )
+  after, logs = jax.jit(
+    multitask.make(Problem(SPEC, 2), CONFIG).loop('offline').stages[0].update
+  )(state, batch)
   for group, rate, start in (('value', 2e-3, phi), ('policy', 1e-3, theta)):
     np.testing.assert_allclose(
       logs[f'{group}/loss'], losses[group](start), rtol=1e-4
@@ -119,7 +125,7 @@ _ROUTES = {'value': {'value'}, 'policy': {'policy'}}
 
 
 def test_gradient_routing(state, batch):
-  networks = multitask.make_networks(SPEC, CONFIG)
+  networks = multitask.make_networks(Problem(SPEC, 2), CONFIG)
   rows = multitask.with_task(batch.query, jax.nn.one_hot(batch.task_id, 2))
   mask = jnp.ones_like(rows.reward)
 
@@ -146,7 +152,9 @@ def test_gradient_routing(state, batch):
 
 def test_only_advantages_bootstrap(state, batch):
   """The value's target is the plain return."""
-  update = jax.jit(multitask.make(SPEC, CONFIG).offline[0].update)
+  update = jax.jit(
+    multitask.make(Problem(SPEC, 2), CONFIG).loop('offline').stages[0].update
+  )
   moved = batch._replace(
     query=batch.query._replace(
       extras={
@@ -209,7 +217,7 @@ def _finetuned(params):
 
 
 def test_adaptation_against_numpy(state):
-  algorithm = multitask.make(SPEC, CONFIG)
+  algorithm = multitask.make(Problem(SPEC, 2), CONFIG)
   params, key = algorithm.actor_params(state), jax.random.key(0)
   own, theta = _finetuned(state.params)
   observations = jnp.linspace(-2.0, 2.0, 5)[:, None]
@@ -232,12 +240,12 @@ def test_adaptation_against_numpy(state):
       observations
     )
     np.testing.assert_allclose(actions, expected, rtol=1e-3, atol=1e-4)
-  noisy, _ = algorithm.explore.act(params, weights, observations[0], key)
+  noisy, _, _ = algorithm.explore.act(params, weights, observations[0], key)
   assert np.all(noisy != actions[0])
 
 
 def test_without_context_it_is_the_policy_of_no_task(state):
-  algorithm = multitask.make(SPEC, CONFIG)
+  algorithm = multitask.make(Problem(SPEC, 2), CONFIG)
   rows, valid = _context(False)
   key = jax.random.key(0)
   policy = algorithm.evaluate_given_context
@@ -253,7 +261,7 @@ def test_without_context_it_is_the_policy_of_no_task(state):
     np.array([[0.7, 0.0, 0.0]]),
     np.zeros((1, 2)),
   )[0][0]
-  action, _ = policy.act(state.params, prior, jnp.array([0.7]), key)
+  action, _, _ = policy.act(state.params, prior, jnp.array([0.7]), key)
   np.testing.assert_allclose(action, expected, rtol=1e-4)
 
 
@@ -261,24 +269,25 @@ def test_without_context_it_is_the_policy_of_no_task(state):
 
 
 def test_what_it_asks_for():
-  algorithm = multitask.make(SPEC, CONFIG)
+  algorithm = multitask.make(Problem(SPEC, 2), CONFIG)
   assert algorithm.data == DataSpec(returns_discount=0.99, stride=7)
-  (stage,) = algorithm.offline
+  (stage,) = algorithm.loop('offline').stages
   assert (stage.name, stage.num_steps) == ('multitask', 4)
-  assert stage.batch[:3] == (3, 1, 5) and not stage.batch.replacement
-  assert algorithm.online == ()
+  assert stage.batch == BatchSpec(
+    3, Rows(5, replacement=False), replacement=False
+  )
+  assert algorithm.in_phase('online') == ()
 
 
 @pytest.mark.parametrize(
   'changes, message',
   [
-    (dict(num_train_tasks=0), 'num_train_tasks is 0'),
     (dict(layer='x'), "no layer 'x'"),
   ],
 )
 def test_bad_settings_raise(changes, message):
   with pytest.raises(ValueError, match=message):
-    multitask.make(SPEC, _changed(**changes))
+    multitask.make(Problem(SPEC, 2), _changed(**changes))
 
 
 def test_released_defaults():
@@ -305,7 +314,6 @@ def _trained():
     value_lr=3e-3,
     finetune_policy_lr=1e-2,
     finetune_value_lr=1e-3,
-    num_train_tasks=bandit_logs.NUM_TASKS,
     num_tasks=4,
     query_size=32,
     stride=1,
@@ -316,7 +324,7 @@ def _trained():
 
 def test_the_code_tells_training_tasks_apart(trained):
   config, params = trained
-  networks = multitask.make_networks(bandit_logs.FAMILY.spec, config)
+  networks = multitask.make_networks(bandit_logs.PROBLEM, config)
   codes = jnp.eye(bandit_logs.NUM_TASKS)
   seen = jnp.concatenate([jnp.ones((len(codes), 1)), codes], axis=1)
   action = networks.policy.apply(params['policy'], seen)
@@ -328,7 +336,7 @@ def test_the_code_tells_training_tasks_apart(trained):
 def test_fine_tuning_in_held_out_directions(trained):
   config, params = trained
   make = lambda config: bandit_logs.scorer(
-    multitask.make(bandit_logs.FAMILY.spec, config)
+    multitask.make(Problem(bandit_logs.FAMILY.spec), config)
   )
   contexts, score = bandit_logs.contexts(64), make(config)
   adapted = score(params, contexts)

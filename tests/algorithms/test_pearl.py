@@ -10,8 +10,9 @@ import numpy_reference as reference
 import pytest
 
 from offmeta.algorithms import latent, pearl
-from offmeta.networks.distributions import task_noise
+from offmeta.networks.distributions import ShiftedTanhNormal, task_noise
 from offmeta.testing import probes
+from offmeta.types import Problem
 
 SPEC, CONFIG = helpers.SPEC, helpers.PEARL
 _NETWORKS = pearl.make_networks(SPEC, CONFIG)
@@ -19,7 +20,7 @@ _NETWORKS = pearl.make_networks(SPEC, CONFIG)
 
 @pytest.fixture(name='state', scope='module')
 def _state():
-  state = jax.jit(pearl.make(SPEC, CONFIG).init)(jax.random.key(0))
+  state = jax.jit(pearl.make(Problem(SPEC), CONFIG).init)(jax.random.key(0))
   return state.replace(
     params=helpers.shaken(state.params),
     target_params=helpers.shaken(state.target_params, 1),
@@ -28,7 +29,7 @@ def _state():
 
 @pytest.fixture(name='batch', scope='module')
 def _batch():
-  composition = pearl.make(SPEC, CONFIG).online[0].batch
+  composition = pearl.make(Problem(SPEC), CONFIG).loop('online').stages[0].batch
   return jax.jit(lambda key: probes.random_batch(key, SPEC, composition))(
     jax.random.key(1)
   )
@@ -60,18 +61,50 @@ def test_critic_losses_against_numpy(state, batch):
   np.testing.assert_allclose(z, _rows(z_expected), rtol=1e-4, atol=1e-5)
 
 
-def test_actor_losses_against_numpy(state, batch):
+@pytest.mark.parametrize(
+  'changes',
+  [{}, {'tanh_correction': 'shifted'}, {'mean_penalised': 'after_tanh'}],
+)
+def test_actor_losses_against_numpy(state, batch, changes):
+  config = dataclasses.replace(CONFIG, **changes)
+  networks = pearl.make_networks(SPEC, config)
   _, noise = _noise(state, batch)
   z = np.asarray(jax.random.normal(jax.random.key(3), (4, 2)))
   terms, _ = jax.jit(
-    lambda p, c, b, z, n: pearl.actor_losses(p, c, b, z, n, _NETWORKS, CONFIG)
+    lambda p, c, b, z, n: pearl.actor_losses(p, c, b, z, n, networks, config)
   )(state.params, state.params['critic'], batch, _rows(z), noise)
   expected, _ = reference.pearl_actor(
-    state.params, state.params['critic'], batch, z, noise, CONFIG
+    state.params, state.params['critic'], batch, z, noise, config
   )
   assert set(terms) == set(expected)
   for name, value in expected.items():
     np.testing.assert_allclose(terms[name], value, rtol=2e-5, err_msg=name)
+
+
+def test_switches_of_the_release(state):
+  """The correction reaches the actor, zero biases every network."""
+  config = dataclasses.replace(
+    CONFIG, tanh_correction='shifted', zero_last_bias=True
+  )
+  networks = pearl.make_networks(SPEC, config)
+  distribution = networks.actor.apply(
+    state.params['actor'], jnp.ones(3), jnp.ones(2)
+  )
+  assert isinstance(distribution, ShiftedTanhNormal)
+  plain = pearl.make_networks(SPEC, CONFIG)
+  zeros = lambda network: sum(
+    not leaf.any() for leaf in jax.tree.leaves(network.init(jax.random.key(0)))
+  )
+  for name, network in networks._asdict().items():
+    more = zeros(network) - zeros(getattr(plain, name))
+    assert more == (2 if name == 'critic' else 1), name  # one per member
+
+
+def test_unknown_penalty_is_refused():
+  with pytest.raises(ValueError, match='mean_penalised: .both'):
+    pearl.make(
+      Problem(SPEC), dataclasses.replace(CONFIG, mean_penalised='both')
+    )
 
 
 def test_without_decoder_there_is_no_reward_term(state, batch):
@@ -94,7 +127,9 @@ def test_updates_against_numpy_adam(state, batch):
   And from z of the encoder before its update; its target follows the new
   value (A1.3 steps 4 to 6).
   """
-  update = jax.jit(pearl.make(SPEC, CONFIG).online[0].update)
+  update = jax.jit(
+    pearl.make(Problem(SPEC), CONFIG).loop('online').stages[0].update
+  )
   adams = {
     name: reference.Adam(rate)
     for name, rate in (

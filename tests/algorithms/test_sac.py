@@ -12,6 +12,7 @@ import pytest
 from offmeta.algorithms import latent, sac
 from offmeta.networks.distributions import task_noise
 from offmeta.testing import contracts, probes
+from offmeta.types import Problem
 
 SPEC = helpers.SPEC
 CONFIG = sac.Config(
@@ -32,7 +33,7 @@ _NETWORKS = sac.make_networks(SPEC, CONFIG)
 
 @pytest.fixture(name='state', scope='module')
 def _state():
-  state = jax.jit(sac.make(SPEC, CONFIG).init)(jax.random.key(0))
+  state = jax.jit(sac.make(Problem(SPEC), CONFIG).init)(jax.random.key(0))
   params = helpers.shaken({k: state.params[k] for k in ('critic', 'actor')})
   return state.replace(
     params={**state.params, **params},
@@ -42,7 +43,7 @@ def _state():
 
 @pytest.fixture(name='batch', scope='module')
 def _batch():
-  composition = sac.make(SPEC, CONFIG).online[0].batch
+  composition = sac.make(Problem(SPEC), CONFIG).loop('online').stages[0].batch
   return jax.jit(lambda key: probes.random_batch(key, SPEC, composition))(
     jax.random.key(1)
   )
@@ -50,7 +51,9 @@ def _batch():
 
 @pytest.fixture(name='update', scope='module')
 def _update():
-  return jax.jit(sac.make(SPEC, CONFIG).online[0].update)
+  return jax.jit(
+    sac.make(Problem(SPEC), CONFIG).loop('online').stages[0].update
+  )
 
 
 def _noise(state, batch):
@@ -237,9 +240,9 @@ def test_temperature_seeks_the_target_entropy(
 
 def test_fixed_temperature(state, batch, update):
   config = dataclasses.replace(CONFIG, learn_temperature=False)
-  after, metrics = jax.jit(sac.make(SPEC, config).online[0].update)(
-    state, batch
-  )
+  after, metrics = jax.jit(
+    sac.make(Problem(SPEC), config).loop('online').stages[0].update
+  )(state, batch)
   for tree in ('params', 'opt_state'):
     helpers.assert_same(
       getattr(after, tree)['temperature'], getattr(state, tree)['temperature']
@@ -251,7 +254,7 @@ def test_fixed_temperature(state, batch, update):
 
 def test_policies(state):
   """Exploration samples the policy, evaluation takes tanh(mean)."""
-  algorithm = sac.make(SPEC, CONFIG)
+  algorithm = sac.make(Problem(SPEC), CONFIG)
   params = algorithm.actor_params(state)
   observation = jnp.array([0.5, -1.0, 2.0])
   mean, log_std = reference.normal_tanh(params, observation, [])
@@ -281,4 +284,4 @@ def test_published_defaults():
   assert c.critic_lr == c.actor_lr == c.temperature_lr == 3e-4
   assert (c.discount, c.target_rate, c.batch_size) == (0.99, 0.005, 256)
   assert c.learn_temperature and c.target_entropy_per_action == -1.0
-  assert sac.make(SPEC, c).offline == ()
+  assert sac.make(Problem(SPEC), c).in_phase('offline') == ()

@@ -12,6 +12,7 @@ import smac_inputs
 
 from offmeta.algorithms import smac
 from offmeta.testing import probes
+from offmeta.types import Evidence, Problem, Transition
 
 SPEC, CONFIG = helpers.SPEC, helpers.SMAC
 
@@ -60,8 +61,8 @@ def test_losses_against_numpy(state, batch, variant, online):
 def test_updates_against_numpy_adam(state, batch, online):
   """Two whole updates of decoder and critics, without jax or optax."""
   config = dataclasses.replace(CONFIG, train_context_online=True)
-  algorithm = smac.make(SPEC, config)
-  stage = (algorithm.online if online else algorithm.offline)[0]
+  algorithm = smac.make(Problem(SPEC), config)
+  (stage,) = algorithm.loop('online' if online else 'offline').stages
   update = jax.jit(stage.update)
   adams = {
     'decoder': reference.Adam(config.context_lr),
@@ -113,6 +114,69 @@ def test_updates_against_numpy_adam(state, batch, online):
     rtol=1e-3,
     atol=1e-5,
   )
+
+
+def test_diagnoses_against_numpy(state, batch):
+  """KL and error of the decoder for 1, 2, 4 and all 5 of the transitions."""
+  context = jax.tree.map(np.asarray, batch.context)
+  # The policy's own contexts have no second row: it comes never to count.
+  holes = np.array([1.0, 0.0, 1.0, 1.0, 1.0]) * np.ones((4, 1))
+  rows_mask = np.array([1.0, 1.0, 0.0]) * np.ones((4, 1))
+  key = jax.random.key(7)
+  evidence = Evidence(
+    logged=context,
+    logged_mask=np.ones((4, 5)),
+    own=jax.tree.map(lambda x: x[:, ::-1], context),
+    own_mask=holes,
+    rows=batch.query,
+    rows_mask=rows_mask,
+    key=key,
+  )
+  algorithm = smac.make(Problem(SPEC), CONFIG)
+  found = jax.jit(algorithm.diagnose)(state, evidence)
+  params = state.params['context']
+  noise = [
+    np.asarray(jax.random.normal(k, (2,)), np.float64)
+    for k in jax.random.split(key, 4)
+  ]
+  expected = {}
+  for kind, all_rows, counted in (
+    ('logged', context, {1: [0], 2: [0, 1], 4: [0, 1, 2, 3], 5: range(5)}),
+    (
+      'own',
+      evidence.own,
+      {1: [0], 2: [0, 2], 4: [0, 2, 3, 4], 5: [0, 2, 3, 4]},
+    ),
+  ):
+    x = f'{kind}_transitions'
+    expected[x] = list(counted)
+    kls, errors = [], []
+    for given in counted.values():
+      mask = np.isin(np.arange(5), list(given))
+      of = [
+        reference.posterior(
+          params['encoder'],
+          Transition(*[leaf[m] for leaf in all_rows[:-1]]),
+          mask,
+        )
+        for m in range(4)
+      ]
+      kls.append(np.mean([reference.kl_to_prior(*p) for p in of]))
+      z = [mean + np.sqrt(var) * e for (mean, var), e in zip(of, noise)]
+      errors.append(
+        np.mean(
+          [
+            abs(reference.mlp(params['decoder'], s, a, z[m])[0] - r)
+            for m, b, s, a, r, *_ in reference.rows(batch)
+            if rows_mask[m, b]
+          ]
+        )
+      )
+    expected[f'kl_to_prior_by_{x}'] = kls
+    expected[f'reward_error_by_{x}'] = errors
+  assert set(found) == set(expected)
+  for name, value in expected.items():
+    np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
 
 
 # Gradient routing: term -> parts that it reaches.
@@ -204,7 +268,9 @@ def test_offline_actor_gradient_is_advantage_weighted_cloning(state, batch):
 @pytest.mark.parametrize('trained', [False, True], ids=['frozen', 'trained'])
 def test_context_networks_online(state, batch, trained):
   config = dataclasses.replace(CONFIG, train_context_online=trained)
-  update = jax.jit(smac.make(SPEC, config).online[0].update)
+  update = jax.jit(
+    smac.make(Problem(SPEC), config).loop('online').stages[0].update
+  )
   before = state
   for _ in range(2):
     state, _ = update(state, batch)
@@ -228,7 +294,7 @@ def test_context_networks_online(state, batch, trained):
 
 
 def test_begin_online_takes_a_snapshot_and_keeps_the_optimiser(state):
-  after = smac.make(SPEC, CONFIG).begin_online(state)
+  after = smac.make(Problem(SPEC), CONFIG).loop('online').begin(state)
   helpers.assert_same(after.extras, state.params['context'])
   helpers.assert_same(after.replace(extras=state.extras), state)
 
@@ -239,7 +305,7 @@ def test_begin_online_takes_a_snapshot_and_keeps_the_optimiser(state):
 @pytest.mark.parametrize('label_with', ['snapshot', 'current'])
 def test_relabel_against_numpy(state, batch, label_with):
   config = dataclasses.replace(CONFIG, label_with=label_with)
-  relabel = jax.jit(smac.make(SPEC, config).relabel)
+  relabel = jax.jit(smac.make(Problem(SPEC), config).relabel)
   networks = state.extras
   if label_with == 'current':
     networks = state.params['context']

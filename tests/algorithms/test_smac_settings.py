@@ -3,6 +3,7 @@
 import dataclasses
 
 import helpers
+import jax
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from experiments.configs import recipes
 from offmeta.algorithms import smac
 from offmeta.testing import contracts
 from offmeta.training import config as configs
+from offmeta.types import Problem
 
 SPEC, CONFIG = helpers.SPEC, helpers.SMAC
 
@@ -78,15 +80,21 @@ _STAGE, _SAC = CONFIG.online, smac.SacActorConfig
 )
 def test_bad_settings_raise(changes, message):
   with pytest.raises(ValueError, match=message):
-    smac.make(SPEC, _with(**changes))
+    smac.make(Problem(SPEC), _with(**changes))
 
 
 def test_the_online_share_reaches_the_sampler():
   online = dataclasses.replace(_STAGE, online_share=0.25)
-  algorithm = smac.make(SPEC, _with(online=online))
-  assert algorithm.online[0].batch.online_share == 0.25
-  assert algorithm.offline[0].batch.online_share == -1
-  assert smac.make(SPEC, CONFIG).online[0].batch.online_share == -1
+  algorithm = smac.make(Problem(SPEC), _with(online=online))
+  assert algorithm.loop('online').stages[0].batch.query.online_share == 0.25
+  assert algorithm.loop('offline').stages[0].batch.query.online_share == -1
+  assert (
+    smac.make(Problem(SPEC), CONFIG)
+    .loop('online')
+    .stages[0]
+    .batch.query.online_share
+    == -1
+  )
 
 
 # Names.
@@ -172,3 +180,22 @@ def test_a_variant_cannot_change_the_offline_phase(changes):
   variants = {**recipes.PAPER_VARIANTS, 'mine': {'smac': changes}}
   with pytest.raises(configs.ConfigError, match=f'mine.*{field}'):
     configs.validate(configs.from_dict({'online': {'variants': variants}}))
+
+
+def test_last_biases_can_start_at_zero():
+  """As released; the default is the older rule, and so are its numbers."""
+  start = lambda zero: (
+    jax.jit(smac.make(Problem(SPEC), _with(zero_last_bias=zero)).init)(
+      jax.random.key(0)
+    ).params
+  )
+  old, new = start(False), start(True)
+  changed = [
+    (leaf, was)
+    for leaf, was in zip(*map(jax.tree.leaves, (new, old)))
+    if not np.array_equal(leaf, was)
+  ]
+  # Encoder, decoder, two critics, the actor's mean.
+  assert len(changed) == 5
+  for leaf, was in changed:
+    assert not leaf.any() and 0 < np.abs(was).max() <= 3e-3

@@ -12,6 +12,7 @@ import smac_inputs
 
 from offmeta.algorithms import smac
 from offmeta.losses import policy
+from offmeta.types import Problem
 
 SPEC, CONFIG = helpers.SPEC, helpers.SMAC
 
@@ -178,10 +179,11 @@ def test_sac_actor_without_entropy_is_the_q_term(state, batch, noise):
 
 def test_sac_actor_trains_alike_in_both_phases(state, batch):
   config = _with(actor='sac', train_context_online=True)
-  algorithm = smac.make(SPEC, config)
+  algorithm = smac.make(Problem(SPEC), config)
   offline, online = (
     jax.jit(stage.update)(state, batch)
-    for stage in (*algorithm.offline, *algorithm.online)
+    for loop in algorithm.loops
+    for stage in loop.stages
   )
   helpers.assert_same(online, offline)
 
@@ -239,9 +241,12 @@ def test_encoder_gradient_against_numpy(state, batch, noise, encoder_loss):
 
 def test_the_decoder_trains_alike_whatever_trains_the_encoder(state, batch):
   decoders = [
-    jax.jit(smac.make(SPEC, _with(encoder_loss=loss)).offline[0].update)(
-      state, batch
-    )[0].params['context']['decoder']
+    jax.jit(
+      smac.make(Problem(SPEC), _with(encoder_loss=loss))
+      .loop('offline')
+      .stages[0]
+      .update
+    )(state, batch)[0].params['context']['decoder']
     for loss in ('reward', 'q')
   ]
   helpers.assert_close(decoders[1], decoders[0], 1e-5)

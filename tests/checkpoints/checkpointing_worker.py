@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta import parallel, processes
+from offmeta import disk, parallel, processes
 from offmeta.checkpoints import checkpointer as checkpointing
 from offmeta.checkpoints.checkpointer import Checkpointer, CheckpointError
 
@@ -208,10 +208,12 @@ def _failed_writes(folder, layout):
 
   # What only the main process does: folder, record, giving it its name.
   alone = processes.is_main()
-  for name in ('mkdir', 'write_text', 'rename'):
-    failed(
-      _patched(pathlib.Path, name, full) if alone else contextlib.nullcontext()
-    )
+  for owner, name in (
+    (pathlib.Path, 'mkdir'),
+    (disk, 'write_text'),
+    (pathlib.Path, 'rename'),
+  ):
+    failed(_patched(owner, name, full) if alone else contextlib.nullcontext())
   # What all do: the arrays.
   with _patched(checkpointing, '_PATIENCE_S', 2.0):
     for process in (0, 1):

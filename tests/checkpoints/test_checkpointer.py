@@ -19,7 +19,8 @@ import numpy as np
 import optax
 import pytest
 
-from offmeta.checkpoints import checkpointer as checkpointing
+from offmeta import disk
+from offmeta.checkpoints import checkpointer as checkpointing, files
 from offmeta.checkpoints.checkpointer import Checkpointer, CheckpointError
 from offmeta.types import LearnerState
 
@@ -227,6 +228,15 @@ def test_what_is_not_an_array_is_refused(tmp_path):
   assert checkpointer.latest_step() is None
 
 
+def _edit(path, change):
+  """Changes a record and signs it again."""
+  file = path / 'record.json'
+  record = json.loads(file.read_text())
+  del record['digest']
+  change(record)
+  file.write_text(json.dumps({**record, 'digest': files._digest(record)}))
+
+
 def _files(path):
   return sorted(
     p.relative_to(path).as_posix() for p in path.rglob('*') if p.is_file()
@@ -241,8 +251,8 @@ def test_any_damaged_file_means_falling_back(tmp_path):
   checkpointer = Checkpointer(good, 'abc')
   checkpointer.save(1, tree)
   checkpointer.save(2, jax.tree.map(lambda x: x + 1, tree))
-  files = _files(good / '2')
-  assert 'record.json' in files and len(files) > 3
+  names = _files(good / '2')
+  assert 'record.json' in names and len(names) > 3
 
   def delete(path):
     path.unlink()
@@ -255,7 +265,7 @@ def test_any_damaged_file_means_falling_back(tmp_path):
     content[0] ^= 1  # For the record this is its opening brace.
     path.write_bytes(content)
 
-  for name in files:
+  for name in names:
     for damage in (delete, cut, flip):
       path = tmp_path / 'copy'
       shutil.copytree(good, path)
@@ -300,10 +310,8 @@ def test_no_intact_checkpoint(tmp_path):
 def test_unknown_format(tmp_path):
   checkpointer = Checkpointer(tmp_path, 'abc')
   checkpointer.save(1, {'x': jnp.int32(1)})
-  file = tmp_path / '1' / 'record.json'
-  record = json.loads(file.read_text())
-  file.write_text(json.dumps({**record, 'schema_version': 99}))
-  with pytest.raises(CheckpointError, match='format 99.*reads format 1'):
+  _edit(tmp_path / '1', lambda record: record.update(schema_version=99))
+  with pytest.raises(CheckpointError, match='format 99.*reads formats 1 and 2'):
     checkpointer.restore({'x': jnp.int32(0)})
 
 
@@ -347,7 +355,7 @@ def test_full_disk_anywhere_else(tmp_path, monkeypatch, where):
     if where == 'orbax':
       patch.setattr(checkpointing.ocp, 'save', full)
     elif where == 'record':
-      patch.setattr(pathlib.Path, 'write_text', full)
+      patch.setattr(disk, 'write_text', full)
     else:
       rename = pathlib.Path.rename
 
@@ -372,7 +380,9 @@ def test_failure_of_the_first_save_says_so(tmp_path, monkeypatch):
     raise OSError(errno.EIO, 'the disk is on fire')
 
   monkeypatch.setattr(checkpointing.ocp, 'save', broken)
-  with pytest.raises(CheckpointError, match='on fire.*No earlier checkpoint'):
+  with pytest.raises(
+    CheckpointError, match='on fire.* has no earlier checkpoint'
+  ):
     Checkpointer(tmp_path, 'abc').save(3, {'x': jnp.int32(1)})
 
 
@@ -385,7 +395,7 @@ def test_directory_that_cannot_be_used(tmp_path):
 _KILLED_CHILD = textwrap.dedent("""
     import resource, signal, sys
     import jax.numpy as jnp, numpy as np
-    from offmeta.training.checkpointing import Checkpointer
+    from offmeta.checkpoints.checkpointer import Checkpointer
     noise = np.random.default_rng(0).normal(size=1 << 18).astype(np.float32)
     checkpointer = Checkpointer(sys.argv[1], 'abc')
     checkpointer.save(1, {'x': jnp.asarray(noise)})
@@ -459,7 +469,7 @@ def test_nothing_is_logged(tmp_path):
       import sys
       from absl import logging
       import jax.numpy as jnp
-      from offmeta.training.checkpointing import Checkpointer
+      from offmeta.checkpoints.checkpointer import Checkpointer
       logging.set_verbosity(logging.INFO)
       logging.set_stderrthreshold(logging.INFO)
       logging.use_absl_handler()

@@ -4,6 +4,7 @@ import ast
 import fcntl
 import textwrap
 import time
+import warnings
 
 import checkpointing_worker as worker
 import processes
@@ -21,9 +22,13 @@ def test_two_processes_and_one(tmp_path):
   for name in ('seeds', 'tasks'):
     checkpointer = Checkpointer(tmp_path / name, 'abc')
     assert checkpointer.latest_step() == 6
-    worker.assert_holds(
-      checkpointer.restore(template), worker.numbers(2), template
-    )
+    aside = name == 'seeds'  # The worker left a newer one, damaged.
+    with warnings.catch_warnings(record=True) as caught:
+      warnings.simplefilter('always')
+      restored = checkpointer.restore(template)
+    said = [str(w.message) for w in caught]
+    assert len(said) == aside and all("'damaged-7'" in s for s in said), said
+    worker.assert_holds(restored, worker.numbers(2), template)
 
 
 def _script(tmp_path, code):

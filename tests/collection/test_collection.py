@@ -30,7 +30,7 @@ class _Scripted(point_robot.PointRobot):
 
   def scripted_policy(self):
     def act(task, state, observation, key):
-      return jnp.clip(10.0 * (task['goal'] - observation), -1, 1), {}
+      return jnp.clip(10.0 * (task['goal'] - observation), -1, 1), state, {}
 
     return rollout.uniform_policy(2)._replace(act=act)
 

@@ -252,7 +252,7 @@ def test_what_cannot_be_met_is_said_before_the_training(
   tmp_path, monkeypatch, changes, message
 ):
   monkeypatch.setattr(
-    loop, 'run_stage', lambda *a, **k: pytest.fail('began to train')
+    loop, 'run_loop', lambda *a, **k: pytest.fail('began to train')
   )
   with pytest.raises(ConfigError, match=message):
     collect.collect(_setup(tmp_path, changes))

@@ -1,15 +1,20 @@
 """Datasets on disk: round trips, every kind of bad input, slices."""
 
+import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import pathlib
+import re
+import signal
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from offmeta import disk
 from offmeta.data import dataset as dataset_lib
 from offmeta.data.meta_dataset import (
   DatasetError,
@@ -21,7 +26,7 @@ from offmeta.types import EnvSpec, Transition
 
 _SPEC = EnvSpec(
   name='toy',
-  observation_size=3,
+  observation_shape=(3,),
   action_size=2,
   feature_size=4,
   episode_length=5,
@@ -97,18 +102,63 @@ def _edit_manifest(path, edit):
   file.write_text(json.dumps(manifest))
 
 
-def _replace_leaf(path, name, array):
-  """Swaps a file and makes the manifest agree with its bytes."""
+def _replace_leaf(path, name, array, **facts):
+  """Swaps a file and makes the manifest agree with its bytes.
+
+  Args:
+    path: of the dataset.
+    name: of the leaf.
+    array: what to save, or the bytes of a whole file.
+    **facts: what else the manifest then says of the leaf.
+  """
   file = path / f'{name}.npy'
-  np.save(file, array)
+  if isinstance(array, bytes):
+    file.write_bytes(array)
+  else:
+    np.save(file, array)
 
   def edit(manifest):
     manifest['leaves'][name].update(
       bytes=file.stat().st_size,
       sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+      **facts,
     )
 
   _edit_manifest(path, edit)
+
+
+def _make_version_1(path):
+  def edit(manifest):
+    manifest['schema_version'] = 1
+    for field in ('task_shapes', 'extras', 'context_extras'):
+      del manifest[field]
+
+  _edit_manifest(path, edit)
+
+
+@contextlib.contextmanager
+def _seconds(limit):
+  """Fails, rather than waits, if the block takes longer."""
+
+  def stop(*args):
+    raise AssertionError(f'not done after {limit} s')
+
+  before = signal.signal(signal.SIGALRM, stop)
+  signal.setitimer(signal.ITIMER_REAL, limit)
+  try:
+    yield
+  finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def _refusal(path, spec=_SPEC):
+  """The one sentence that `load` ends with."""
+  with _seconds(10), pytest.raises(DatasetError) as error:
+    dataset_lib.load(path, spec)
+  message = str(error.value)
+  assert message.startswith(str(path)) and '\n' not in message
+  return message
 
 
 def test_round_trip_is_bit_exact(saved, data):
@@ -131,9 +181,37 @@ def test_round_trip_of_jax_arrays_without_separate_context(tmp_path, data):
   _assert_same(data, loaded)
 
 
+def test_arrays_in_fortran_order(tmp_path, data):
+  turned = data._replace(
+    transitions=data.transitions._replace(
+      observation=np.asfortranarray(data.transitions.observation)
+    )
+  )
+  dataset_lib.save(tmp_path / 'd', turned, _SPEC, {})
+  _assert_same(data, dataset_lib.load(tmp_path / 'd', _SPEC))
+
+
+def test_version_1_is_read(saved, data):
+  _make_version_1(saved)
+  _assert_same(data, dataset_lib.load(saved, _SPEC))
+
+
+def test_every_file_is_read_once(saved, data, monkeypatch):
+  opened, open_regular = [], disk.open_regular
+
+  def counted(path):
+    opened.append(path.name)
+    return open_regular(path)
+
+  monkeypatch.setattr(disk, 'open_regular', counted)
+  monkeypatch.setattr(disk, 'sha256', lambda path: pytest.fail('hashed apart'))
+  _assert_same(data, dataset_lib.load(saved, _SPEC))
+  assert sorted(opened) == sorted(p.name for p in saved.iterdir())
+
+
 def test_manifest_says_what_the_data_are(saved):
   manifest = dataset_lib.load_manifest(saved)
-  assert manifest['schema_version'] == 1
+  assert manifest['schema_version'] == 2
   assert manifest['spec']['name'] == 'toy'
   assert manifest['spec']['options']['backend'] == 'spring'
   assert manifest['task_parameters'] == ['goal']
@@ -239,6 +317,22 @@ def test_bad_structure_is_named(data, change, message):
     validate(change(data), _SPEC)
 
 
+def test_a_dataset_of_schema_version_1(saved, data):
+  """Written before observations could be images."""
+
+  def older(manifest):
+    manifest['schema_version'] = 1
+    del manifest['spec']['observation_dtype']
+    del manifest['spec']['observation_shape']
+    manifest['spec']['observation_size'] = 3
+
+  _edit_manifest(saved, older)
+  _assert_same(data, dataset_lib.load(saved, _SPEC))
+  assert dataset_lib.load_manifest(saved)['spec']['observation_shape'] == [3]
+  with pytest.raises(DatasetError, match='observation_shape of the data'):
+    dataset_lib.load(saved, _SPEC._replace(observation_shape=(2,)))
+
+
 def test_missing_manifest(tmp_path):
   with pytest.raises(
     DatasetError, match='manifest.json: no such file.*collect'
@@ -254,7 +348,7 @@ def test_manifest_not_json(saved):
 
 def test_unknown_schema_version(saved):
   _edit_manifest(saved, lambda m: m.update(schema_version=99))
-  with pytest.raises(DatasetError, match='schema version 99.*reads 1'):
+  with pytest.raises(DatasetError, match='schema version 99.*reads 1 and 2'):
     dataset_lib.load(saved, _SPEC)
 
 
@@ -272,6 +366,243 @@ def test_incomplete_manifest(saved, edit, message):
   _edit_manifest(saved, edit)
   with pytest.raises(DatasetError, match=message):
     dataset_lib.load(saved, _SPEC)
+
+
+_WRONG_VALUES = (
+  None,
+  True,
+  -1,
+  0.5,
+  10**400,
+  float('inf'),
+  '',
+  '\ud800',
+  [],
+  [True],
+  [None, 'x'],
+  [[-1]],
+  {},
+  {'a': None},
+  {'a': [True]},
+)
+
+
+_ALLOWED = (('source', dict), ('terminates', bool))
+
+
+@pytest.mark.parametrize(
+  'where',
+  [
+    ('schema_version',),
+    *((field,) for field in dataset_lib._FIELDS | dataset_lib._FIELDS_SINCE_2),
+    *(('spec', field) for field in EnvSpec._fields),
+    ('leaves', 'transitions.reward'),
+    *(
+      ('leaves', 'transitions.reward', field)
+      for field in ('shape', 'dtype', 'bytes', 'sha256')
+    ),
+  ],
+  ids='.'.join,
+)
+def test_wrong_value_anywhere_in_the_manifest(saved, where):
+  file = saved / 'manifest.json'
+  good = file.read_text()
+
+  def broken(change):
+    manifest = json.loads(good)
+    owner = manifest
+    for key in where[:-1]:
+      owner = owner[key]
+    change(owner)
+    file.write_text(json.dumps(manifest))
+    return _refusal(saved)
+
+  for value in _WRONG_VALUES:
+    if (where[-1], type(value)) in _ALLOWED:
+      continue
+    broken(lambda owner: owner.update({where[-1]: value}))
+  broken(lambda owner: owner.pop(where[-1]))
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('[' * 5000, 'nested more than'),
+    ('{"a":' * 900 + '0' + '}' * 900, 'nested more than'),
+    ('{"schema_version": ' + '1' * 5000 + '}', 'not valid JSON'),
+    ('[]', 'not the manifest of a dataset'),
+    (b'\xff\xfe{}', 'not valid JSON'),
+  ],
+  ids=['open', 'closed', 'long', 'list', 'encoding'],
+)
+def test_manifest_that_json_cannot_give(saved, text, message):
+  content = text if isinstance(text, bytes) else text.encode()
+  (saved / 'manifest.json').write_bytes(content)
+  assert message in _refusal(saved)
+
+
+def test_manifest_without_end(saved, monkeypatch):
+  monkeypatch.setattr(disk, '_JSON_BYTES', 100)
+  assert 'not valid JSON (more than' in _refusal(saved)
+
+
+def _put_folder(path):
+  path.mkdir()
+  (path / 'file').touch()
+
+
+@pytest.mark.parametrize('name', ['manifest.json', 'transitions.reward.npy'])
+@pytest.mark.parametrize(
+  ('put', 'message'),
+  [
+    (os.mkfifo, 'is a pipe or a device, not a file'),
+    (lambda path: path.symlink_to('/dev/zero'), 'a pipe or a device'),
+    (_put_folder, 'is a folder, not a file'),
+    (lambda path: path.symlink_to(path), 'symbolic links'),
+  ],
+  ids=['pipe', 'device', 'folder', 'loop'],
+)
+def test_what_is_not_a_file(saved, name, put, message):
+  (saved / name).unlink()
+  put(saved / name)
+  assert message in _refusal(saved)
+
+
+def _npy(header, rest=b''):
+  """An array file with this text as its header."""
+  header = header.encode()
+  magic = np.lib.format.magic(1, 0)
+  return magic + len(header).to_bytes(2, 'little') + header + rest
+
+
+def _npz():
+  file = io.BytesIO()
+  np.savez(file, np.zeros((_M, _C), np.float32))
+  return file.getvalue()
+
+
+def _header(shape, dtype='<f4'):
+  return f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}}}"
+
+
+_HUGE = [3, 3 << 40]  # 36 TiB of float32
+
+
+@pytest.mark.parametrize(
+  ('content', 'shape', 'message'),
+  [
+    (_npz(), [_M, _C], 'not an array file'),
+    (b'', [_M, _C], 'not an array file'),
+    (_npy('no header'), [_M, _C], 'not an array file'),
+    (_npy('(' * 5000), [_M, _C], 'not an array file'),
+    (_npy(_header((3,)), b'')[:20], [_M, _C], 'not an array file'),
+    (_npy(_header((-1, 3))), [_M, _C], r'holds float32\[-1, 3\], the manifest'),
+    (_npy(_header((_M, _C), '>f4')), [_M, _C], 'holds >f4'),
+    (_npy(_header(tuple(_HUGE))), [_M, _C], r'holds float32\[3, 3298534883328'),
+    (
+      _npy(_header(tuple(_HUGE))),
+      _HUGE,
+      r'holds \d+ bytes, .* takes 395824186',
+    ),
+    (_npy(_header((0, 10**30))), [0, 10**30], 'does not fit into memory'),
+    (_npy(_header((1,) * 80), b'1234'), [1] * 80, 'does not fit into memory'),
+    (_npy(_header((_M, _C)), b'1' * 124), [_M, _C], 'bytes, float32.* takes'),
+  ],
+  ids=lambda x: repr(x)[:20] if isinstance(x, bytes) else None,
+)
+def test_array_file_that_is_none(saved, content, shape, message):
+  """Found by the header, before an array is made."""
+  _replace_leaf(saved, 'transitions.reward', content, shape=shape)
+  found = _refusal(saved)
+  assert re.search(message, found), found
+
+
+@pytest.mark.parametrize('version', [1, 2])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'tasks.goal',
+    'transitions.extras.episode',
+    'context.extras.episode',
+    'context.reward',
+    'context_size',
+    'episode_return',
+  ],
+)
+def test_leaf_that_is_not_listed(saved, name, version):
+  if version == 1:
+    _make_version_1(saved)
+  _edit_manifest(saved, lambda m: m['leaves'].pop(name))
+  assert f"does not list leaf '{name}'" in _refusal(saved)
+
+
+@pytest.mark.parametrize(
+  'name', ['transitions.extras.time', 'transitions.time', 'other', 'tasks.x']
+)
+def test_leaf_that_nothing_else_knows(saved, name):
+  _edit_manifest(
+    saved,
+    lambda m: m['leaves'].update({name: m['leaves']['transitions.reward']}),
+  )
+  assert f"lists leaf '{name}'" in _refusal(saved)
+
+
+@pytest.mark.parametrize(
+  ('name', 'field'),
+  [
+    ('transitions.extras.episode', 'extras'),
+    ('context.extras.episode', 'context_extras'),
+    ('tasks.goal', 'task_shapes'),
+  ],
+)
+def test_an_axis_too_many(saved, name, field):
+  array = np.load(saved / f'{name}.npy')[..., None]
+  _replace_leaf(saved, name, array, shape=list(array.shape))
+  assert f"field '{field}' contradicts the arrays" in _refusal(saved)
+
+
+@pytest.mark.parametrize(
+  ('name', 'axes'), [('time', 1), ('diverged', 1), ('episode', 2)]
+)
+def test_shapes_that_no_extra_has(data, name, axes):
+  episode = data.transitions.extras['episode']
+  part = data.transitions
+  for count in range(axes + 1):
+    extras = {**part.extras, name: episode.reshape(_M, _C, *(1,) * count)}
+    changed = data._replace(transitions=part._replace(extras=extras))
+    if count < axes:
+      validate(changed, _SPEC)
+  with pytest.raises(DatasetError, match=rf'extras\.{name}: has shape'):
+    validate(changed, _SPEC)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'message'),
+  [
+    ('num_tasks', 4, 'it says 4, they have 3'),
+    ('capacity', 11, 'it says 11, they have 10'),
+    ('size', [10, 7, 9], 'at 2: it says 9, they have 8'),
+    ('size', [10, 7], 'it says 2 entries, they have 3 entries'),
+    ('context_size', [6, 2, 5], 'at 1: it says 2, they have 1'),
+    (
+      'episode_return',
+      [1, -2.5, 3.5],
+      'at 2: it says 3.5, they have 3.0',
+    ),
+    ('task_shapes', {'goal': [3]}, "it says {'goal': [3]}, they have"),
+    ('extras', {'features': [4], 'episode': [1]}, "'episode': [1]}, they have"),
+  ],
+)
+def test_manifest_that_contradicts_the_arrays(saved, field, value, message):
+  _edit_manifest(saved, lambda m: m.update({field: value}))
+  found = _refusal(saved)
+  assert f"manifest.json: field '{field}' contradicts the arrays" in found
+  assert message in found
+
+
+def test_context_that_the_manifest_denies(saved):
+  _edit_manifest(saved, lambda m: m.update(context_size=None))
+  assert "lists leaf 'context.action'" in _refusal(saved)
 
 
 def test_missing_leaf_file(saved):
@@ -325,7 +656,7 @@ def test_pickled_file_is_not_unpickled(saved, tmp_path):
       return (pathlib.Path.touch, (tmp_path / 'exploded',))
 
   _replace_leaf(saved, 'transitions.reward', np.array([Bomb()], object))
-  with pytest.raises(DatasetError, match='reward.npy: not an array file'):
+  with pytest.raises(DatasetError, match='reward.npy: holds object'):
     dataset_lib.load(saved, _SPEC)
   assert not (tmp_path / 'exploded').exists()
 
@@ -333,8 +664,10 @@ def test_pickled_file_is_not_unpickled(saved, tmp_path):
 def test_other_family(saved):
   with pytest.raises(DatasetError, match="'toy', this program uses 'ant_dir'"):
     dataset_lib.load(saved, _SPEC._replace(name='ant_dir'), force=True)
-  with pytest.raises(DatasetError, match='observation_size of the data is 3'):
-    dataset_lib.load(saved, _SPEC._replace(observation_size=4), force=True)
+  with pytest.raises(
+    DatasetError, match=r'observation_shape of the data is \(3,\)'
+  ):
+    dataset_lib.load(saved, _SPEC._replace(observation_shape=(4,)), force=True)
 
 
 def test_other_options_are_named_and_can_be_forced(saved, data):

@@ -10,7 +10,7 @@ from offmeta.data import prepare
 from offmeta.data.meta_dataset import DatasetError, MetaDataset
 from offmeta.testing import probes
 from offmeta.training import updates
-from offmeta.types import BatchSpec, DataSpec, Stage, Transition
+from offmeta.types import BatchSpec, DataSpec, Rows, Stage, Transition
 
 _KEY = jax.random.key(0)
 _FAMILY = probes.BanditFamily()
@@ -146,48 +146,131 @@ def test_a_log_without_time_is_refused():
   _replay(DataSpec(), data)
 
 
-def test_mixed_rewards():
-  data = _data()
-  log = data.transitions
-  replay = _replay(DataSpec(sequence_episodes=2, mix_rewards=True), data)
+def _long_data(num_tasks, num_episodes):
+  """Episodes of 2 steps; the observation is 1000 * task + row."""
+  rows = 2 * num_episodes
+  rng = np.random.default_rng(1)
+  angle = np.arange(num_tasks) * 2 * np.pi / num_tasks
+  tasks = {
+    'direction': np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+  }
+  shape = (num_tasks, rows)
+  action = rng.uniform(-1, 1, shape + (2,)).astype(np.float32)
+  number = (np.arange(rows) + 1000.0 * np.arange(num_tasks)[:, None])[..., None]
+  return MetaDataset(
+    transitions=Transition(
+      number,
+      action,
+      np.einsum('mra,ma->mr', action, tasks['direction']),
+      np.ones(shape, np.float32),
+      number + 0.5,
+      {
+        'time': np.tile(np.arange(2.0), (num_tasks, num_episodes)),
+        'features': np.ones(shape + (1,)),
+      },
+    ),
+    size=np.full(num_tasks, rows),
+    context=None,
+    context_size=None,
+    tasks=tasks,
+    episode_return=np.zeros(num_tasks),
+  )
+
+
+@pytest.mark.parametrize('each, positions', [(2, 1), (3, 1), (4, 2)])
+def test_mixed_rewards(each, positions):
+  """Spec baselines A2.3, as released: first halves of some sequences."""
+  data = _long_data(5, 40 * each)
+  log, spec = (
+    data.transitions,
+    DataSpec(sequence_episodes=each, mix_rewards=True),
+  )
+  prepared = lambda key: jax.device_get(
+    prepare.replay(data, spec, _FAMILY, data.tasks, jax.random.key(key))
+  )
+  replay = prepared(0)
   np.testing.assert_array_equal(replay.rl.data.reward, log.reward)
   mixed = replay.encoder
-  np.testing.assert_array_equal(mixed.num_sequences, [2, 1])
-  starts = {0: [0, 3, 5, 9], 1: [0, 2]}
-  lengths = {0: [3, 2, 4, 1], 1: [2, 3]}
-  for task in range(2):
-    total = 0
-    for q in range(mixed.num_sequences[task]):
-      begin = mixed.sequence_start[task, q]
-      length = mixed.sequence_length[task, q]
-      total += length
-      part = jax.tree.map(lambda x: x[task, begin : begin + length], mixed.data)
-      source, row = np.divmod(part.observation[:, 0], 100)
-      first = source != task
-      count = int(first.sum())
-      assert first[:count].all() and 0 < count < length
-      # A whole episode of the other task, then a second one of this.
-      e = starts[1 - task].index(row[0])
-      assert count == lengths[1 - task][e]
-      np.testing.assert_array_equal(row[:count], row[0] + np.arange(count))
-      assert starts[task].index(row[count]) % 2 == 1
-      np.testing.assert_array_equal(
-        row[count:], row[count] + np.arange(length - count)
-      )
-      assert part.extras['time'][0] in (0, 2)
-      # All rewards are this task's.
-      np.testing.assert_allclose(
-        part.reward, part.action @ _TASKS['direction'][task], rtol=1e-5
-      )
-    assert mixed.size[task] == total
-  other = prepare.replay(
-    data,
-    DataSpec(sequence_episodes=2, mix_rewards=True),
-    _FAMILY,
-    _TASKS,
-    jax.random.key(1),
+  numbers = 40
+  np.testing.assert_array_equal(mixed.num_sequences, numbers)
+  np.testing.assert_array_equal(mixed.size, data.size)
+  np.testing.assert_array_equal(
+    mixed.sequence_start, np.tile(np.arange(numbers) * 2 * each, (5, 1))
   )
-  assert not np.array_equal(other.encoder.data.reward, mixed.data.reward)
+  np.testing.assert_array_equal(mixed.data.extras['time'], log.extras['time'])
+  # [task, sequence, episode, step].
+  shape = (5, numbers, each, 2)
+  source, row = [
+    x.reshape(shape) for x in np.divmod(mixed.data.observation[..., 0], 1000)
+  ]
+  moved = (source != np.arange(5)[:, None, None, None]).any(axis=-1)
+  assert not moved[:, :, positions:].any()
+  # 1 - (1 - 1/n)^n of the sequences are drawn; fewer moved, as an episode may
+  # come back from where it went.
+  for position in range(positions):
+    share = moved[:, :, position].mean(axis=1)
+    np.testing.assert_allclose(share[0], 0.635, atol=0.08)
+    assert np.all((0.4 < share) & (share < 0.75)), share
+  if positions == 2:  # the same sequences give way at both
+    np.testing.assert_array_equal(moved[0, :, 0], moved[0, :, 1])
+  # Whole episodes, from the same position of any sequence; what stays does so
+  # where it was.
+  np.testing.assert_array_equal(np.diff(row, axis=-1), 1.0)
+  at = np.broadcast_to(np.arange(each), shape[:3])
+  np.testing.assert_array_equal(row[..., 0] // 2 % each, at)
+  where = np.broadcast_to(np.arange(numbers)[:, None], shape[:3])
+  same = row[..., 0] // 2 // each == where
+  assert same[~moved][at[~moved] >= positions].all()
+  assert same[0][~moved[0]].all() and not same[0][moved[0]].all()
+  # All rewards are this task's.
+  np.testing.assert_allclose(
+    mixed.data.reward,
+    np.einsum('mra,ma->mr', mixed.data.action, data.tasks['direction']),
+    rtol=1e-4,
+    atol=1e-5,
+  )
+  assert not np.array_equal(prepared(1).encoder.data.reward, mixed.data.reward)
+
+
+def test_mixing_goes_from_task_to_task():
+  """Task 1 takes from task 0 what that has by then, perhaps of task 1."""
+  data = _long_data(2, 40)
+  spec = DataSpec(sequence_episodes=2, mix_rewards=True)
+  mixed = jax.device_get(
+    prepare.replay(data, spec, _FAMILY, data.tasks, _KEY)
+  ).encoder
+  source, row = [
+    x.reshape(2, 20, 2, 2)[:, :, 0, 0]
+    for x in np.divmod(mixed.data.observation[..., 0], 1000)
+  ]
+  own = row // 4 == np.arange(20)
+  assert not np.any((source[0] == 0) & ~own[0])
+  assert np.any((source[1] == 1) & ~own[1])  # its own, from elsewhere
+
+
+def test_short_sequences_are_mixed():
+  """Of episodes of unequal lengths, some without a second one."""
+  for key in range(5):
+    mixed = jax.device_get(
+      prepare.replay(
+        _data(),
+        DataSpec(sequence_episodes=3, mix_rewards=True),
+        _FAMILY,
+        _TASKS,
+        jax.random.key(key),
+      )
+    ).encoder
+    np.testing.assert_array_equal(mixed.num_sequences, [2, 1])
+    for task in range(2):
+      n = mixed.num_sequences[task]
+      assert mixed.sequence_length[task, :n].sum() == mixed.size[task]
+      size = mixed.size[task]
+      np.testing.assert_allclose(
+        mixed.data.reward[task, :size],
+        mixed.data.action[task, :size] @ _TASKS['direction'][task],
+        rtol=1e-4,
+        atol=1e-6,
+      )
 
 
 def test_one_task_cannot_be_mixed():
@@ -212,7 +295,7 @@ def test_annotate_runs_over_each_sequence_with_each_seeds_state(tmp_path):
     total = jnp.cumsum(transitions.reward * mask)
     return {'sum': state * total, 'pair': jnp.stack([mask, total], -1)}
 
-  stage = Stage('any', 1, BatchSpec(1, 1, 1), lambda *args: args, annotate)
+  stage = Stage('any', 1, BatchSpec(1, Rows(1)), lambda *args: args, annotate)
   setup = tiny_run.make_setup(tmp_path)
   added = jax.device_get(
     updates.annotate(setup, setup.seeds, stage, jnp.array([1.0, 10.0]), replay)

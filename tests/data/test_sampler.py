@@ -1,6 +1,7 @@
 """Batches: composition, independence, uniformity, slots."""
 
 import functools
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,16 @@ from scipy import stats
 
 from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
-from offmeta.types import BatchSpec, Transition
+from offmeta.types import (
+  BatchSpec,
+  Exploration,
+  Rollout,
+  Rows,
+  Sequences,
+  Slice,
+  Transition,
+  Windows,
+)
 
 _TASKS, _OFFLINE, _CAPACITY = 3, 6, 20
 _SIZES = np.array([20, 14, 6])
@@ -66,7 +76,7 @@ def _split(batch):
 
 
 def test_transitions_batch(replay):
-  spec = BatchSpec(num_tasks=4, context_size=5, query_size=7)
+  spec = BatchSpec(4, Rows(7), Rows(5))
   batch = _sample(replay, spec)
   assert batch.query.reward.shape == (500, 4, 7)
   assert batch.context.observation.shape == (500, 4, 5, 1)
@@ -84,7 +94,7 @@ def test_transitions_batch(replay):
 
 
 def test_draws_are_uniform(replay):
-  spec = BatchSpec(num_tasks=4, context_size=5, query_size=7)
+  spec = BatchSpec(4, Rows(7), Rows(5))
   batch = _sample(replay, spec)
   tasks = np.bincount(batch.task_id.ravel(), minlength=_TASKS)
   assert stats.chisquare(tasks).pvalue > 1e-3
@@ -102,14 +112,14 @@ def test_draws_are_uniform(replay):
 
 
 def test_one_buffer_for_both_roles_still_draws_independently(replay):
-  spec = BatchSpec(num_tasks=4, context_size=5, query_size=7)
+  spec = BatchSpec(4, Rows(7), Rows(5))
   batch = _sample(Replay(replay.rl, None), spec)
   assert batch.context.reward.max() < 1000
   assert np.mean(batch.context.reward == batch.query.reward[..., :5]) < 0.2
 
 
 def test_offline_contexts_come_from_the_frozen_prefix(replay):
-  spec = BatchSpec(num_tasks=4, context_size=5, query_size=7, context='offline')
+  spec = BatchSpec(4, Rows(7), Rows(5, 'offline'))
   batch = _sample(replay, spec)
   query, context = _split(batch)
   assert set(context.ravel()) == set(range(_OFFLINE))
@@ -129,19 +139,12 @@ def test_draw_context(replay):
     assert np.all(np.isfinite(context.reward))
 
 
-def _episodes_spec(**changes):
-  return BatchSpec(
-    num_tasks=4,
-    context_size=3,
-    query_size=2,
-    context='episodes',
-    sequence_size=8,
-    **changes,
-  )
+def _exploration(sequence_size=8, offline_share=0.0):
+  return BatchSpec(4, Rows(2), Exploration(3, sequence_size, offline_share))
 
 
 def test_episode_contexts_are_whole_sequences_in_order(replay):
-  batch = _sample(replay, _episodes_spec())
+  batch = _sample(replay, _exploration())
   _, context = _split(batch)
   seen = {task: set() for task in range(_TASKS)}
   for task, rows, mask in zip(
@@ -161,7 +164,7 @@ def test_episode_contexts_are_whole_sequences_in_order(replay):
 
 
 def test_long_sequences_are_cut_at_their_first_steps(replay):
-  spec = _episodes_spec()._replace(sequence_size=5)
+  spec = _exploration(sequence_size=5)
   batch = _sample(replay, spec)
   _, context = _split(batch)
   lengths = set()
@@ -179,7 +182,7 @@ def test_long_sequences_are_cut_at_their_first_steps(replay):
 
 
 def test_offline_share_of_episode_contexts(replay):
-  batch = _sample(replay, _episodes_spec(offline_share=0.3))
+  batch = _sample(replay, _exploration(offline_share=0.3))
   _, context = _split(batch)
   at = batch.task_id < 2
   first, size = context[at][:, 0], batch.context_mask[at].sum(-1)
@@ -194,12 +197,12 @@ def test_episode_context_without_any_data_is_empty(replay):
   encoder = replay.encoder
   for task in range(_TASKS):
     encoder = buffers.clear(encoder, task)
-  batch = _sample(Replay(replay.rl, encoder), _episodes_spec())
+  batch = _sample(Replay(replay.rl, encoder), _exploration())
   assert not batch.context_mask.any()
 
 
 def test_task_repeat_keeps_tasks_for_k_updates(replay):
-  spec = BatchSpec(num_tasks=4, context_size=2, query_size=2, task_repeat=3)
+  spec = BatchSpec(4, Rows(2), Rows(2), task_repeat=3)
   batch = _sample(replay, spec, 30)
   by_group = batch.task_id.reshape(10, 3, 4)
   np.testing.assert_array_equal(by_group, np.repeat(by_group[:, :1], 3, axis=1))
@@ -212,8 +215,8 @@ def test_task_repeat_keeps_tasks_for_k_updates(replay):
 @pytest.mark.parametrize(
   'spec',
   [
-    BatchSpec(num_tasks=4, context_size=5, query_size=7),
-    _episodes_spec(offline_share=0.3),
+    BatchSpec(4, Rows(7), Rows(5)),
+    _exploration(offline_share=0.3),
   ],
   ids=['transitions', 'episodes'],
 )
@@ -231,7 +234,7 @@ def test_a_slot_draws_the_same_on_any_device(replay, spec):
 
 
 def test_tasks_without_replacement(replay):
-  spec = BatchSpec(num_tasks=2, context_size=1, query_size=1, replacement=False)
+  spec = BatchSpec(2, Rows(1), replacement=False)
   batch = _sample(replay, spec, steps=3000)
   assert np.all(batch.task_id[:, 0] != batch.task_id[:, 1])
   counts = np.unique(batch.task_id, axis=0, return_counts=True)[1]
@@ -243,7 +246,10 @@ def test_tasks_without_replacement(replay):
 
 def test_rows_without_replacement(replay):
   spec = BatchSpec(
-    num_tasks=3, context_size=5, query_size=10, replacement=False
+    3,
+    Rows(10, replacement=False),
+    Rows(5, replacement=False),
+    replacement=False,
   )
   batch = _sample(replay, spec, steps=3000)
   query, context = _split(batch)
@@ -265,7 +271,7 @@ def test_rows_without_replacement(replay):
 
 
 def test_slices_are_consecutive(replay):
-  spec = BatchSpec(num_tasks=2, context_size=8, query_size=1, context='slice')
+  spec = BatchSpec(2, Rows(1), Slice(8))
   batch = _sample(replay, spec, steps=2000)
   _, context = _split(batch)
   for task, size in enumerate(_SIZES):
@@ -277,20 +283,13 @@ def test_slices_are_consecutive(replay):
     )
     assert np.all(np.diff(rows[:, :count], axis=1) == 1)
     starts = np.bincount(rows[:, 0].astype(int))
-    assert len(starts) == size - count + 1
+    assert len(starts) == max(size - count, 1)  # not from the last start
     if len(starts) > 1:
       assert stats.chisquare(starts).pvalue > 1e-3
 
 
 def test_several_whole_sequences(replay):
-  spec = BatchSpec(
-    num_tasks=2,
-    context_size=1,
-    query_size=1,
-    context='sequences',
-    sequence_size=7,
-    num_sequences=3,
-  )
+  spec = BatchSpec(2, Rows(1), Sequences(3, 7))
   batch = _sample(replay, spec, steps=600)
   _, context = _split(batch)
   assert context.shape == (600, 2, 21)
@@ -312,7 +311,142 @@ def test_several_whole_sequences(replay):
   assert seen == {(0, 6), (0, 10), (1, 6)}
 
 
-def test_unknown_context(replay):
-  spec = BatchSpec(num_tasks=1, context_size=1, query_size=1, context='any')
-  with pytest.raises(ValueError, match="context: unknown 'any'"):
+# Checksums of the draws of seven updates (tasks, query, context, mask) as they
+# have been since these kinds exist: the numbers of every run hang on them.
+_DRAWS = {
+  BatchSpec(4, Rows(7), Rows(5)): (
+    2665901757,
+    3743574868,
+    4287953575,
+    3766754557,
+  ),
+  BatchSpec(4, Rows(7), Rows(5, 'offline')): (
+    2665901757,
+    3743574868,
+    3248653474,
+    3766754557,
+  ),
+  BatchSpec(4, Rows(2), Exploration(3, 8, 0.3)): (
+    2665901757,
+    3509749830,
+    455105110,
+    769922514,
+  ),
+  BatchSpec(2, Rows(3), Slice(8)): (
+    4275119601,
+    2951061277,
+    2038377905,
+    3240288559,
+  ),
+  BatchSpec(2, Rows(2), Sequences(3, 7)): (
+    4275119601,
+    1140345065,
+    2135703016,
+    2100815626,
+  ),
+  BatchSpec(
+    3,
+    Rows(10, replacement=False),
+    Rows(5, replacement=False),
+    replacement=False,
+  ): (4254548656, 317403698, 1391245927, 2004538261),
+  BatchSpec(2, Rows(4, replacement=False), Slice(8), replacement=False): (
+    437927872,
+    292833030,
+    105261616,
+    1973411246,
+  ),
+  BatchSpec(4, Rows(8, online_share=0.5), Rows(5)): (
+    2665901757,
+    1409319902,
+    4287953575,
+    3766754557,
+  ),
+  BatchSpec(4, Rows(2), Rows(2), task_repeat=3): (
+    580406272,
+    64981082,
+    3278348748,
+    1994289511,
+  ),
+}
+
+
+@pytest.mark.parametrize('spec', _DRAWS, ids=str)
+def test_the_draws_stay_what_they_were(replay, spec):
+  batch = _sample(replay, spec, steps=7)
+  parts = (
+    batch.task_id,
+    batch.query.reward,
+    batch.context.reward,
+    batch.context_mask,
+  )
+  found = tuple(zlib.crc32(np.ascontiguousarray(x).tobytes()) for x in parts)
+  assert found == _DRAWS[spec]
+  # A query does not depend on whether there is a context.
+  if isinstance(spec.context, Slice) and spec.replacement:
+    alone = _sample(replay, spec._replace(context=None), steps=7)
+    assert alone.context is None and alone.context_mask is None
+    np.testing.assert_array_equal(alone.query.reward, batch.query.reward)
+
+
+def test_windows(replay):
+  spec = BatchSpec(2, Windows(3, 5))
+  batch = _sample(replay, spec, steps=600)
+  query = batch.query
+  assert query.observation.shape == (600, 2, 3, 6, 1)
+  assert query.action.shape == (600, 2, 3, 5, 1)
+  assert batch.context is None
+  seen = {}
+  for task, rows, frames, mask in zip(
+    np.repeat(batch.task_id.ravel(), 3),
+    query.reward.reshape(-1, 5),
+    query.observation.reshape(-1, 6),
+    query.mask.reshape(-1, 5),
+  ):
+    if not _SEQUENCES[task]:
+      assert not mask.any()
+      continue
+    rows = rows - 100 * task
+    length = int(mask.sum())
+    assert mask[:length].all(), 'the mask is not a prefix'
+    # Next observations are those of the row itself here: of its last step.
+    np.testing.assert_array_equal(frames - 100 * task, np.append(rows[0], rows))
+    start, whole = next(s for s in _SEQUENCES[task] if s[0] <= rows[0] < sum(s))
+    assert length == min(whole, 5)
+    np.testing.assert_array_equal(rows[:length], rows[0] + np.arange(length))
+    assert (rows[length:] == start + whole - 1).all()
+    seen.setdefault((task, start), []).append(int(rows[0]) - start)
+  assert seen.keys() == {(0, 6), (0, 10), (1, 6)}
+  for (_, start), offsets in seen.items():
+    length = {6: None, 10: 7}[start]
+    if length:  # every start that leaves the window whole, equally often
+      counts = np.bincount(offsets)
+      assert len(counts) == length - 5 + 1
+      assert stats.chisquare(counts).pvalue > 1e-3
+  # Episodes are equally likely, whatever their length.
+  first = len(seen[0, 6]) / (len(seen[0, 6]) + len(seen[0, 10]))
+  assert abs(first - 0.5) < 4 * 0.5 / np.sqrt(len(seen[0, 6]) * 2)
+  table = replay.rl._replace(
+    sequence_start=replay.rl.sequence_start[:, :0],
+    sequence_length=replay.rl.sequence_length[:, :0],
+  )
+  with pytest.raises(ValueError, match='set sequence_episodes=1'):
+    _sample(Replay(table, None), spec)
+
+
+@pytest.mark.parametrize(
+  'spec, error',
+  [
+    (BatchSpec(1, Rollout()), 'Rollout.* is not drawn from a replay'),
+    (BatchSpec(1, Rows(1), 'any'), "'any' is not drawn from a replay"),
+    (BatchSpec(1, Rows(1, 'new')), "part: unknown 'new'; known: all, offline"),
+    (
+      BatchSpec(1, Rows(1, 'offline', 0.5)),
+      'online_share: shares are drawn from all rows',
+    ),
+  ],
+  ids=str,
+)
+def test_what_cannot_be_drawn(replay, spec, error):
+  with pytest.raises((TypeError, ValueError), match=error):
     _sample(replay, spec)

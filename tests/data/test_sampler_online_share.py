@@ -10,11 +10,15 @@ from scipy import stats
 
 from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
-from offmeta.types import BatchSpec, Transition
+from offmeta.types import BatchSpec, Exploration, Rows, Transition
 
 _OFFLINE = np.array([6, 10, 8])
 _SIZES = np.array([20, 14, 8])  # nothing came for task 2
-_SPEC = BatchSpec(num_tasks=4, context_size=5, query_size=8)
+_SPEC = BatchSpec(4, Rows(8), Rows(5))
+
+
+def _shared(share, spec=_SPEC):
+  return spec._replace(query=spec.query._replace(online_share=share))
 
 
 @pytest.fixture(name='replay', scope='module')
@@ -58,7 +62,7 @@ def _rows(batch):
   'share, count', [(0.0, 0), (0.25, 2), (0.3, 2), (0.9, 7), (1.0, 8)]
 )
 def test_that_many_rows_of_every_batch_came_online(replay, share, count):
-  batch = _sample(replay, _SPEC._replace(online_share=share))
+  batch = _sample(replay, _shared(share))
   rows = _rows(batch)
   for part in (batch.query.observation, batch.query.next_observation):
     np.testing.assert_array_equal(part[..., 0], batch.query.reward)
@@ -93,16 +97,16 @@ def test_without_a_share_it_is_that_of_the_data(replay):
 @pytest.mark.parametrize(
   'context',
   [
-    dict(context='transitions'),
-    dict(context='offline'),
-    dict(context='episodes', sequence_size=6, offline_share=0.3),
+    Rows(5),
+    Rows(5, 'offline'),
+    Exploration(5, 6, 0.3),
   ],
   ids=str,
 )
 def test_contexts_and_tasks_are_the_same(replay, context):
-  spec = _SPEC._replace(**context)
+  spec = _SPEC._replace(context=context)
   plain = _sample(replay, spec)
-  shared = _sample(replay, spec._replace(online_share=0.5))
+  shared = _sample(replay, _shared(0.5, spec))
   for name in ('task_id', 'context_mask'):
     np.testing.assert_array_equal(getattr(shared, name), getattr(plain, name))
   np.testing.assert_array_equal(shared.context.reward, plain.context.reward)
@@ -110,7 +114,7 @@ def test_contexts_and_tasks_are_the_same(replay, context):
 
 
 def test_a_slot_draws_the_same_on_any_device(replay):
-  spec = _SPEC._replace(online_share=0.5)
+  spec = _shared(0.5)
   whole, some = _sample(replay, spec), _sample(replay, spec, (2, 3))
   jax.tree.map(
     lambda x, y: np.testing.assert_array_equal(x[:, 2:], y), whole, some

@@ -119,6 +119,10 @@ def test_ant_goal_reward_from_logged_positions(ant_goal):
   np.testing.assert_allclose([s.reward for s in states[1:]], reward, atol=1e-5)
   assert np.abs(np.diff(q[:, :2], axis=0)).max() > 0.02, 'it does not move'
   np.testing.assert_array_equal(states[0].features, q[0, :2])
+  np.testing.assert_array_equal(
+    ant_goal.family.position(np.stack([s.observation for s in states])),
+    q[:, :2],
+  )
 
 
 def test_only_the_torso_of_ant_goal_touches_the_floor(ant, ant_goal):

@@ -70,6 +70,11 @@ class _OddList(point_robot.PointRobot):
     return train, {'goal': test['goal'][:, :1]}
 
 
+class _InSpace(point_robot.PointRobot):
+  def position(self, observation):
+    return jnp.concatenate([observation, observation[..., :1]], axis=-1)
+
+
 @pytest.mark.parametrize(
   'family, message',
   [
@@ -81,6 +86,7 @@ class _OddList(point_robot.PointRobot):
     (_Remembers, 'vmap over tasks'),
     (_NotJson, 'not JSON'),
     (_OneTask, 'leaf of shape'),
+    (_InSpace, r'expected finite \[4, 2\]'),
     (_OddList, "test tasks of list 'default'"),
   ],
 )

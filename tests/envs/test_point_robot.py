@@ -57,6 +57,11 @@ def test_moves_and_rewards_by_hand():
     [s.observation for s in dense], positions, atol=1e-6
   )
   np.testing.assert_allclose([s.reward for s in dense], -distance, atol=1e-6)
+  np.testing.assert_allclose(
+    envs.make('point_robot').position(np.stack([s.physics for s in dense])),
+    positions,
+    atol=1e-6,
+  )
   # A goal a little nearer, so that rounding cannot decide the second step.
   near = [0.0, 0.299]
   sparse = _rollout(envs.make('sparse_point_robot'), near, actions)[1:]

@@ -10,6 +10,7 @@ import pytest
 from experiments import benchmark
 from experiments.benchmarking import cases, flops, options, plots
 from offmeta.algorithms import ALGORITHMS
+from offmeta.types import Sequences
 
 QUICK = options.Options(
   profile='smoke',
@@ -173,14 +174,11 @@ def test_every_algorithm_has_its_cases(profile):
     }
     for (name, *_), batch in batches.items():
       if name in sizes:
-        assert (batch.num_tasks, batch.query_size) == sizes[name]
+        assert (batch.num_tasks, batch.query.size) == sizes[name]
     rl = batches['borel', 'offline', 'rl']
-    assert (rl.num_tasks, rl.query_size) == (16, 256)
+    assert (rl.num_tasks, rl.query.size) == (16, 256)
     vae = batches['borel', 'offline', 'vae_50_times']
-    assert (vae.num_tasks, vae.num_sequences, vae.sequence_size) == (4, 8, 400)
-  for case in found:
-    if hasattr(case.config, 'num_train_tasks'):
-      assert case.config.num_train_tasks == case.num_tasks
+    assert (vae.num_tasks, vae.context) == (4, Sequences(8, 400))
 
 
 def test_returns_in_the_synthetic_data():

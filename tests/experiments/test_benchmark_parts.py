@@ -178,10 +178,10 @@ def test_one_size_grows_at_a_time():
 def test_resized_cases():
   for case in cases.first_cases('paper', ('smac', 'pearl')):
     batch = case.resized(num_tasks=7, query_size=33).get_stage().batch
-    assert (batch.num_tasks, batch.query_size) == (7, 33)
-    assert batch.context_size == case.get_stage().batch.context_size
+    assert (batch.num_tasks, batch.query.size) == (7, 33)
+    assert batch.context == case.get_stage().batch.context
   [sac] = cases.first_cases('paper', ('sac',))
-  assert sac.resized(query_size=33).get_stage().batch.query_size == 33
+  assert sac.resized(query_size=33).get_stage().batch.query.size == 33
   with pytest.raises(ValueError, match='no meta-batch'):
     sac.resized(num_tasks=2)
 

@@ -121,7 +121,7 @@ def _tiny():
     mock.patch.dict(base.FAMILIES, {'point_robot': (parts, {'smoke': {}})}),
     mock.patch.dict(collect._SOURCES, {'pearl': _make_log}),
     mock.patch.object(evaluators, 'Evaluator', _Evaluator),
-    mock.patch.object(phases, '_point_robot_paths', lambda *args: {}),
+    mock.patch.object(phases, '_paths', lambda *args: {}),
     mock.patch.object(plots, 'draw_all', lambda *args: {}),
   ):
     yield

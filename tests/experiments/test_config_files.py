@@ -8,6 +8,7 @@ import pytest
 from experiments.configs import base, robots
 from experiments.runs import configuration
 from offmeta.algorithms import ALGORITHMS
+from offmeta.types import Problem
 
 _ALGORITHMS = sorted(
   path.stem
@@ -37,21 +38,27 @@ def test_every_family_and_profile_is_valid(algorithm):
       assert config.family.name == family
       smac = base.smac_parts(family)
       same = configuration.resolve(base.make_config(*smac), profile, {})
-      assert config.family == same.family, (family, profile)
+      family_of_all = config.family
+      if algorithm == 'ppo':  # one task of it
+        assert (family_of_all.num_train, family_of_all.num_test) == (1, 1)
+        family_of_all = dataclasses.replace(
+          family_of_all,
+          num_train=same.family.num_train,
+          num_test=same.family.num_test,
+        )
+      assert family_of_all == same.family, (family, profile)
       assert config.num_seeds == same.num_seeds
-      assert bool(config.online.variants) == (algorithm == 'smac')
+      assert bool(config.online.variants) == (algorithm in ('smac', 'ppo'))
       _check_meta_batches(config)
 
 
 def _check_meta_batches(config):
   """What `setup.make_setup` refuses, without building the family."""
-  settings = config.settings
-  if hasattr(settings, 'num_train_tasks'):
-    settings = dataclasses.replace(
-      settings, num_train_tasks=config.family.num_train
-    )
-  made = ALGORITHMS[config.algorithm].make(helpers.SPEC, settings)
-  for stage in (*made.offline, *made.online):
+  problem = Problem(helpers.SPEC, config.family.num_train)
+  made = ALGORITHMS[config.algorithm].make(problem, config.settings)
+  for stage in (stage for loop in made.loops for stage in loop.stages):
+    if stage.batch.query is not None:
+      assert stage.batch.num_tasks % config.family.num_train == 0
     assert stage.batch.replacement or (
       stage.batch.num_tasks <= config.family.num_train
     )

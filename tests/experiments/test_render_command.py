@@ -108,6 +108,7 @@ class _Scripted(envs.FAMILIES['point_robot']):
       adapt=nothing,
       act=lambda task, state, observation, key: (
         10.0 * (task['goal'] - observation),
+        state,
         {},
       ),
     )

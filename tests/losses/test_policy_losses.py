@@ -130,3 +130,27 @@ def test_temperature_loss_by_hand():
 def test_wrong_shapes_raise(loss, shapes):
   with pytest.raises(AssertionError):
     loss(*[jnp.ones(shape) for shape in shapes])
+
+
+def test_clipped_surrogate_by_hand():
+  """clip 0.2: gains stop at 1.2 and 0.8, losses do not."""
+  ratio = np.array([1.5, 1.5, 0.5, 0.5, 1.1, 1.0])
+  advantage = np.array([2.0, -2.0, 2.0, -2.0, 3.0, -4.0])
+  expected = [-2.4, 3.0, -1.0, 1.6, -3.3, 4.0]
+  old = jnp.array([0.3, -1.0, 0.0, 2.0, 0.5, 0.7])
+  loss = lambda log_prob: policy.clipped_surrogate(
+    log_prob, old, jnp.array(advantage), 0.2
+  )
+  log_prob = old + np.log(ratio)
+  np.testing.assert_allclose(loss(log_prob), expected, rtol=1e-5)
+  # d/d log_prob = -ratio A where the ratio counts, else 0.
+  gradient = jax.grad(lambda x: jnp.sum(loss(x)))(log_prob)
+  np.testing.assert_allclose(
+    gradient, [0.0, 3.0, -1.0, 0.0, -3.3, 4.0], rtol=1e-5
+  )
+  # Nothing flows into what was there before.
+  zeros = jax.grad(
+    lambda old, a: jnp.sum(policy.clipped_surrogate(log_prob, old, a, 0.2)),
+    (0, 1),
+  )(old, jnp.array(advantage))
+  assert not np.any(zeros)

@@ -79,3 +79,16 @@ _FLAT, _COLUMN = jnp.ones((3,)), jnp.ones((3, 1))
 def test_wrong_shapes_raise(call):
   with pytest.raises(AssertionError):
     call()
+
+
+def test_clipped_squared_error_by_hand():
+  """V_old 1, clip 0.5: the larger error of V and of V within 0.5 of V_old."""
+  prediction = jnp.array([1.2, 3.0, 3.0, 0.0])
+  old, target = jnp.ones(4), jnp.array([2.0, 3.0, 1.0, 0.25])
+  loss = lambda v: td.clipped_squared_error(v, old, target, 0.5)
+  # (1.2 - 2)^2; (1.5 - 3)^2 rather than 0; (3 - 1)^2; 0.25^2 both ways.
+  np.testing.assert_allclose(
+    loss(prediction), [0.64, 2.25, 4.0, 0.0625], rtol=1e-6
+  )
+  gradient = jax.grad(lambda v: jnp.sum(loss(v)))(prediction)
+  np.testing.assert_allclose(gradient[:3], [-1.6, 0.0, 4.0], rtol=1e-6)

@@ -7,7 +7,11 @@ import pytest
 from scipy import integrate, stats
 
 from offmeta.networks import distributions
-from offmeta.networks.distributions import Gaussian, TanhNormal
+from offmeta.networks.distributions import (
+  Gaussian,
+  ShiftedTanhNormal,
+  TanhNormal,
+)
 
 
 def _reference(action, mean, log_std):
@@ -74,6 +78,45 @@ def test_sample_is_not_clipped():
   )
   assert action[0] == 1.0
   np.testing.assert_allclose(log_prob, -162.30523, rtol=1e-6)
+
+
+def test_shifted_tanh_correction():
+  """log(1 - a^2 + 1e-6), as in PEARL's first release, in float64 numpy."""
+  rng = np.random.default_rng(2)
+  mean, log_std, noise = [
+    rng.uniform(*bounds, (7, 2)) for bounds in ((-3, 3), (-2, 1), (-1, 1))
+  ]
+  arrays = [jnp.array(x, jnp.float32) for x in (mean, log_std, noise)]
+  action, log_prob = jax.jit(lambda m, s, e: ShiftedTanhNormal(m, s).sample(e))(
+    *arrays
+  )
+  x = mean + np.exp(log_std) * noise
+  expected = stats.norm.logpdf(x, mean, np.exp(log_std)) - np.log(
+    1 - np.tanh(x) ** 2 + 1e-6
+  )
+  np.testing.assert_allclose(log_prob, expected.sum(-1), rtol=1e-4, atol=1e-4)
+  exact, _ = TanhNormal(*arrays[:2]).sample(arrays[2])
+  np.testing.assert_array_equal(action, exact)
+
+
+def test_the_corrections_part_where_the_tanh_saturates():
+  log_prob = lambda kind: (
+    lambda mean: kind(mean, jnp.zeros(1)).sample(jnp.zeros(1))[1]
+  )
+  at = jnp.array([8.0])
+  # 1 - tanh(8)^2 = 4.50e-7: ln((4.50e-7 + 1e-6) / 4.50e-7) = 1.17, in float32.
+  exact, shifted = [
+    jax.value_and_grad(log_prob(kind))(at)
+    for kind in (TanhNormal, ShiftedTanhNormal)
+  ]
+  np.testing.assert_allclose(exact[0] - shifted[0], 1.17, atol=0.1)
+  np.testing.assert_allclose(exact[1], 2.0, rtol=1e-4)
+  # 2 * 4.50e-7 / 1.45e-6 = 0.62, in float32 0.53.
+  np.testing.assert_allclose(shifted[1], 0.62, atol=0.15)
+  near = jnp.array([0.5])
+  np.testing.assert_allclose(
+    log_prob(TanhNormal)(near), log_prob(ShiftedTanhNormal)(near), atol=1e-5
+  )
 
 
 def test_gradients_flow_into_sample_and_log_prob():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from offmeta.networks import actors, base, context, critics
+from offmeta.networks import actors, base, context, critics, distributions
 from offmeta.types import Transition
 
 _KEY = jax.random.key(0)
@@ -61,6 +61,41 @@ def test_initialisers(hidden_bias):
   np.testing.assert_array_equal(b1, np.full(100, hidden_bias, np.float32))
 
 
+def test_last_biases_can_start_at_zero():
+  """SMAC's release; all other numbers are the same. Not those of log-std."""
+  for make in (
+    lambda *zero: critics.scalar((2,), (4,), 0.1, *zero),
+    lambda *zero: critics.q_ensemble((2,), (4,), 2, 0.1, *zero),
+    lambda *zero: context.set_encoder(1, 1, 2, (4,), False, 0.1, *zero),
+    lambda *zero: actors.tanh_gaussian_actor((2,), 3, (4,), 0.1, *zero),
+  ):
+    old, new = make().init(_KEY), make(True).init(_KEY)
+    zeros = 0
+    for (path, a), b in zip(
+      jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new)
+    ):
+      if np.array_equal(b, np.zeros_like(b)):
+        assert 'Dense_1' in str(path) and 'bias' in str(path)
+        assert 0 < np.abs(a).max() <= 3e-3
+        zeros += 1
+      else:
+        np.testing.assert_array_equal(a, b)
+    assert zeros == (2 if isinstance(old, tuple) else 1)
+
+
+def test_truncated_normal_start():
+  """mbrl-lib's, of hidden layers too: std 1/(2 sqrt(inputs)), biases 0."""
+  network = base.mlp((100,), (400,), ((200, 3e-3),), 0.1, 'truncated_normal')
+  for (kernel, bias), inputs in zip(_layers(network.init(_KEY)), (100, 400)):
+    cut = 1 / np.sqrt(inputs)
+    assert 0.95 * cut < np.abs(kernel).max() <= cut
+    # A normal that is cut at 2 has 0.8796 of its standard deviation.
+    np.testing.assert_allclose(kernel.std(), 0.8796 * cut / 2, rtol=0.02)
+    assert not bias.any()
+  with pytest.raises(ValueError, match='start=.normal'):
+    base.mlp((1,), (1,), ((1, 3e-3),), 0.1, 'normal')
+
+
 def test_ensemble_stacks_independent_members():
   network = critics.q_ensemble((2, 1), (4,), 3)
   params = network.init(_KEY)
@@ -84,6 +119,22 @@ def test_actor_clips_log_std():
   big = jax.tree.map(lambda x: 1e4 * x, params)
   log_std = network.apply(big, jax.random.normal(_KEY, (50, 2))).log_std
   assert log_std.min() == -20.0 and log_std.max() == 2.0
+  low = actors.tanh_gaussian_actor((2,), 3, (4,), max_log_std=0.0)
+  log_std = low.apply(big, jax.random.normal(_KEY, (50, 2))).log_std
+  assert log_std.min() == -20.0 and log_std.max() == 0.0
+
+
+def test_actor_has_two_corrections_of_the_tanh():
+  inputs = jnp.ones((5, 2))
+  make = lambda *correction: actors.tanh_gaussian_actor(
+    (2,), 3, (4,), **dict(zip(['tanh_correction'], correction))
+  )
+  params = make().init(_KEY)
+  for name, kind in distributions.TANH_NORMALS.items():
+    assert type(make(name).apply(params, inputs)) is kind
+  assert type(make().apply(params, inputs)) is distributions.TanhNormal
+  with pytest.raises(ValueError, match='tanh_correction=.none'):
+    make('none')
 
 
 # The product of Gaussians.

@@ -13,6 +13,7 @@ import pytest
 from offmeta.algorithms import pearl, sac, smac
 from offmeta.networks import base
 from offmeta.testing import probes
+from offmeta.types import Problem
 
 _BFLOAT16 = functools.partial(jax.default_matmul_precision, 'bfloat16')
 _DENSE = ((1,), (0,)), ((), ())  # dimension numbers of nn.Dense, one batch axis
@@ -295,13 +296,13 @@ _ALGORITHMS = {
 def _update(name):
   """The update of an algorithm's first stage, a state, and a batch."""
   module, config = _ALGORITHMS[name]
-  algorithm = module.make(helpers.SPEC, config)
+  algorithm = module.make(Problem(helpers.SPEC), config)
   state = jax.jit(algorithm.init)(jax.random.key(0))
   state = state.replace(
     params=helpers.shaken(state.params),
     target_params=helpers.shaken(state.target_params, 1),
   )
-  stage = (algorithm.offline + algorithm.online)[0]
+  stage = algorithm.loops[0].stages[0]
   batch = probes.random_batch(jax.random.key(1), helpers.SPEC, stage.batch)
   return stage.update, state, batch
 

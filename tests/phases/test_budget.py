@@ -24,7 +24,7 @@ from offmeta.training import (
   streaming,
   updates,
 )
-from offmeta.types import DataSpec
+from offmeta.types import DataSpec, Loop
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PLACES = [{}, {'share': 'tasks'}, {'replay': 'host'}]
@@ -186,11 +186,13 @@ def test_annotations(finished_run, tmp_path):
   annotate = lambda state, log, mask: {
     'belief': jnp.tile(log.extras['time'][:, None], 3)
   }
-  stage = algorithm.offline[0]
+  stage = algorithm.loop('offline').stages[0]
   assert not budget._annotations(setup, algorithm, 80, 2)
   (demand,) = budget._annotations(
     setup,
-    algorithm._replace(offline=(stage._replace(annotate=annotate), stage)),
+    algorithm._replace(
+      loops=(Loop('offline', (stage._replace(annotate=annotate), stage)),)
+    ),
     80,
     2,
   )

@@ -19,6 +19,7 @@ import pytest
 import tiny_run
 
 from experiments.runs import configuration, jax_settings, launch
+from offmeta import rollout
 from offmeta.checkpoints import checkpointer as checkpointing
 from offmeta.collection import phase as collect
 from offmeta.collection.sources import pearl as collect_pearl
@@ -70,6 +71,107 @@ def test_task_color():
     {'matrix': np.ones((2, 2, 2))},
   ):
     assert phases.task_color(tasks) is None
+
+
+def _adaptation(lengths, places):
+  """Of one seed, one repetition: tasks [M] with episodes of some lengths.
+
+  Step t of a task goes from `places` [M, W + 1, 2] t to t + 1.
+  """
+  width = places.shape[1] - 1
+  time, valid = np.zeros((2, len(lengths), width))
+  for task, of_task in enumerate(lengths):
+    steps = np.concatenate([np.arange(length) for length in of_task])
+    time[task, : len(steps)], valid[task, : len(steps)] = steps, 1
+  wide = lambda x: x[None, :, None]
+  zeros = wide(np.zeros_like(time))
+  return rollout.Adaptation(
+    None,
+    Transition(
+      wide(places[:, :-1]),
+      zeros,
+      zeros,
+      zeros,
+      wide(places[:, 1:]),
+      {'time': wide(time)},
+    ),
+    wide(valid),
+    None,
+  )
+
+
+def _family(terminates, **hooks):
+  spec = types.SimpleNamespace(episode_length=3, terminates=terminates)
+  return types.SimpleNamespace(spec=spec, **hooks)
+
+
+def _paths(family, tasks, adaptation):
+  num_test = len(next(iter(tasks.values())))
+  return phases._paths(  # pylint: disable=protected-access
+    types.SimpleNamespace(
+      family=family,
+      test_tasks=tasks,
+      config=types.SimpleNamespace(
+        family=types.SimpleNamespace(num_test=num_test)
+      ),
+    ),
+    adaptation,
+  )
+
+
+def test_paths_of_a_family_that_says_where_it_is():
+  """Six tasks, of which four are shown, in the order of their angles."""
+  rng = np.random.default_rng(0)
+  places = rng.normal(size=(6, 7, 3))
+  angle = np.array([0.5, 0.1, 0.3, 0.2, 0.6, 0.4])
+  goals = np.stack([np.cos(angle), np.sin(angle)], -1)
+  # Steps 0 to 2 and 3 to 5; one that blew up began anew after a step.
+  adaptation = _adaptation([[1, 2, 3]] * 6, places)
+  family = _family(False, position=lambda x: x[..., [2, 0]])
+  found = _paths(family, {'goal': goals}, adaptation)
+  shown = [1, 3, 5, 4]  # 0.1, 0.2, 0.4, 0.6
+  np.testing.assert_array_equal(found['trajectory_goals'], goals[shown])
+  seen = places[..., [2, 0]][shown]
+  np.testing.assert_array_equal(
+    found['trajectories'], np.stack([seen[:, :4], seen[:, 3:7]], 1)
+  )
+  assert not _paths(_family(False), {'goal': goals}, adaptation)
+
+
+def test_paths_of_episodes_that_end_early():
+  """NaN after an end, and where a task has fewer episodes than another."""
+  places = np.random.default_rng(0).normal(size=(2, 6, 2))
+  adaptation = _adaptation([[1, 3], [2, 1, 2]], places)
+  tasks = {'mass': np.ones((2, 3))}
+  family = _family(True, position=lambda x: x)
+  found = _paths(family, tasks, adaptation)
+  assert set(found) == {'trajectories'}
+  expected = np.full((2, 3, 4, 2), np.nan)
+  for task, episode, rows in (
+    (0, 0, [0, 1]),
+    (0, 1, [1, 2, 3, 4]),
+    (1, 0, [0, 1, 2]),
+    (1, 1, [2, 3]),
+    (1, 2, [3, 4, 5]),
+  ):
+    expected[task, episode, : len(rows)] = places[task, rows]
+  np.testing.assert_array_equal(found['trajectories'], expected)
+
+
+def test_a_run_keeps_what_the_algorithm_says_of_itself(finished_run):
+  """By 1, 2, 4 and 8 logged transitions; up to 40 of its own."""
+  record = records.load(finished_run)
+  for point in ('offline', 'online-matched', 'online-oracle'):
+    found = records.diagnoses(record.evaluations[point])
+    np.testing.assert_array_equal(
+      found['logged_transitions'], [[1, 2, 4, 8]] * 2
+    )
+    np.testing.assert_array_equal(
+      found['own_transitions'], [[1, 2, 4, 8, 16, 32, 40]] * 2
+    )
+    for name in ('kl_to_prior', 'reward_error'):
+      assert (found[f'{name}_by_logged_transitions'] > 0).all()
+      assert found[f'{name}_by_own_transitions'].shape == (2, 7)
 
 
 # Kill and resume.
@@ -493,7 +595,10 @@ def test_disk_full_while_scoring(copied, command, monkeypatch):
   before = _digests(copied)
   status, error = command(copied, ('test',))
   assert status == 1
-  assert error.startswith('error: No space left on device; what was finished')
+  assert re.match(
+    r'error: .*/evaluations/\w+\.npz: No space left on device; what was',
+    error,
+  ), error
   assert _digests(copied) == before
 
 
@@ -589,7 +694,7 @@ def test_slice_that_no_log_will_hold(
   tmp_path, command, monkeypatch, key, value
 ):
   monkeypatch.setattr(
-    loop, 'run_stage', lambda *a, **k: pytest.fail('began to train')
+    loop, 'run_loop', lambda *a, **k: pytest.fail('began to train')
   )
   status, error = command(tmp_path / 'run', ('collect',), {key: value})
   assert status == 1 and f'config.{key}: {value} transitions' in error, error

@@ -24,6 +24,12 @@ PICTURES = {
 }
 
 
+def _drawn(workdir):
+  """Pictures of a report, without those of all metrics."""
+  names = {path.stem for path in (workdir / 'report').glob('*.png')}
+  return {name for name in names if not name.startswith('metrics-')}
+
+
 def _edit(path, remove=(), **changes):
   """Rewrites an .npz without some arrays and with others."""
   arrays = dict(np.load(path)) | changes
@@ -184,6 +190,8 @@ def test_files(built):
     'table.md',
     'index.html',
     *(f'{name}.png' for name in PICTURES),
+    'metrics-eval.png',
+    'metrics-smac.png',
   }
   for name in PICTURES:
     png = (built[0] / 'report' / f'{name}.png').read_bytes()
@@ -214,7 +222,7 @@ def test_page_is_self_contained(built):
   html_page = _Page()
   html_page.feed(text)
   assert not html_page.stack
-  assert html_page.tags.count('img') == len(PICTURES)
+  assert html_page.tags.count('img') == len(PICTURES) + 2
   assert all(
     source.startswith('data:image/png;base64,') for source in html_page.sources
   )
@@ -256,8 +264,7 @@ def test_offline_only(make_workdir):
   assert summary['wall_time_s'] is None
   gain = summary['paired']['online_minus_offline']
   assert gain['mean'] is None and 'online_self_context' in gain['reason']
-  names = {path.stem for path in (workdir / 'report').glob('*.png')}
-  assert names == {'rows', 'episodes'}
+  assert _drawn(workdir) == {'rows', 'episodes'}
   assert 'not been tested yet' in (workdir / 'report/index.html').read_text()
 
 
@@ -283,8 +290,7 @@ def test_an_algorithm_without_an_online_phase(tmp_path, data):
     page_text
   )
   assert re.search('class="headline"><td><code>offline_self_con', page_text)
-  names = {path.stem for path in (workdir / 'report').glob('*.png')}
-  assert names == PICTURES
+  assert _drawn(workdir) == PICTURES
 
 
 def test_learners_that_made_the_data(make_workdir):

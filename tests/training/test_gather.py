@@ -21,7 +21,7 @@ from offmeta.training import (
   visits as visits_lib,
 )
 from offmeta.training.config import Visits
-from offmeta.types import Policy
+from offmeta.types import Policy, Problem
 
 _FAMILY = probes.CountingFamily()
 _MORTAL = probes.CountingFamily(terminates=True)
@@ -80,11 +80,11 @@ def _spy():
 
   policy = Policy(
     init=lambda params, key: jnp.zeros(()),
-    act=lambda params, state, observation, key: (state[None] / 1e5, {}),
+    act=lambda params, state, observation, key: (state[None] / 1e5, state, {}),
     observe=lambda params, state, transition, key: state,
     adapt=lambda params, state, context, valid, key: mean(context, valid),
   )
-  return smac.make(_FAMILY.spec, helpers.SMAC)._replace(
+  return smac.make(Problem(_FAMILY.spec), helpers.SMAC)._replace(
     explore=policy, relabel=relabel, actor_params=lambda state: ()
   )
 
@@ -313,14 +313,14 @@ _CONFIGS = {
 )
 def test_true_rewards_are_absent_from_the_online_phase(name, family, poison):
   """Poisoned rewards and features change no bit of replay and learner."""
-  make = functools.partial(smac.make, family.spec, _CONFIGS[name])
+  make = functools.partial(smac.make, Problem(family.spec), _CONFIGS[name])
   algorithm = make()
   keys = jax.random.split(_KEY, 1)
-  state = jax.jit(lambda key: algorithm.begin_online(algorithm.init(key)))(
-    keys[0]
-  )
+  state = jax.jit(
+    lambda key: algorithm.loop('online').begin(algorithm.init(key))
+  )(keys[0])
   update = updates.make_update(
-    lambda axis: make(axis).online[0],
+    lambda axis: make(axis).loop('online').stages[0],
     helpers.seeds(keys),
     3,
     shared_replay=True,

@@ -59,13 +59,16 @@ def test_updates(make_setup):
     _, states = _start(setup)
     updater = updates.make_updater(
       setup,
-      lambda axis: setup.algorithm('smac', setup.config.settings, axis).offline,
+      lambda axis: setup.algorithm('smac', setup.config.settings, axis).loop(
+        'offline'
+      ),
       setup.seeds,
-      setup.config.chunk,
+      1,
       shared_replay=True,
+      gathers=False,
     )
-    states, count, _, metrics = updater(
-      states, phases.offline_replays(setup).train, 0
+    states, _, count, metrics = updater(
+      states, phases.offline_replays(setup).train, 0, 0, None
     )
     assert count == setup.config.chunk
     return states.params, metrics

@@ -21,6 +21,7 @@ from offmeta.training import (
   updates,
 )
 from offmeta.training.config import ConfigError, Visits
+from offmeta.types import Problem
 
 _M, _ROWS = 4, 6
 _TASKS = {
@@ -58,7 +59,7 @@ def test_gather(terminates, layout):
     label_context_size=8,
     clear_encoder_buffer=False,
   )
-  algorithm = smac.make(family.spec, helpers.SMAC)
+  algorithm = smac.make(Problem(family.spec), helpers.SMAC)
   seeds = helpers.seeds(jax.random.split(jax.random.key(1), 2), **layout)
   states = updates.init_states(algorithm, seeds)
   task_id = np.array([[2, 0, 2], [1, 3, 3]])
@@ -125,12 +126,16 @@ def test_updates(shared, layout):
         )
       )
     )
-  make_stage = lambda axis: smac.make(family.spec, helpers.SMAC, axis).offline[
-    0
-  ]
+  make_stage = lambda axis: (
+    smac.make(Problem(family.spec), helpers.SMAC, axis)
+    .loop('offline')
+    .stages[0]
+  )
 
   def run(make_update, replay):
-    state = updates.init_states(smac.make(family.spec, helpers.SMAC), seeds)
+    state = updates.init_states(
+      smac.make(Problem(family.spec), helpers.SMAC), seeds
+    )
     update = make_update(make_stage, seeds, 8, shared_replay=shared)
     for _ in range(2):
       state, metrics = update(state, replay)
@@ -150,7 +155,7 @@ def test_batches_come_to_the_learner(monkeypatch):
   monkeypatch.setattr(streaming, 'host', lambda: host)
   family = probes.CountingFamily()
   seeds = helpers.seeds(jax.random.split(jax.random.key(0), 2))
-  algorithm = smac.make(family.spec, helpers.SMAC)
+  algorithm = smac.make(Problem(family.spec), helpers.SMAC)
   setup = types.SimpleNamespace(
     family=family, train_tasks=_TASKS, runtime=setups.Runtime(replay='host')
   )
@@ -158,7 +163,11 @@ def test_batches_come_to_the_learner(monkeypatch):
     setup, seeds, lambda x: Replay(x, None), _buffer(family, 0)
   )
   update = streaming.make_update(
-    lambda axis: smac.make(family.spec, helpers.SMAC, axis).offline[0],
+    lambda axis: (
+      smac.make(Problem(family.spec), helpers.SMAC, axis)
+      .loop('offline')
+      .stages[0]
+    ),
     seeds,
     2,
     shared_replay=False,

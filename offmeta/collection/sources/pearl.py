@@ -51,30 +51,28 @@ def make(setup: Setup) -> Logs:
   progress = start(setup, algorithm, seeds, fresh)
   updater = updates.make_updater(
     setup,
-    lambda axis: setup.algorithm('pearl', config.behaviour, axis).online,
+    lambda axis: setup.algorithm('pearl', config.behaviour, axis).loop(
+      'online'
+    ),
     seeds,
-    setup.config.chunk,
+    config.iterations,
     shared_replay=False,
+    gathers=True,
   )
   evaluator = evaluators.Evaluator(setup, algorithm, seeds)
-  last = config.iterations - 1
   every = max(1, config.iterations // 10)
-  progress = loop.run_stage(
+  progress = loop.run_loop(
     setup,
     'collect',
     progress,
     updater,
     show=('eval/test/self_context/final_return',),
     label='pearl',
-    iterations=config.iterations,
     gather=gatherers.gatherer(
       setup, algorithm, seeds, seeds.mine(visited), config.gather
     ),
     evaluate=lambda state, replay: evaluator.curve(state, None),
-    evaluate_due=lambda iteration, updates: (
-      updates == updater.total
-      and (iteration % every == every - 1 or iteration == last)
-    ),
+    evaluate_every=every * updater.total,
   )
   gather = config.gather
   visit = visit_held_out(setup, algorithm, seeds, progress.state)
