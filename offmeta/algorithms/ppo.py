@@ -16,13 +16,13 @@ of every environment, so that an update is the same on one device and several.
 
 from collections.abc import Callable
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim, parallel
+from offmeta import limits, optim, parallel
 from offmeta.algorithms import latent
 from offmeta.losses import advantages, policy as policy_losses, td
 from offmeta.networks import actors, critics
@@ -49,24 +49,27 @@ from offmeta.types import (
 class Config:
   """Hyper-parameters; defaults are table 3 of the paper (MuJoCo, 1M steps)."""
 
-  actor_hidden: tuple[int, ...] = (64, 64)
-  value_hidden: tuple[int, ...] = (64, 64)
-  initial_std: float = 1.0  # of the policy, before the clipping of actions
-  actor_lr: float = 3e-4
-  value_lr: float = 3e-4
-  adam_eps: float = 1e-5
-  max_grad_norm: float = 0.5  # of each network's gradient
-  discount: float = 0.99
-  gae_lambda: float = 0.95
-  clip: float = 0.2  # of the ratio
+  actor_hidden: limits.Widths = (64, 64)
+  value_hidden: limits.Widths = (64, 64)
+  initial_std: limits.Positive = (
+    1.0  # of the policy, before the clipping of actions
+  )
+  actor_lr: limits.Weight = 3e-4
+  value_lr: limits.Weight = 3e-4
+  adam_eps: limits.Positive = 1e-5
+  max_grad_norm: limits.PositiveOrInf = 0.5  # of each network's gradient
+  discount: limits.Share = 0.99
+  gae_lambda: limits.Share = 0.95
+  clip: limits.PositiveOrInf = 0.2  # of the ratio
   clip_value: bool = False  # by the same number, in units of scaled returns
-  entropy_weight: float = 0.0
-  standardise: str = 'minibatch'  # of advantages: 'minibatch', 'batch', 'none'
-  reward_scale: float = 1.0  # multiplies rewards in the losses only
-  num_envs: int = 1  # spread evenly over the training tasks
-  num_steps: int = 2048  # of each, per iteration
-  num_epochs: int = 10  # passes over the data of an iteration
-  num_minibatches: int = 32  # per pass
+  entropy_weight: limits.Weight = 0.0
+  # Over what advantages are standardised.
+  standardise: Literal['minibatch', 'batch', 'none'] = 'minibatch'
+  reward_scale: limits.Positive = 1.0  # multiplies rewards in the losses only
+  num_envs: limits.Count = 1  # spread evenly over the training tasks
+  num_steps: limits.Count = 2048  # of each, per iteration
+  num_epochs: limits.Count = 10  # passes over the data of an iteration
+  num_minibatches: limits.Count = 32  # per pass
 
 
 # What tests and reports of all variants share.
@@ -79,15 +82,11 @@ def validate(config: Config):
   Raises:
     ValueError: names the setting and what would be accepted.
   """
+  limits.check(config, 'ppo')
   if config.num_steps % config.num_minibatches:
     raise ValueError(
       f'ppo.num_minibatches: {config.num_minibatches} does not divide the'
       f' num_steps={config.num_steps} of an environment; choose a divisor'
-    )
-  if config.standardise not in ('minibatch', 'batch', 'none'):
-    raise ValueError(
-      f'ppo.standardise: {config.standardise!r}; choose "minibatch", "batch"'
-      ' or "none"'
     )
 
 
@@ -237,7 +236,7 @@ def update(
   query = batch.query
   steps = prepare(state.params, query, networks, config)
   scaled = steps.advantage
-  if config.standardise == 'batch':
+  if limits.chosen(config, 'standardise', 'batch'):
     scaled = advantages.standardise(scaled, axis_name)
   keys = latent.slot_keys(state.key, state.step, batch.slot, 0)
   num_envs, num_steps = query.reward.shape
@@ -247,7 +246,7 @@ def update(
     part, advantage = jax.tree.map(
       lambda x: jax.vmap(lambda row, at: row[at])(x, rows), (steps, scaled)
     )
-    if config.standardise == 'minibatch':
+    if limits.chosen(config, 'standardise', 'minibatch'):
       advantage = advantages.standardise(advantage, axis_name)
 
     def total(params):
