@@ -107,6 +107,7 @@ def _make_log(setup):
   )
 
 
+_LOGS = collect.SOURCES['pearl']._replace(make=_make_log)
 _made: list[str] = []
 
 
@@ -119,7 +120,7 @@ def _tiny():
   }
   with (
     mock.patch.dict(base.FAMILIES, {'point_robot': (parts, {'smoke': {}})}),
-    mock.patch.dict(collect._SOURCES, {'pearl': _make_log}),
+    mock.patch.dict(collect.SOURCES, {'pearl': _LOGS}),
     mock.patch.object(evaluators, 'Evaluator', _Evaluator),
     mock.patch.object(phases, '_paths', lambda *args: {}),
     mock.patch.object(plots, 'draw_all', lambda *args: {}),
