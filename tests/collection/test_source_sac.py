@@ -273,7 +273,8 @@ def test_memory(tmp_path, monkeypatch, replay):
   )
   monkeypatch.setattr(budget.memory, 'check', lambda *args: asked.append(args))
   lines = budget.check(setup, ('collect',))
-  ((demands, available, advice),) = asked
+  (demands, available, advice), (passing, *_) = asked
+  assert [demand.what for demand in passing] == ['a batch']
   everyone = collect_sac.learners(setup)
   config = setup.config.collect.specialists
   progress = single_task._start(
