@@ -245,7 +245,7 @@ class Shift(NamedTuple):
     normalized_shift: [], (within_off_on - within_off_off) /
       (between_off_off - within_off_off), where 'off_on' is KL(self || offline)
       of the same task, 'off_off' KL between two offline draws, within a task
-      or over all pairs of tasks (meaningless with a single task); 0 when
+      or over all pairs of tasks (NaN with a single task); 0 when
       self-collected contexts read like offline ones of the same task, 1 when
       they are as far away as another task's.
   """
@@ -303,6 +303,9 @@ def distribution_shift(
   between = (jnp.sum(pairs) - jnp.trace(pairs)) / max(
     num_tasks * (num_tasks - 1), 1
   )
+  shift = (on - within) / (between - within)
+  if num_tasks == 1:
+    shift = jnp.full_like(shift, jnp.nan)
   return Shift(
     offline_mean=off[0],
     offline_std=off[1],
@@ -310,5 +313,5 @@ def distribution_shift(
     self_std=self_[1],
     kl_offline=prior_kl(off),
     kl_self=prior_kl(self_),
-    normalized_shift=(on - within) / (between - within),
+    normalized_shift=shift,
   )

@@ -11,24 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from offmeta import disk, evaluation, processes, rollout
-from offmeta.collection import history, single_task
-from offmeta.collection.sources import (
-  pearl,
-  sac,
-  script,
-)
+from offmeta.collection import history
+from offmeta.collection.sources import SOURCES
 from offmeta.data import dataset as datasets, frames
 from offmeta.data.meta_dataset import MetaDataset
 from offmeta.training import config as configs
 from offmeta.training.setup import PhaseError, Setup
 from offmeta.types import Task
-
-# By config.collect.source.
-_SOURCES = {
-  'pearl': pearl.make,
-  'sac': sac.make,
-  'script': script.make,
-}
 
 
 def dataset_path(setup: Setup) -> str:
@@ -103,16 +92,16 @@ def collect(setup: Setup):
   config = setup.config.collect
   scores = {}
   if not setup.logged:
-    if config.dataset:
-      raise configs.ConfigError(
+    if config.dataset and processes.is_main():  # as in a comparison
+      print(
         f'config.collect.dataset: {setup.config.algorithm} has no use for'
-        ' logged data; leave it empty'
+        f' logged data; {config.dataset} is not read'
       )
   elif config.dataset:  # fail here, not after minutes of training
     load_dataset(setup)
     load_test_dataset(setup)
   else:
-    made = _SOURCES[config.source](setup)
+    made = SOURCES[config.source].make(setup)
     _save(setup, dataset_path(setup), made.train, made.train_origin)
     _save(setup, test_dataset_path(setup), made.test, made.test_origin)
     scores = made.scores
@@ -126,12 +115,7 @@ def dataset_sizes(setup: Setup) -> tuple[int, int]:
   config = setup.config.collect
   if config.dataset or setup.is_done('collect'):
     return _sizes(load_dataset(setup))
-  if config.source != 'pearl':
-    return _log_size(setup), 0
-  size = config.rl_size
-  if config.rl_slice == 'all':
-    size = pearl.most_rows(setup)
-  return _most_rows(setup, (size, config.encoder_size))
+  return _most_rows(setup, SOURCES[config.source].steps(setup))
 
 
 def test_dataset_sizes(setup: Setup) -> tuple[int, int] | None:
@@ -140,9 +124,7 @@ def test_dataset_sizes(setup: Setup) -> tuple[int, int] | None:
   if config.dataset or setup.is_done('collect'):
     data = load_test_dataset(setup)
     return None if data is None else _sizes(data)
-  if config.source != 'pearl':
-    return _log_size(setup), 0
-  return _most_rows(setup, pearl.most_visit_rows(setup))
+  return _most_rows(setup, SOURCES[config.source].held_out_steps(setup))
 
 
 def _sizes(data: MetaDataset) -> tuple[int, int]:
@@ -153,18 +135,6 @@ def _sizes(data: MetaDataset) -> tuple[int, int]:
 def _most_rows(setup: Setup, steps: tuple[int, int]) -> tuple[int, int]:
   """Of logs of so many steps; 0 stays 0."""
   return tuple(n and frames.most_rows(setup.family.spec, n) for n in steps)
-
-
-def _log_size(setup: Setup) -> int:
-  """Rows of a task's log that a script or SAC makes."""
-  config, spec = setup.config.collect, setup.family.spec
-  if config.source == 'script':
-    steps = config.script_episodes * spec.episode_length
-  elif config.rl_slice != 'all':
-    steps = config.rl_size
-  else:
-    steps = single_task.life(spec, config.specialists)[1]
-  return frames.most_rows(spec, steps)
 
 
 def _save(setup: Setup, path: str, data: MetaDataset, origin: str):

@@ -287,6 +287,13 @@ def _check_gather(loop: Loop, config: ExperimentConfig, num_train: int):
 def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
   """What the meta-batches of all stages and variants are multiples of."""
   stages = []
+  fewest = ALGORITHMS[config.algorithm].min_tasks
+  if config.family.num_train < fewest:
+    raise ConfigError(
+      f'config.family.num_train: {config.family.num_train} training task, but'
+      f' {config.algorithm} compares tasks with each other and needs at least'
+      f' {fewest}'
+    )
   for changed in (
     config,
     *(variant(config, name) for name in config.online.variants),

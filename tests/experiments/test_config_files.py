@@ -8,10 +8,7 @@ import pytest
 from experiments.configs import base, robots
 from experiments.runs import configuration
 from offmeta.algorithms import ALGORITHMS
-from offmeta.types import (
-  Problem,
-  Rollout,
-)
+from offmeta.types import Problem, Rollout
 
 _ALGORITHMS = sorted(
   path.stem

@@ -119,7 +119,7 @@ def test_vectors_only():
 
 def _collected(setup):
   """What was collected, before frames were stored once."""
-  return collecting._SOURCES['script'](setup).train
+  return collecting.SOURCES['script'].make(setup).train
 
 
 def test_frames_are_stored_once_and_nothing_is_lost(setup):
