@@ -152,7 +152,7 @@ def _save(setup: Setup, path: str, data: MetaDataset, origin: str):
     )
   )
   processes.in_all(lambda: processes.await_directory(pathlib.Path(path)))
-  setup.forget(path)
+  setup.loaded.pop(path, None)  # what was there before
 
 
 def _score_references(setup, scores):

@@ -41,6 +41,13 @@ class Buffer(NamedTuple):
     """C."""
     return self.data.reward.shape[1]
 
+  @property
+  def num_steps(self) -> Array:
+    """How many of the valid rows are steps, [M]."""
+    if self.data.next_observation is None:
+      return jnp.sum(self.sequence_length, axis=-1)
+    return self.size
+
   def tables(self) -> 'Buffer':
     """The same with empty data, leaves [M, C, 0]: enough to draw rows from."""
     empty = lambda x: np.zeros((*x.shape[:2], 0), bool)

@@ -17,7 +17,7 @@ from offmeta.collection.sources import (
   pearl as collect_pearl,
   sac as collect_sac,
 )
-from offmeta.data import capacity
+from offmeta.data import capacity, frames
 from offmeta.losses import returns
 from offmeta.phases import finetune as finetuning
 from offmeta.training import (
@@ -137,6 +137,8 @@ def _dataset(
 ) -> memory.Demand:
   """Logged data as `prepare.replay` makes them; every device has a copy.
 
+  On the host they stay memory maps unless rows are picked or changed.
+
   Args:
     setup: of the run.
     spec: how they are prepared.
@@ -158,8 +160,18 @@ def _dataset(
   strided = -(-rl // spec.stride) - (-encoder // spec.stride)
   if spec.context_part != 'all':
     strided = -(-rl // spec.stride) + spec.context_rows
+  row = _prepared_row(setup, spec)
+  if frames.are_once(setup.family.spec):
+    row = row._replace(next_observation=None)
+  changed = spec.stride > 1 or spec.mix_rewards or spec.context_part != 'all'
+  if setup.runtime.replay == 'host' and not changed:
+    on_disk = jax.ShapeDtypeStruct((0,), jnp.float32)
+    row = jax.tree.map(lambda _: on_disk, row._replace(extras={}))._replace(
+      reward=row.reward,
+      extras={k: v for k, v in row.extras.items() if k != 'time'},
+    )
   return memory.replay_demand(
-    _prepared_row(setup, spec),
+    row,
     num_tasks,
     strided,
     places,

@@ -74,7 +74,7 @@ def offline_replays(setup: Setup) -> evaluators.OfflineData | None:
 
   held_out = collecting.load_test_dataset(setup)
   data = build(collecting.load_dataset(setup), spec, setup.train_tasks)
-  _check_rows(setup, int(jnp.min(data.rl.size)))
+  _check_rows(setup, int(jnp.min(data.rl.num_steps)))
   return evaluators.OfflineData(
     data,
     None
@@ -145,7 +145,9 @@ def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
 def _offline_loop(setup: Setup, name: str, evaluator: evaluators.Evaluator):
   config = setup.config
   data = offline_replays(setup)
-  setup = dataclasses.replace(setup, num_rows=int(jnp.min(data.train.rl.size)))
+  setup = dataclasses.replace(
+    setup, num_rows=int(jnp.min(data.train.rl.num_steps))
+  )
   algorithm = setup.learner()
   loop = algorithm.loop(name)
   updater = updates.make_updater(
@@ -220,7 +222,7 @@ def online(
   config = configs.variant(setup.config, name)
   data = offline_replays(setup)
   if data is not None:
-    rows = int(jnp.min(data.train.rl.size))
+    rows = int(jnp.min(data.train.rl.num_steps))
     setup = dataclasses.replace(setup, num_rows=rows)
   algorithm = setup.learner(config=config)
   (loop,) = algorithm.in_phase('online')

@@ -228,7 +228,7 @@ def test_stages_with_what_they_need_of_the_data():
   for row in result['updates']:
     assert row['updates_per_s'] > 0 and row['gflop_per_update'] > 0
   assert [u['sizes']['context_size'] for u in result['updates']] == [
-    1,
-    1,
+    0,
+    0,
     2 * 24,
   ]
