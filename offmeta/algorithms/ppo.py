@@ -53,19 +53,17 @@ class Config:
 
   actor_hidden: limits.Widths = (64, 64)
   value_hidden: limits.Widths = (64, 64)
-  initial_std: limits.Positive = (
-    1.0  # of the policy, before actions are clipped
-  )
+  initial_std: limits.Positive = 1.0  # of actions, before they are clipped
   actor_lr: limits.Weight = 3e-4
   value_lr: limits.Weight = 3e-4
   adam_eps: limits.Positive = 1e-5
-  max_grad_norm: limits.Positive = 0.5  # of each network's gradient
+  max_grad_norm: limits.PositiveOrInf = 0.5  # of each network's gradient
   discount: limits.Share = 0.99
   gae_lambda: limits.Share = 0.95
   clip: limits.Positive = 0.2  # of the ratio
   clip_value: bool = False  # by the same number, in units of scaled returns
   entropy_weight: limits.Weight = 0.0
-  # Of advantages, over this.
+  # Over what advantages are standardised.
   standardise: Literal['minibatch', 'batch', 'none'] = 'minibatch'
   reward_scale: limits.Positive = 1.0  # multiplies rewards in the losses only
   num_envs: limits.Count = 1  # spread evenly over the training tasks
@@ -78,7 +76,11 @@ VARIANT_FIXED = ('actor_hidden', 'value_hidden')
 
 
 def validate(config: Config):
-  """Checks the settings; ValueError says what one of them takes."""
+  """What types cannot say.
+
+  Raises:
+    ValueError: names the setting and what would be accepted.
+  """
   limits.check(config, 'ppo')
   if config.num_steps % config.num_minibatches:
     raise ValueError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -90,6 +91,20 @@ class Setup:
   stop: StopRequest
   runtime: Runtime = Runtime()
   num_rows: int = 0
+
+  @functools.cached_property
+  def _kept(self) -> dict[str, Any]:
+    return {}
+
+  def once(self, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` gave when this setup was first asked for that name."""
+    if name not in self._kept:
+      self._kept[name] = make()
+    return self._kept[name]
+
+  def forget(self, name: str):
+    """Makes `once` ask again: what it came from has changed."""
+    self._kept.pop(name, None)
 
   def algorithm(
     self, name: str, config: Any, axis_name: str | None = None
