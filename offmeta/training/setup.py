@@ -25,7 +25,15 @@ from offmeta.training.config import (
   variant,
 )
 from offmeta.training.stopping import StopRequest
-from offmeta.types import Algorithm, EnvFamily, Key, Loop, Problem, Task
+from offmeta.types import (
+  Algorithm,
+  EnvFamily,
+  Key,
+  Loop,
+  Problem,
+  Rollout,
+  Task,
+)
 
 
 class PhaseError(RuntimeError):
@@ -239,7 +247,7 @@ def make_problem(
 def _check_gather(loop: Loop, config: ExperimentConfig, num_train: int):
   """Refuses rollouts that do not fit the tasks, and batches of none."""
   name = config.algorithm
-  fresh = any(stage.batch.query is not None for stage in loop.stages)
+  fresh = any(isinstance(stage.batch.query, Rollout) for stage in loop.stages)
   if loop.gather is None:
     if fresh:
       raise ConfigError(
@@ -248,7 +256,7 @@ def _check_gather(loop: Loop, config: ExperimentConfig, num_train: int):
       )
     return
   if loop.phase != 'online' or not all(
-    stage.batch.query is not None
+    isinstance(stage.batch.query, Rollout)
     and stage.batch.num_tasks == loop.gather.num_envs
     for stage in loop.stages
   ):
