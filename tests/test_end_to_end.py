@@ -244,7 +244,10 @@ def _environment():
   return {**os.environ, 'PYTHONPATH': path}
 
 
-def test_sigterm_then_the_same_command(finished_run, tmp_path, environment):
+def test_sigterm_then_the_same_command(
+  finished_run, tmp_path, environment, capsys
+):
+  """The second time in this process, which has the programs."""
   config = tmp_path / 'tiny.py'
   config.write_text(
     'import ml_collections\n'
@@ -286,16 +289,16 @@ def test_sigterm_then_the_same_command(finished_run, tmp_path, environment):
   assert 'Traceback' not in error
   (step,) = tiny_run.checkpoint_steps(workdir, 'collect')
   assert 0 < step < 8
-  done = subprocess.run(
-    command,
-    cwd=_ROOT,
-    env=environment,
-    text=True,
-    capture_output=True,
-    timeout=400,
-  )
-  assert done.returncode == 0, done.stderr
-  assert 'online' in done.stdout and 'index.html' in done.stdout
+  with tiny_run.shared_programs(), tiny_run.command() as same_command:
+    status = same_command(
+      workdir,
+      (*tiny_run.PHASES, 'report'),
+      checkpoint_every_s=900.0,
+      argv=command[3:],
+    )
+  out, error = capsys.readouterr()
+  assert status == 0, error
+  assert 'online' in out and 'index.html' in out
   summary = json.loads((workdir / 'report' / 'summary.json').read_text())
   assert summary['command'] == 'python -m experiments.run ' + ' '.join(
     command[3:]

@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 import re
+import shutil
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -61,65 +63,98 @@ def test_start_says_why_it_failed(error, monkeypatch):
 
 
 # A whole run: tasks shared out by two processes, then seeds, then one process
-# alone, then two again.
+# alone; and another one, which two processes score.
 
 _LAST = 'online/oracle'
-_STOPPED = pathlib.Path(__file__).with_name('stopped_run.py')
+_PROGRAM = pathlib.Path(__file__).with_name('several_runs.py')
+_FLAGS = (
+  '--config=tests/tiny_config.py',
+  '--profile=smoke',
+  '--keep_checkpoints',
+)
 
 
-def _run(workdir, *flags, program='experiments.run', args=(), check=True):
-  """The command of the tiny run, in two processes of two devices."""
-  return children.run_processes(
-    program,
-    [
-      *args,
-      f'--workdir={workdir}',
-      '--config=tests/tiny_config.py',
-      '--profile=smoke',
-      '--keep_checkpoints',
-      *flags,
-    ],
-    timeout=200,
-    check=check,
+class _Two(NamedTuple):
+  """What two processes of two devices left.
+
+  Attributes:
+    workdir: in which they shared tasks, then seeds until a SIGTERM.
+    scored: a finished run, which they scored.
+    said: {part: [(stdout, stderr) of each process]}.
+    statuses: {part: [exit status of each process]}.
+  """
+
+  workdir: pathlib.Path
+  scored: pathlib.Path
+  said: dict[str, list[tuple[str, str]]]
+  statuses: dict[str, list[int]]
+
+
+@pytest.fixture(name='two', scope='module')
+def _two(finished_run, tmp_path_factory):
+  """One pair of processes does all, with the command."""
+  folder = tmp_path_factory.mktemp('two')
+  workdir = folder / 'run'
+  scored = shutil.copytree(finished_run, folder / 'scored')
+  for path in (scored / 'evaluations').iterdir():
+    if path.stem != 'collect':
+      path.unlink()
+  parts = {
+    'shared': (workdir, 'collect,offline', 'tasks', None),
+    'scored': (scored, 'test,report', 'seeds', None),
+    'stopped': (
+      workdir,
+      'online',
+      'seeds',
+      [f'{workdir / _LAST}/checkpoints', 1],
+    ),
+  }
+  commands = [
+    {
+      'flags': [
+        *_FLAGS,
+        f'--workdir={where}',
+        f'--phases={names}',
+        f'--share={share}',
+        f'--checkpoint_every_s={900 if stop else 60}',
+      ],
+      'stop': stop,
+    }
+    for where, names, share, stop in parts.values()
+  ]
+  (folder / 'commands.json').write_text(json.dumps(commands))
+  results = children.run_processes(
+    _PROGRAM, [folder / 'commands.json'], timeout=300
   )
-
-
-@pytest.fixture(name='shared', scope='module')
-def _shared(tmp_path_factory):
-  """(workdir, both processes) after phases in which they share tasks."""
-  workdir = tmp_path_factory.mktemp('two') / 'run'
-  return workdir, _run(workdir, '--phases=collect,offline', '--share=tasks')
-
-
-@pytest.fixture(name='stopped', scope='module')
-def _stopped(shared):
-  """The same with seeds of their own, until one of them gets a SIGTERM."""
-  workdir, _ = shared
-  return workdir, _run(
+  streams = [
+    [
+      re.split(r'^=== \d+\n', text, flags=re.M)[1:]
+      for text in (r.stdout, r.stderr)
+    ]
+    for r in results
+  ]
+  statuses = [json.loads(r.stdout.splitlines()[-1]) for r in results]
+  return _Two(
     workdir,
-    '--phases=online',
-    '--checkpoint_every_s=900',
-    check=False,
-    program=_STOPPED,
-    args=[workdir / _LAST / 'checkpoints', 1],
+    scored,
+    {
+      name: [(out[i], error[i]) for out, error in streams]
+      for i, name in enumerate(parts)
+    },
+    {name: [s[i] for s in statuses] for i, name in enumerate(parts)},
   )
 
 
 @pytest.fixture(name='continued', scope='module')
-def _continued(stopped):
-  """The checkpoints that both left; then one process alone ends the phase."""
-  workdir, _ = stopped
-  steps = tiny_run.checkpoint_steps(workdir, _LAST)
+def _continued(two, tmp_path_factory):
+  """The checkpoints that both left; then one process alone ends the run."""
+  steps = tiny_run.checkpoint_steps(two.workdir, _LAST)
+  workdir = shutil.copytree(
+    two.workdir, tmp_path_factory.mktemp('continued') / 'run'
+  )
   with tiny_run.shared_programs():
-    phases.run(tiny_run.make_setup(workdir), ('online',))
+    phases.run(tiny_run.make_setup(workdir), ('online', 'test'))
   return workdir, steps
-
-
-@pytest.fixture(name='scored', scope='module')
-def _scored(continued):
-  """Two processes score what all have left."""
-  workdir, _ = continued
-  return workdir, _run(workdir, '--phases=test,report')
 
 
 def _assert_equal(ours, theirs):
@@ -144,51 +179,54 @@ def _only(found, *prefixes):
   return {k: v for k, v in found.items() if k.startswith(prefixes)}
 
 
-def test_processes_share_tasks(shared, finished_run):
-  workdir, results = shared
-  assert 'tasks shared out over 2 of 4 devices' in results[0].stdout
+def test_processes_share_tasks(two, finished_run):
+  assert two.statuses['shared'] == [0, 0]
+  assert 'tasks shared out over 2 of 4 devices' in two.said['shared'][0][0]
   ours, theirs = (
     tiny_run.results(path, ('collect', 'offline'))
-    for path in (workdir, finished_run)
+    for path in (two.workdir, finished_run)
   )
   parts = 'collect/', 'offline/', 'dataset/', 'evaluations/collect'
   _assert_equal(_only(ours, *parts), _only(theirs, *parts))
 
 
-def test_sigterm_in_one_process_stops_both(stopped):
-  _, results = stopped
-  assert [r.returncode for r in results] == [143, 143], children.show(results)
-  assert '1 of 2 devices in each of 2 processes' in results[0].stdout
-  for result in results:
-    assert 'the same command continues' in result.stderr
-    assert 'Traceback' not in result.stderr
+def test_sigterm_in_one_process_stops_both(two):
+  (main, main_errors), (other, other_errors) = two.said['stopped']
+  assert two.statuses['stopped'] == [143, 143], main_errors + other_errors
+  assert '1 of 2 devices in each of 2 processes' in main
+  for errors in (main_errors, other_errors):
+    assert 'the same command continues' in errors
+    assert 'Traceback' not in errors
   # Only the main process reports.
-  assert 'point_robot' not in results[1].stdout
-  assert 'updates/s' not in results[1].stderr
+  assert 'point_robot' not in other
+  assert 'updates/s' not in other_errors
 
 
 def test_one_process_continues(continued, finished_run):
+  """It trains, and scores what all have left."""
   workdir, steps = continued
   assert steps and 0 < steps[-1] < 8
   stages = 'online/matched', _LAST
   ours, theirs = (
     tiny_run.results(path, stages) for path in (workdir, finished_run)
   )
-  _assert_equal(_only(ours, *stages), _only(theirs, *stages))
+  parts = *stages, 'evaluations'
+  _assert_equal(_only(ours, *parts), _only(theirs, *parts))
 
 
-def test_two_processes_score(scored, finished_run):
-  workdir, results = scored
-  assert 'online_self_context' in results[0].stdout
-  assert 'online_self_context' not in results[1].stdout
+def test_two_processes_score(two, finished_run):
+  assert two.statuses['scored'] == [0, 0]
+  (main, _), (other, _) = two.said['scored']
+  assert 'online_self_context' in main
+  assert 'online_self_context' not in other
   ours, theirs = (
     _only(tiny_run.results(path, ()), 'evaluations')
-    for path in (workdir, finished_run)
+    for path in (two.scored, finished_run)
   )
   _assert_equal(ours, theirs)
-  summary = json.loads((workdir / 'report' / 'summary.json').read_text())
+  summary = json.loads((two.scored / 'report' / 'summary.json').read_text())
   assert summary['rows']['online_self_context']['seeds'] == 2
-  record = json.loads((workdir / 'run.json').read_text())
+  record = json.loads((two.scored / 'run.json').read_text())
   assert record['execution']['processes'] == 2
 
 
@@ -221,6 +259,16 @@ def test_metrics_are_written_once_and_of_all_seeds(continued, finished_run):
 # Failures.
 
 
+def _run(workdir, *flags):
+  """The command of the tiny run, in two processes of two devices."""
+  return children.run_processes(
+    'experiments.run',
+    [f'--workdir={workdir}', *_FLAGS, *flags],
+    timeout=200,
+    check=False,
+  )
+
+
 def _errors(result):
   """The one message of a process."""
   return [x for x in result.stderr.splitlines() if x.startswith('error: ')]
@@ -230,7 +278,7 @@ def test_a_failure_in_one_process_ends_both(tmp_path):
   (tmp_path / 'run.json').write_text(
     json.dumps({'config': {'seed': 7}, 'config_hash': 'abc'})
   )
-  main, other = results = _run(tmp_path, check=False)
+  main, other = results = _run(tmp_path)
   assert [r.returncode for r in results] == [1, 1], children.show(results)
   assert 'Traceback' not in children.show(results)
   (message,) = _errors(main)
@@ -243,7 +291,7 @@ def test_a_failure_in_one_process_ends_both(tmp_path):
 def test_where_processes_do_not_agree_none_is_left_waiting(tmp_path):
   """The main process fails at something that only it does."""
   (tmp_path / 'collect' / 'metrics.jsonl').mkdir(parents=True)
-  main, other = results = _run(tmp_path, '--phases=collect', check=False)
+  main, other = results = _run(tmp_path, '--phases=collect')
   assert main.returncode == 1, children.show(results)
   (message,) = _errors(main)
   assert 'metrics.jsonl: Is a directory' in message

@@ -1,16 +1,20 @@
 """The smallest run that has every phase, and how two runs are compared."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import json
 import os
 import pathlib
+import signal
 from typing import Any
 from unittest import mock
 
+from absl import logging
+import ml_collections
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from experiments.runs import configuration, jax_settings, launch
 from offmeta.training import (
   config as configs,
   evaluator as evaluators,
@@ -142,7 +146,7 @@ def shared_programs() -> Iterator[None]:
     return (
       configs.config_hash(setup.config),
       seeds.layout,
-      setup.runtime,
+      setup.runtime.replay,
       type(family).__name__,
       str(vars(family).get('_value')),
     )
@@ -187,6 +191,52 @@ def shared_programs() -> Iterator[None]:
 
 
 _PROGRAMS: dict[tuple, Any] = {}
+
+
+@contextlib.contextmanager
+def command() -> Iterator[Callable[..., int]]:
+  """`experiments.run` with the tiny configuration, in this process.
+
+  Yields:
+    (workdir, phases, overrides, profile, checkpoint_every_s, argv) -> exit
+    status; all but the first two have defaults.
+  """
+
+  def run(
+    workdir,
+    names,
+    overrides={},
+    profile='smoke',
+    checkpoint_every_s=-1.0,
+    argv=('x',),
+  ):
+    values = ml_collections.ConfigDict(
+      configs.to_dict(configs.from_dict(CONFIG))
+    )
+    values.profiles = ml_collections.ConfigDict({'smoke': {}})
+    flag = lambda flag: (values, dict(overrides))
+    with mock.patch.object(configuration, 'from_flag', flag):
+      return launch.run(
+        None,
+        profile,
+        str(workdir),
+        tuple(names),
+        {},
+        {'checkpoint_every_s': checkpoint_every_s, 'keep_checkpoints': True},
+        None,
+        list(argv),
+      )
+
+  handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+  verbosity = logging.get_verbosity()
+  with (
+    mock.patch.object(configuration, 'config_file', lambda flag: ''),
+    mock.patch.object(jax_settings, 'configure', lambda: None),
+  ):
+    yield run
+  for number, handler in handlers.items():
+    signal.signal(number, handler)
+  logging.set_verbosity(verbosity)
 
 
 class StopAt(stopping.StopRequest):

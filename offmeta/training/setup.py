@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -90,6 +91,20 @@ class Setup:
   stop: StopRequest
   runtime: Runtime = Runtime()
   num_rows: int = 0
+
+  @functools.cached_property
+  def _kept(self) -> dict[str, Any]:
+    return {}
+
+  def once(self, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` gave when this setup was first asked for that name."""
+    if name not in self._kept:
+      self._kept[name] = make()
+    return self._kept[name]
+
+  def forget(self, name: str):
+    """Makes `once` ask again: what it came from has changed."""
+    self._kept.pop(name, None)
 
   def algorithm(
     self, name: str, config: Any, axis_name: str | None = None
@@ -276,6 +291,13 @@ def _check_gather(loop: Loop, config: ExperimentConfig, num_train: int):
 def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
   """What the meta-batches of all stages and variants are multiples of."""
   stages = []
+  fewest = ALGORITHMS[config.algorithm].min_tasks
+  if config.family.num_train < fewest:
+    raise ConfigError(
+      f'config.family.num_train: {config.family.num_train} training task, but'
+      f' {config.algorithm} compares tasks with each other and needs at least'
+      f' {fewest}'
+    )
   for changed in (
     config,
     *(variant(config, name) for name in config.online.variants),

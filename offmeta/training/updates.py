@@ -12,13 +12,7 @@ from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
 from offmeta.training import streaming
 from offmeta.training.seeds import Seeds
-from offmeta.types import (
-  Array,
-  LearnerState,
-  Loop,
-  Rollout,
-  Stage,
-)
+from offmeta.types import Array, LearnerState, Loop, Rollout, Stage
 
 # Sequences that one call of `Stage.annotate` is batched over, per task.
 _BATCH = 16

@@ -11,14 +11,12 @@ import signal
 import sys
 import types
 
-from absl import logging
 import jax
-import ml_collections
 import numpy as np
 import pytest
 import tiny_run
 
-from experiments.runs import configuration, jax_settings, launch
+from experiments.runs import launch
 from offmeta import rollout
 from offmeta.checkpoints import checkpointer as checkpointing
 from offmeta.collection import phase as collect
@@ -27,7 +25,7 @@ from offmeta.data import dataset as datasets
 from offmeta.phases import run as phases
 from offmeta.results import records
 from offmeta.testing import probes
-from offmeta.training import config as configs, loop
+from offmeta.training import config as configs, loop, metrics, workdir_lock
 from offmeta.training.stopping import Interrupted
 from offmeta.types import Transition
 
@@ -329,40 +327,19 @@ def test_oracle_does_read_it(finished_run, tmp_path):
 
 
 @pytest.fixture(name='command')
-def _command(monkeypatch, capsys):
+def _command(capsys):
   """(workdir, phases, overrides, profile) -> (exit status, message)."""
-  handler = signal.getsignal(signal.SIGTERM)
-  verbosity = logging.get_verbosity()
-  monkeypatch.setattr(jax_settings, 'configure', lambda: None)
+  with tiny_run.command() as command:
 
-  def run(workdir, names, overrides={}, profile='smoke'):
-    values = ml_collections.ConfigDict(
-      configs.to_dict(configs.from_dict(tiny_run.CONFIG))
-    )
-    values.profiles = ml_collections.ConfigDict({'smoke': {}})
-    monkeypatch.setattr(
-      configuration, 'from_flag', lambda flag: (values, dict(overrides))
-    )
-    monkeypatch.setattr(configuration, 'config_file', lambda flag: '')
-    capsys.readouterr()
-    status = launch.run(
-      None,
-      profile,
-      str(workdir),
-      tuple(names),
-      {},
-      {'checkpoint_every_s': -1.0, 'keep_checkpoints': True},
-      None,
-      ['x'],
-    )
-    error = capsys.readouterr().err
-    lines = [x for x in error.splitlines() if x.startswith('error: ')]
-    assert len(lines) == (status == 1), error
-    return status, error[error.find('error: ') :]
+    def run(*args, **kw):
+      capsys.readouterr()
+      status = command(*args, **kw)
+      error = capsys.readouterr().err
+      lines = [x for x in error.splitlines() if x.startswith('error: ')]
+      assert len(lines) == (status == 1), error
+      return status, error[error.find('error: ') :]
 
-  yield run
-  signal.signal(signal.SIGTERM, handler)
-  logging.set_verbosity(verbosity)
+    yield run
 
 
 def _digests(workdir):
@@ -385,6 +362,7 @@ _BAD_SETTINGS = [
   ({'family.options': {'goal': 1}}, "unknown option 'goal' of family"),
   ({'family.task_list': 'lost'}, r"task_list: .*'lost'"),
   ({'family.task_list': 'random:x'}, 'write "random:SEED"'),
+  ({'family.task_list': 'random:4294967296'}, 'number from 0 to 4294967295'),
   ({'family.num_train': 10_000}, 'num_train: 10000 asked for, but task list'),
   ({'seed': 5}, r'another configuration(.|\n)*seed: 0 -> 5'),
 ]
@@ -401,6 +379,28 @@ def test_bad_setting(copied, command, overrides, message):
   assert re.search(message, error), error
   assert _digests(copied) == before
   assert (copied / 'run.json').read_text() == run_json
+
+
+@pytest.mark.parametrize(
+  'key, value, phase, message',
+  [
+    ('collect.iterations', 10**9, 'collect', '1,000,000,000 iterations'),
+    ('online.iterations', 10**9, 'online', 'updates; a learner counts up'),
+    ('smac.offline.query_size', 2 * 10**9, 'offline', 'a batch '),
+    ('smac.critic_hidden', (10**6, 10**6), 'offline', 'TB  learners'),
+    ('evaluation.num_repeats', 10**9, 'offline', 'an evaluation '),
+    ('finetune.iterations', 10**9, 'finetune', 'TB  replay'),
+  ],
+)
+def test_a_size_that_no_memory_holds(
+  finished_run, tmp_path, command, key, value, phase, message
+):
+  data = {'collect.dataset': str(finished_run / 'dataset')}
+  if phase == 'collect':
+    data = {}
+  status, error = command(tmp_path / 'run', (phase,), data | {key: value})
+  assert status == 1 and message in error, error
+  assert not (tmp_path / 'run').exists()
 
 
 def test_seeds_that_do_not_divide_over_processes(monkeypatch, tmp_path):
@@ -579,6 +579,88 @@ def test_disk_full_while_scoring(copied, command, monkeypatch):
     error,
   ), error
   assert _digests(copied) == before
+
+
+# The workdir, and what was noted in it.
+
+
+def test_a_workdir_that_is_a_file(tmp_path, command):
+  file = tmp_path / 'file'
+  file.write_text('mine')
+  for workdir in (file, file / 'run'):
+    status, error = command(workdir, ('collect',))
+    assert status == 1 and f'{file} is a file, no folder' in error, error
+    assert 'intact' not in error
+  assert file.read_text() == 'mine'
+
+
+def test_a_workdir_in_use(copied, command):
+  before = _digests(copied)
+  with workdir_lock.hold(copied):
+    status, error = command(copied, tiny_run.PHASES)
+  assert status == 1 and f'process {os.getpid()} on ' in error, error
+  assert _digests(copied) == before
+  assert command(copied, ('collect',))[0] == 0  # it is free again
+
+
+@pytest.mark.parametrize(
+  'text', ['', 'garbage', '[]', '3', '{"config_hash": 3}', '{"other": 1}']
+)
+def test_a_description_of_the_run_that_is_none(copied, command, text):
+  (copied / 'run.json').write_text(text)
+  status, error = command(copied, ('collect',))
+  assert status == 1 and 'use another --workdir' in error, error
+  assert (copied / 'run.json').read_text() == text
+
+
+@pytest.mark.parametrize('text', ['', 'garbage', '[]', '{"offline": "long"}'])
+def test_times_that_cannot_be_read(copied, command, text):
+  (copied / 'timing.json').write_text(text)
+  with pytest.warns(UserWarning, match='timing.json.*counting begins anew'):
+    assert command(copied, ('collect',))[0] == 0
+  assert list(json.loads((copied / 'timing.json').read_text())) == ['collect']
+
+
+def test_metrics_that_cannot_be_read(copied, command):
+  _unfinish(copied, 'offline')
+  file = copied / 'offline' / 'metrics.jsonl'
+  rows = file.read_text()
+  file.write_text('garbage\n' + rows)
+  status, error = command(copied, ('offline',))
+  assert status == 1 and 'line 1 is not a row of metrics' in error, error
+
+
+# Stopping.
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_second_one_ends(
+  copied, command, monkeypatch, number
+):
+  _unfinish(copied, 'online/matched')
+  shutil.rmtree(copied / 'online' / 'matched')
+  monkeypatch.setattr(phases, 'make_evaluator', lambda setup: _NoEvaluator)
+  write, seen = metrics.JsonlWriter.write, []
+
+  def kill(self, step, *args, **kw):
+    write(self, step, *args, **kw)
+    if not seen:
+      os.kill(os.getpid(), number)
+      seen.append([signal.getsignal(n) for n in (number, signal.SIGTERM)])
+
+  monkeypatch.setattr(metrics.JsonlWriter, 'write', kill)
+  status, error = command(copied, ('online',))
+  assert status == 143, error
+  assert seen == [[signal.SIG_DFL] * 2]
+  assert tiny_run.checkpoint_steps(copied, 'online/matched') == [2]
+
+
+def test_interrupted_before_anything_listens():
+  def work():
+    raise KeyboardInterrupt
+
+  status, message = launch.attempt(work)
+  assert status == 143 and 'the same command continues' in message
 
 
 # Slices and buffers.

@@ -1,5 +1,6 @@
 """A replay on the host and a replay on the device give the same."""
 
+import shutil
 import types
 
 import helpers
@@ -24,6 +25,7 @@ from offmeta.training.config import ConfigError, Visits
 from offmeta.types import Problem
 
 _M, _ROWS = 4, 6
+_ORACLE = 'online/oracle'
 _TASKS = {
   'value': jnp.array([1.0, -2.0, 0.5, 3.0]),
   'lifetime': jnp.array([2.0, 5.0, 3.0, 4.0]),
@@ -43,12 +45,18 @@ def _stack(tree, number):
   return jax.tree.map(lambda x: jnp.stack([x] * number), tree)
 
 
+# Every layout where seeds take different numbers of rounds, one of them where
+# they do not.
 @pytest.mark.parametrize(
-  'layout',
-  [{}, {'share': 'seeds'}, {'num_tasks': 2, 'share': 'tasks'}],
-  ids=['one device', 'seeds', 'tasks'],
+  'terminates, layout',
+  [
+    (True, {}),
+    (True, {'share': 'seeds'}),
+    (True, {'num_tasks': 2, 'share': 'tasks'}),
+    (False, {}),
+  ],
+  ids=['one device', 'seeds', 'tasks', 'as many rounds'],
 )
-@pytest.mark.parametrize('terminates', [False, True])
 def test_gather(terminates, layout):
   """The same rows, also where the seeds take different numbers of rounds."""
   family = probes.CountingFamily(terminates=terminates)
@@ -107,11 +115,15 @@ def test_gather(terminates, layout):
 
 
 @pytest.mark.parametrize(
-  'layout',
-  [{}, {'share': 'seeds'}, {'num_tasks': 4, 'share': 'tasks'}],
-  ids=['one device', 'seeds', 'tasks'],
+  'shared, layout',
+  [
+    (True, {}),
+    (True, {'num_tasks': 4, 'share': 'tasks'}),
+    (False, {'share': 'seeds'}),
+    (False, {'num_tasks': 4, 'share': 'tasks'}),
+  ],
+  ids=['one device', 'tasks', 'own, seeds', 'own, tasks'],
 )
-@pytest.mark.parametrize('shared', [True, False])
 def test_updates(shared, layout):
   family = probes.CountingFamily()
   seeds = helpers.seeds(jax.random.split(jax.random.key(0), 2), **layout)
@@ -193,7 +205,9 @@ def test_batches_come_to_the_learner(monkeypatch):
 
 
 def test_whole_run(finished_run, tmp_path):
+  """One variant; the other is only there to be scored with it."""
   setup = tiny_run.make_setup(tmp_path / 'run', runtime={'replay': 'host'})
+  shutil.copytree(finished_run / _ORACLE, tmp_path / 'run' / _ORACLE)
   phases.run(setup, tiny_run.PHASES)
   host, device = (
     tiny_run.results(tmp_path / 'run'),
