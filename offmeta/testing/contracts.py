@@ -27,6 +27,7 @@ from offmeta.types import (
   MetaBatch,
   Policy,
   Problem,
+  Rollout,
   Stage,
   Task,
   checked_diagnosis,
@@ -382,7 +383,7 @@ def _drawing(
   spec: EnvSpec,
 ) -> Callable[[Key], MetaBatch]:
   """key -> a batch as the stage asks for, without any meaning."""
-  if stage.batch.query is None:
+  if not isinstance(stage.batch.query, Rollout):
     return jax.jit(
       lambda key: probes.random_batch(key, spec, stage.batch, algorithm.data)
     )
