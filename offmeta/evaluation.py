@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from offmeta import parallel, rollout
-from offmeta.data import sampler
+from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Buffer
 from offmeta.losses import latent
 from offmeta.types import (
@@ -20,6 +20,8 @@ from offmeta.types import (
   Key,
   Params,
   Policy,
+  Rows,
+  Sequences,
   Task,
   Transition,
 )
@@ -92,6 +94,30 @@ class OfflineContexts(NamedTuple):
   mask: Array
 
 
+def offline_rows(
+  buffer: Buffer,
+  task_ids: Array,
+  key: Key,
+  num_repeats: int,
+  asked: Rows | Sequences,
+) -> tuple[Array, Array]:
+  """Which rows contexts consist of, one draw per repetition.
+
+  Args:
+    buffer: `Buffer.tables` will do.
+    task_ids: [M], rows in it.
+    key: random key.
+    num_repeats: R.
+    asked: what to draw.
+
+  Returns:
+    Rows and mask, [M, R, N].
+  """
+  keys = _task_keys(key, task_ids.shape[0], num_repeats)
+  one = lambda key, task_id: sampler.rows_of(key, buffer, task_id, asked)
+  return jax.vmap(jax.vmap(one, (0, None)))(keys, task_ids)
+
+
 def offline_contexts(
   buffer: Buffer, task_ids: Array, key: Key, num_repeats: int, size: int
 ) -> OfflineContexts:
@@ -104,12 +130,9 @@ def offline_contexts(
     num_repeats: R.
     size: N.
   """
-  return _one_per_repetition(
-    lambda key, task_id: sampler.draw_context(key, buffer, task_id, size, True),
-    task_ids,
-    key,
-    num_repeats,
-  )
+  asked = Rows(size, 'offline')
+  drawn = offline_rows(buffer, task_ids, key, num_repeats, asked)
+  return look_up(buffer, task_ids, *drawn)
 
 
 def offline_sequences(
@@ -130,19 +153,33 @@ def offline_sequences(
     num_episodes: how many, or as many as there are.
     size: N, steps to pad to.
   """
-  return _one_per_repetition(
-    lambda key, task_id: sampler.draw_sequence(
-      key, buffer, task_id, num_episodes, size
-    ),
-    task_ids,
-    key,
-    num_repeats,
-  )
+  asked = Sequences(1, size)
+  drawn = offline_rows(buffer, task_ids, key, num_repeats, asked)
+  return look_up(buffer, task_ids, *drawn, num_episodes)
 
 
-def _one_per_repetition(draw, task_ids, key, num_repeats) -> OfflineContexts:
-  keys = _task_keys(key, task_ids.shape[0], num_repeats)
-  return OfflineContexts(*jax.vmap(jax.vmap(draw, (0, None)))(keys, task_ids))
+def look_up(
+  buffer: Buffer,
+  task_ids: Array,
+  rows: Array,
+  mask: Array,
+  num_episodes: int = 0,
+) -> OfflineContexts:
+  """The contexts of `offline_rows`.
+
+  Args:
+    buffer: they were drawn for; with 'time' among the extras if any episodes
+      are to be left out.
+    task_ids: [M].
+    rows, mask: [M, R, N], or other axes in the place of R.
+    num_episodes: so many first ones count; 0: all.
+  """
+  tasks = task_ids.reshape((-1,) + (1,) * (rows.ndim - 1))
+  steps = buffers.take(buffer, tasks, rows)
+  if num_episodes:
+    begins = (steps.extras['time'] == 0) & (jnp.arange(rows.shape[-1]) > 0)
+    mask = mask * (jnp.cumsum(begins, axis=-1) < num_episodes)
+  return OfflineContexts(steps, mask)
 
 
 def meta_test_given_context(
@@ -208,7 +245,7 @@ class Shift(NamedTuple):
     normalized_shift: [], (within_off_on - within_off_off) /
       (between_off_off - within_off_off), where 'off_on' is KL(self || offline)
       of the same task, 'off_off' KL between two offline draws, within a task
-      or over all pairs of tasks (meaningless with a single task); 0 when
+      or over all pairs of tasks (NaN with a single task); 0 when
       self-collected contexts read like offline ones of the same task, 1 when
       they are as far away as another task's.
   """
@@ -266,6 +303,9 @@ def distribution_shift(
   between = (jnp.sum(pairs) - jnp.trace(pairs)) / max(
     num_tasks * (num_tasks - 1), 1
   )
+  shift = (on - within) / (between - within)
+  if num_tasks == 1:
+    shift = jnp.full_like(shift, jnp.nan)
   return Shift(
     offline_mean=off[0],
     offline_std=off[1],
@@ -273,5 +313,5 @@ def distribution_shift(
     self_std=self_[1],
     kl_offline=prior_kl(off),
     kl_self=prior_kl(self_),
-    normalized_shift=(on - within) / (between - within),
+    normalized_shift=shift,
   )

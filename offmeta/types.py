@@ -509,7 +509,8 @@ class Algorithm(NamedTuple):
       what acting needs. A name is words with underscores; in 'y_by_x' they are
       the labels of the axes, and an entry 'x' of shape [K], if there is one,
       holds the places (points have both as columns: x, y); in 'value_by_y_by_x'
-      they are those of a heat map [K, L]. None if there is nothing to show.
+      they are those of a heat map [K, L]. Asked for once per scored loop, where
+      there are logs. None if there is nothing to show.
   """
 
   init: Callable[[Key], LearnerState]
@@ -545,7 +546,8 @@ class Evidence(NamedTuple):
   Attributes:
     logged: leaves [M, N, ...], contexts from the logs, as they are handed over.
     logged_mask: [M, N], 1 where an entry counts.
-    own: leaves [M, W, ...], what the policy collected itself, in order.
+    own: leaves [M, W, ...], what the policy collected itself and keeps
+      (`Policy.keep`), in order.
     own_mask: [M, W].
     rows: leaves [M, B, ...], consecutive steps of the logs of the RL data, from
       a random start, or, with `DataSpec.sequence_episodes`, of one sequence

@@ -106,10 +106,9 @@ def _not_a_config() -> str:
   """What the file gives, if that has no keys at all; else ''."""
   try:
     load_config(_config_argument())
-  except NoConfigError as error:
-    return str(error)
-  except ValueError:  # e.g. it registers a family, which it has done before
-    pass
+  except ValueError as error:
+    # Others, such as a family that it registers twice now, are not the cause.
+    return str(error) if _RETURNED in str(error) else ''
   return ''
 
 
@@ -221,14 +220,15 @@ def from_flag(config_flag: Any) -> tuple[Any, dict]:
   }
 
 
-class NoConfigError(ValueError):
-  """A config file whose get_config returns something else."""
+_RETURNED = 'get_config returned'
 
 
 def _check_returned(file: str, values: Any):
+  from offmeta.training.config import ConfigError
+
   if not isinstance(values, ml_collections.ConfigDict):
-    raise NoConfigError(
-      f'{file}: get_config returned {values!r}, but a ConfigDict is needed, as'
+    raise ConfigError(
+      f'{file}: {_RETURNED} {values!r}, but a ConfigDict is needed, as'
       ' made by experiments.configs.base.make_config'
     )
 

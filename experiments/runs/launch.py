@@ -227,7 +227,6 @@ def attempt(work: Callable[[], Any]) -> tuple[int, str]:
     DatasetError,
     CheckpointError,
     DivergenceError,
-    configuration.NoConfigError,
     ImportError,
     MetricsFileError,
     WorkdirBusyError,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.runs import configuration, jax_settings
-from offmeta import envs, playback as restore, rollout
+from offmeta import envs, limits, playback as restore, rollout
 from offmeta.checkpoints.checkpointer import CheckpointError
 from offmeta.envs import render
 from offmeta.results import animation, raycast
@@ -27,6 +27,13 @@ from offmeta.types import EnvFamily, Task, Transition
 
 _PICTURES_PER_SECOND = 25  # at most about so many unless asked for
 _MOST_EPISODES = 1000  # all that come before one are acted, too
+_LIMITS = {
+  'seed': limits.SEED,
+  'every': limits.COUNT,
+  'fps': limits.Range(0.1, 1000),
+  'width': limits.Range(64, 4096),
+  'height': limits.Range(48, 4096),
+}
 _STEPS_PER_SECOND = 10  # of families without a time step
 _TRAIL, _OLD_TRAIL = (0.25, 0.35, 0.55), (0.66, 0.70, 0.76)
 
@@ -70,6 +77,7 @@ def run(show: Show, perform: Callable[[], Performance]) -> int:
   logging.set_verbosity(logging.WARNING)
   path = pathlib.Path(show.out).expanduser()
   try:
+    _check(show)
     animation.check(path)
     jax_settings.configure()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +101,21 @@ def run(show: Show, perform: Callable[[], Performance]) -> int:
     return 1
   print(f'{path}: {path.stat().st_size / 1e3:.0f} kB')
   return 0
+
+
+def _check(show: Show):
+  """Refuses sizes and rates that no file can have.
+
+  Raises:
+    ConfigError: names the flag.
+  """
+  for name, limit in _LIMITS.items():
+    value = getattr(show, name)
+    try:
+      if value is not None:
+        limits.require(value, limit, f'--{name}')
+    except ValueError as error:
+      raise ConfigError(str(error)) from error
 
 
 def fresh(

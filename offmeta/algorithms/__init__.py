@@ -28,6 +28,7 @@ class Entry(NamedTuple):
     validate: (settings) -> None; raises ValueError on what types cannot say.
     online_variants: whether it has an online phase on the training tasks.
     variant_fixed: settings that a variant of that phase cannot change.
+    min_tasks: fewest training tasks; 2 if its losses compare tasks.
   """
 
   config: Callable[[], Any]
@@ -35,12 +36,13 @@ class Entry(NamedTuple):
   validate: Callable[[Any], None] = lambda settings: None
   online_variants: bool = False
   variant_fixed: tuple[str, ...] = ()
+  min_tasks: int = 1
 
 
 ALGORITHMS = {
   'borel': Entry(borel.Config, borel.make, borel.validate),
-  'csro': Entry(csro.Config, csro.make, focal.validate),
-  'focal': Entry(focal.Config, focal.make, focal.validate),
+  'csro': Entry(csro.Config, csro.make, focal.validate, min_tasks=2),
+  'focal': Entry(focal.Config, focal.make, focal.validate, min_tasks=2),
   'macaw': Entry(macaw.Config, macaw.make, macaw.validate),
   'meta_bc': Entry(meta_bc.Config, meta_bc.make, meta_bc.validate),
   'multitask': Entry(multitask.Config, multitask.make),
@@ -60,7 +62,7 @@ ALGORITHMS = {
     online_variants=True,
     variant_fixed=smac.VARIANT_FIXED,
   ),
-  'unicorn': Entry(unicorn.Config, unicorn.make, unicorn.validate),
+  'unicorn': Entry(unicorn.Config, unicorn.make, unicorn.validate, min_tasks=2),
 }
 
 

@@ -8,21 +8,20 @@ The policy is a Gaussian whose samples are clipped to [-1, 1] on the way into
 the environment, rather than a tanh of one: its entropy has a closed form, and
 log-probabilities are those of the samples themselves, which the data hold
 (atanh of an action near 1 has lost its digits).
-
-Left open by the paper: separate networks and optimisers for policy and value,
-advantages standardised per minibatch, minibatches that hold equally many steps
-of every environment, so that an update is the same on one device and several.
+Networks have ReLU layers and start as everywhere here (the paper's: tanh).
+Minibatches hold equally many steps of every environment, so that an update is
+the same on one device and on several.
 """
 
 from collections.abc import Callable
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from offmeta import optim, parallel
+from offmeta import limits, optim, parallel
 from offmeta.algorithms import latent
 from offmeta.losses import advantages, policy as policy_losses, td
 from offmeta.networks import actors, critics
@@ -44,32 +43,35 @@ from offmeta.types import (
   Transition,
 )
 
+# Settings whose defaults are not the paper's: (here, there, why).
+DIFFERENCES = {}
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Hyper-parameters; defaults are table 3 of the paper (MuJoCo, 1M steps)."""
 
-  actor_hidden: tuple[int, ...] = (64, 64)
-  value_hidden: tuple[int, ...] = (64, 64)
-  initial_std: float = 1.0  # of the policy, before the clipping of actions
-  actor_lr: float = 3e-4
-  value_lr: float = 3e-4
-  adam_eps: float = 1e-5
-  max_grad_norm: float = 0.5  # of each network's gradient
-  discount: float = 0.99
-  gae_lambda: float = 0.95
-  clip: float = 0.2  # of the ratio
+  actor_hidden: limits.Widths = (64, 64)
+  value_hidden: limits.Widths = (64, 64)
+  initial_std: limits.Positive = 1.0  # of actions, before they are clipped
+  actor_lr: limits.Weight = 3e-4
+  value_lr: limits.Weight = 3e-4
+  adam_eps: limits.Positive = 1e-5
+  max_grad_norm: limits.PositiveOrInf = 0.5  # of each network's gradient
+  discount: limits.Share = 0.99
+  gae_lambda: limits.Share = 0.95
+  clip: limits.Positive = 0.2  # of the ratio
   clip_value: bool = False  # by the same number, in units of scaled returns
-  entropy_weight: float = 0.0
-  standardise: str = 'minibatch'  # of advantages: 'minibatch', 'batch', 'none'
-  reward_scale: float = 1.0  # multiplies rewards in the losses only
-  num_envs: int = 1  # spread evenly over the training tasks
-  num_steps: int = 2048  # of each, per iteration
-  num_epochs: int = 10  # passes over the data of an iteration
-  num_minibatches: int = 32  # per pass
+  entropy_weight: limits.Weight = 0.0
+  # Over what advantages are standardised.
+  standardise: Literal['minibatch', 'batch', 'none'] = 'minibatch'
+  reward_scale: limits.Positive = 1.0  # multiplies rewards in the losses only
+  num_envs: limits.Count = 1  # spread evenly over the training tasks
+  num_steps: limits.Count = 2048  # of each, per iteration
+  num_epochs: limits.Count = 10  # passes over the data of an iteration
+  num_minibatches: limits.Count = 32  # per pass
 
 
-# What tests and reports of all variants share.
 VARIANT_FIXED = ('actor_hidden', 'value_hidden')
 
 
@@ -79,15 +81,11 @@ def validate(config: Config):
   Raises:
     ValueError: names the setting and what would be accepted.
   """
+  limits.check(config, 'ppo')
   if config.num_steps % config.num_minibatches:
     raise ValueError(
       f'ppo.num_minibatches: {config.num_minibatches} does not divide the'
       f' num_steps={config.num_steps} of an environment; choose a divisor'
-    )
-  if config.standardise not in ('minibatch', 'batch', 'none'):
-    raise ValueError(
-      f'ppo.standardise: {config.standardise!r}; choose "minibatch", "batch"'
-      ' or "none"'
     )
 
 
@@ -142,8 +140,7 @@ def prepare(
   Args:
     params: groups 'actor' and 'value'.
     rollout: leaves [E, T, ...]; extras hold 'truncated' and what `act` says.
-    networks: see `make_networks`.
-    config: hyper-parameters.
+    networks, config: see `losses`.
   """
   value = networks.value.apply(params['value'], rollout.observation)
   truncated = rollout.extras['truncated']
@@ -178,11 +175,10 @@ def losses(
     params: groups 'actor' and 'value'.
     steps: leaves [E, B, ...].
     advantage: [E, B], standardised or not.
-    networks: see `make_networks`.
-    config: hyper-parameters.
+    networks, config: see there.
 
   Returns:
-    Scalar terms {'actor', 'value'} whose sum is minimised, scalars to log.
+    Terms {'actor', 'value'} whose sum is minimised, and what to log, scalars.
   """
   distribution = networks.actor.apply(params['actor'], steps.observation)
   log_prob = distribution.log_prob(steps.sample)
@@ -226,18 +222,17 @@ def update(
   Args:
     state: groups 'actor' and 'value'.
     batch: fresh rollouts, query leaves [E, T, ...].
-    networks: see `make_networks`.
-    config: hyper-parameters.
+    networks, config: see `losses`.
     axis_name: device axis over which the environments are sharded.
 
   Returns:
-    The next state, and scalars to log: means over all minibatches.
+    The next state, and means over all minibatches.
   """
   optimizers = make_optimizers(config)
   query = batch.query
   steps = prepare(state.params, query, networks, config)
   scaled = steps.advantage
-  if config.standardise == 'batch':
+  if limits.chosen(config, 'standardise', 'batch'):
     scaled = advantages.standardise(scaled, axis_name)
   keys = latent.slot_keys(state.key, state.step, batch.slot, 0)
   num_envs, num_steps = query.reward.shape
@@ -247,7 +242,7 @@ def update(
     part, advantage = jax.tree.map(
       lambda x: jax.vmap(lambda row, at: row[at])(x, rows), (steps, scaled)
     )
-    if config.standardise == 'minibatch':
+    if limits.chosen(config, 'standardise', 'minibatch'):
       advantage = advantages.standardise(advantage, axis_name)
 
     def total(params):
@@ -301,7 +296,6 @@ def evaluate(networks: Networks) -> Policy:
 
 
 def _policy(act: Callable) -> Policy:
-  """A policy without a belief."""
   return Policy(
     init=lambda params, key: (),
     act=act,
@@ -313,10 +307,10 @@ def _policy(act: Callable) -> Policy:
 def make(
   problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
-  """PPO for one family.
+  """PPO for the training tasks of a family.
 
   Args:
-    problem: a family and its training tasks.
+    problem: what it is for.
     config: hyper-parameters.
     axis_name: device axis when the environments are sharded.
   """

@@ -342,9 +342,9 @@ def diagnose(
     x = f'{kind}_transitions'
     found[x] = sizes
     per_task = jax.vmap(measure, (None, 0, 0, 0, 0, 0))
-    values = jax.vmap(per_task, (0,) + (None,) * 5)(
-      sizes, context_, mask, rows, evidence.rows_mask, keys
-    )
+    inputs = (context_, mask, rows, evidence.rows_mask, keys)
+    # One after the other, so that it takes no more memory than an update.
+    values = jax.lax.map(lambda size: per_task(size, *inputs), sizes)  # pylint: disable=cell-var-from-loop
     found |= {
       f'{name}_by_{x}': jnp.mean(value, axis=1)
       for name, value in values.items()

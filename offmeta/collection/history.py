@@ -4,7 +4,7 @@ A source (`collect_pearl`, `collect_sac`, `collect_script`) makes the logs of
 the training and of the held-out tasks, in the order in which steps took place.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -30,6 +30,21 @@ class Logs(NamedTuple):
   train_origin: str
   test_origin: str
   scores: Mapping[str, Array] = {}
+
+
+class Source(NamedTuple):
+  """A way to make logs; see `sources`.
+
+  Attributes:
+    make: (setup) -> Logs; what was begun goes on.
+    steps: (setup) -> (steps of each training task's log, steps of context data
+      of its own), at most; the latter are 0 if contexts come from the log.
+    held_out_steps: the same of the held-out tasks.
+  """
+
+  make: Callable[..., Logs]
+  steps: Callable[..., tuple[int, int]]
+  held_out_steps: Callable[..., tuple[int, int]]
 
 
 def root_key(config: CollectConfig) -> Key:

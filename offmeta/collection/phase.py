@@ -11,24 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from offmeta import disk, evaluation, processes, rollout
-from offmeta.collection import history, single_task
-from offmeta.collection.sources import (
-  pearl,
-  sac,
-  script,
-)
-from offmeta.data import dataset as datasets
+from offmeta.collection import history
+from offmeta.collection.sources import SOURCES
+from offmeta.data import dataset as datasets, frames
 from offmeta.data.meta_dataset import MetaDataset
 from offmeta.training import config as configs
 from offmeta.training.setup import PhaseError, Setup
 from offmeta.types import Task
-
-# By config.collect.source.
-_SOURCES = {
-  'pearl': pearl.make,
-  'sac': sac.make,
-  'script': script.make,
-}
 
 
 def dataset_path(setup: Setup) -> str:
@@ -74,7 +63,9 @@ def _load(setup: Setup, path: str, what: str, number: str, tasks: Task):
       f'{path}: no dataset; run --phases=collect first or point'
       ' --config.collect.dataset at one'
     )
-  data = datasets.load(path, setup.family.spec)
+  data = setup.once(
+    path, lambda: datasets.load(path, setup.family.spec, memory_map=True)
+  )
   for name, leaf in tasks.items():
     stored = data.tasks.get(name)
     if (
@@ -101,16 +92,16 @@ def collect(setup: Setup):
   config = setup.config.collect
   scores = {}
   if not setup.logged:
-    if config.dataset:
-      raise configs.ConfigError(
+    if config.dataset and processes.is_main():  # as in a comparison
+      print(
         f'config.collect.dataset: {setup.config.algorithm} has no use for'
-        ' logged data; leave it empty'
+        f' logged data; {config.dataset} is not read'
       )
   elif config.dataset:  # fail here, not after minutes of training
     load_dataset(setup)
     load_test_dataset(setup)
   else:
-    made = _SOURCES[config.source](setup)
+    made = SOURCES[config.source].make(setup)
     _save(setup, dataset_path(setup), made.train, made.train_origin)
     _save(setup, test_dataset_path(setup), made.test, made.test_origin)
     scores = made.scores
@@ -124,12 +115,7 @@ def dataset_sizes(setup: Setup) -> tuple[int, int]:
   config = setup.config.collect
   if config.dataset or setup.is_done('collect'):
     return _sizes(load_dataset(setup))
-  if config.source != 'pearl':
-    return _log_size(setup), 0
-  size = config.rl_size
-  if config.rl_slice == 'all':
-    size = pearl.most_rows(setup)
-  return size, config.encoder_size
+  return _most_rows(setup, SOURCES[config.source].steps(setup))
 
 
 def test_dataset_sizes(setup: Setup) -> tuple[int, int] | None:
@@ -138,9 +124,7 @@ def test_dataset_sizes(setup: Setup) -> tuple[int, int] | None:
   if config.dataset or setup.is_done('collect'):
     data = load_test_dataset(setup)
     return None if data is None else _sizes(data)
-  if config.source != 'pearl':
-    return _log_size(setup), 0
-  return pearl.most_visit_rows(setup)
+  return _most_rows(setup, SOURCES[config.source].held_out_steps(setup))
 
 
 def _sizes(data: MetaDataset) -> tuple[int, int]:
@@ -148,17 +132,14 @@ def _sizes(data: MetaDataset) -> tuple[int, int]:
   return data.transitions.reward.shape[1], context
 
 
-def _log_size(setup: Setup) -> int:
-  """Rows of a task's log that a script or SAC makes."""
-  config, spec = setup.config.collect, setup.family.spec
-  if config.source == 'script':
-    return config.script_episodes * spec.episode_length
-  if config.rl_slice != 'all':
-    return config.rl_size
-  return single_task.life(spec, config.specialists)[1]
+def _most_rows(setup: Setup, steps: tuple[int, int]) -> tuple[int, int]:
+  """Of logs of so many steps; 0 stays 0."""
+  return tuple(n and frames.most_rows(setup.family.spec, n) for n in steps)
 
 
 def _save(setup: Setup, path: str, data: MetaDataset, origin: str):
+  if frames.are_once(setup.family.spec):
+    data = frames.once(data)
   made_by = {
     'algorithm': setup.config.collect.source,
     'log': origin,
@@ -171,6 +152,7 @@ def _save(setup: Setup, path: str, data: MetaDataset, origin: str):
     )
   )
   processes.in_all(lambda: processes.await_directory(pathlib.Path(path)))
+  setup.forget(path)
 
 
 def _score_references(setup, scores):

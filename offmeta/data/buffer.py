@@ -19,7 +19,8 @@ class Buffer(NamedTuple):
   """Transitions of M tasks.
 
   Attributes:
-    data: leaves [M, C, ...].
+    data: leaves [M, C, ...]. Without `next_observation` every frame is stored
+      once (`data/frames.py`), and the table below knows which rows are steps.
     size: [M] int32, valid leading entries.
     offline_size: [M] int32, entries that were there when the buffer was made
       from a dataset: the frozen offline data are this prefix.
@@ -89,7 +90,7 @@ def make(
   """A buffer that starts with the given data.
 
   Args:
-    data: leaves [M, C0, ...].
+    data: leaves [M, C0, ...]; kept as they are, numpy's too, if C is C0.
     size: [M], valid leading entries.
     capacity: C >= C0.
     max_sequences: Q; 0 keeps no table.
@@ -102,6 +103,8 @@ def make(
     raise ValueError(f'buffer capacity {capacity} below the {old} rows given')
 
   def pad(x):
+    if capacity == old:
+      return x
     widths = [(0, 0), (0, capacity - old)] + [(0, 0)] * (x.ndim - 2)
     return jnp.pad(x, widths)
 
@@ -135,7 +138,12 @@ def append(
   All T rows are written; those past `count` lie beyond `size` and the next
   append overwrites them. So the capacity must hold T rows more than the data:
   the caller guarantees it (`data/capacity.py`).
+
+  Raises:
+    ValueError: the buffer stores frames once.
   """
+  if buffer.data.next_observation is None:
+    raise ValueError('nothing is appended to data that store frames once')
   start = buffer.size[task_id]
 
   def write(old, new):
@@ -213,5 +221,5 @@ def _pick(leaf: Array, task_id: Array, index: Array) -> Array:
   if not (isinstance(leaf, np.ndarray) and isinstance(index, np.ndarray)):
     return jnp.asarray(leaf)[task_id, index]
   rows = leaf.reshape((-1, *leaf.shape[2:]))  # of a memory map still a view
-  number = np.asarray(task_id) * leaf.shape[1] + index
+  number = np.asarray(task_id, np.int64) * leaf.shape[1] + index
   return np.take(rows, np.minimum(number, len(rows) - 1), axis=0)

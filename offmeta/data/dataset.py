@@ -88,6 +88,7 @@ def _or_null(kind: _Kind) -> _Kind:
   return lambda x: x is None or kind[0](x), f'{kind[1]}, or null'
 
 
+_BOOL = (lambda x: isinstance(x, bool), 'true or false')
 _MAPPING = (lambda x: isinstance(x, dict), 'a mapping')
 _NUMBER = (lambda x: type(x) in (int, float) and abs(x) < math.inf, '')
 _SHAPE = _list_of(_whole(0), 'of sizes')
@@ -108,6 +109,7 @@ _FIELDS_SINCE_2: dict[str, _Kind] = {
   'task_shapes': _SHAPES,
   'extras': _SHAPES,
   'context_extras': _or_null(_SHAPES),
+  'frames_once': _BOOL,
 }
 _LEAF_DTYPES = tuple(sorted({*DTYPES, *OBSERVATION_DTYPES}))
 _SPEC_FIELDS: dict[str, _Kind] = {
@@ -120,7 +122,7 @@ _SPEC_FIELDS: dict[str, _Kind] = {
   'action_size': _whole(1),
   'feature_size': _whole(0),
   'episode_length': _whole(1),
-  'terminates': (lambda x: isinstance(x, bool), 'true or false'),
+  'terminates': _BOOL,
   'options': _MAPPING,
 }
 _SPEC_FIELDS_OF_1 = {  # which knew vectors only
@@ -213,6 +215,8 @@ def load(
   expected_spec: EnvSpec | None = None,
   *,
   force: bool = False,
+  memory_map: bool = False,
+  check_hash: bool = True,
 ) -> MetaDataset:
   """Reads a dataset and checks that it is whole, valid and the right one.
 
@@ -222,6 +226,10 @@ def load(
     force: warn, rather than fail, where the data were made with other options
       (simulator backend, versions, episode length). Another family or other
       sizes always fail.
+    memory_map: leave transitions on disk; their arrays are read where they
+      are indexed.
+    check_hash: compare the content of the files with the manifest, not only
+      their sizes and headers. It reads them once.
 
   Returns:
     The dataset, as numpy arrays.
@@ -236,7 +244,10 @@ def load(
     _check_spec(path, spec, expected_spec, force)
   leaves = {}
   for name, facts in manifest['leaves'].items():
-    leaves[name] = _read_leaf(path / _file_name(name), facts)
+    mapped = memory_map and name.startswith(('transitions.', 'context.'))
+    leaves[name] = _read_leaf(
+      path / _file_name(name), facts, mapped, check_hash
+    )
   dataset = _assemble(leaves)
   validate(dataset, spec, where=str(path))
   _check_summary(path, manifest, dataset)
@@ -324,6 +335,8 @@ def _check_names(path: pathlib.Path, manifest: Mapping[str, Any]) -> None:
   implied |= {f'tasks.{name}' for name in manifest['task_parameters']}
   for part, field in parts.items():
     implied |= {f'{part}.{name}' for name in Transition._fields[:-1]}
+    if manifest.get('frames_once', False):
+      implied.remove(f'{part}.next_observation')
     prefix = f'{part}.extras.'
     if field in manifest:
       implied |= {f'{prefix}{name}' for name in manifest[field] or ()}
@@ -364,7 +377,8 @@ def _leaves(dataset: MetaDataset) -> Iterator[tuple[str, Array]]:
     if transition is None:
       continue
     for field in Transition._fields[:-1]:
-      yield f'{part}.{field}', getattr(transition, field)
+      if getattr(transition, field) is not None:
+        yield f'{part}.{field}', getattr(transition, field)
     for name, leaf in transition.extras.items():
       yield f'{part}.extras.{name}', leaf
   yield 'size', dataset.size
@@ -386,7 +400,9 @@ def _assemble(leaves: Mapping[str, np.ndarray]) -> MetaDataset:
     }
 
   def part(name: str) -> Transition:
-    fields = [leaves[f'{name}.{field}'] for field in Transition._fields[:-1]]
+    fields = [
+      leaves.get(f'{name}.{field}') for field in Transition._fields[:-1]
+    ]
     return Transition(*fields, extras=group(f'{name}.extras.'))
 
   return MetaDataset(
@@ -412,6 +428,7 @@ def _summary(dataset: MetaDataset) -> dict[str, Any]:
       'task_shapes': shapes(dataset.tasks, 1),
       'num_tasks': len(dataset.size),
       'capacity': dataset.transitions.reward.shape[1],
+      'frames_once': dataset.transitions.next_observation is None,
       'size': dataset.size,
       'context_size': dataset.context_size,
       'episode_return': dataset.episode_return,
@@ -547,8 +564,16 @@ def _write_leaf(path: pathlib.Path, leaf: np.ndarray) -> dict[str, Any]:
   }
 
 
-def _read_leaf(path: pathlib.Path, facts: Mapping[str, Any]) -> np.ndarray:
-  """Reads a file once: checks size and header, then hashes what it reads."""
+def _read_leaf(
+  path: pathlib.Path,
+  facts: Mapping[str, Any],
+  memory_map: bool = False,
+  check_hash: bool = True,
+) -> np.ndarray:
+  """Reads a file once: checks size and header, then hashes what it reads.
+
+  A memory map is hashed in blocks; without the hash it is not read at all.
+  """
   try:
     with disk.open_regular(path) as file:
       size = os.fstat(file.fileno()).st_size
@@ -569,6 +594,11 @@ def _read_leaf(path: pathlib.Path, facts: Mapping[str, Any]) -> np.ndarray:
           f'{path}: holds {size} bytes, {dtype}{list(shape)} takes {expected};'
           f' {_AGAIN}'
         )
+      if memory_map and not is_fortran and math.prod(shape):
+        if check_hash:
+          file.seek(0)
+          _check_hash(path, facts, hashlib.file_digest(file, 'sha256'))
+        return np.memmap(file, dtype, 'r', len(header), shape)
       try:
         array = np.empty(shape[::-1] if is_fortran else shape, dtype)
       except (MemoryError, ValueError) as error:
@@ -590,12 +620,17 @@ def _read_leaf(path: pathlib.Path, facts: Mapping[str, Any]) -> np.ndarray:
     raise DatasetError(
       f'{path}: cannot be read: {error.strerror or error}; {_AGAIN}'
     ) from error
+  if check_hash:
+    _check_hash(path, facts, digest)
+  return array.T if is_fortran else array
+
+
+def _check_hash(path: pathlib.Path, facts: Mapping[str, Any], digest) -> None:
   if digest.hexdigest() != facts['sha256']:
     raise DatasetError(
       f'{path}: was altered after it was written (its SHA-256 is not the'
       f" manifest's); {_AGAIN}"
     )
-  return array.T if is_fortran else array
 
 
 def _read_header(

@@ -29,7 +29,8 @@ class MetaDataset(NamedTuple):
   Attributes:
     transitions: leaves [M, C, ...], in insertion order; extras hold 'features'
       [M, C, F], and may hold others [M, C] or [M, C, n], of these 'time' and
-      'diverged' [M, C].
+      'diverged' [M, C]. Without `next_observation` every frame is stored once
+      (`data/frames.py`).
     size: [M] int32, how many leading entries of C are valid.
     context: what the encoder is fed, leaves [M, Cc, ...]; None means the same
       as `transitions`.
@@ -76,6 +77,13 @@ def validate(
       f'{where}: context_size', dataset.context_size, (num_tasks,), ('int32',)
     )
     _check_part(f'{where}: context', dataset.context, context_size, spec)
+    if (dataset.context.next_observation is None) != (
+      dataset.transitions.next_observation is None
+    ):
+      raise DatasetError(
+        f'{where}: transitions and context must both have next_observation or'
+        ' both store frames once'
+      )
   for name, leaf in dataset.tasks.items():
     _check_name(f'{where}: tasks', name)
     array = _check_array(
@@ -124,6 +132,8 @@ def _check_part(
     'next_observation': (*lead, *spec.observation_shape),
   }
   arrays = {}
+  if part.next_observation is None:
+    del shapes['next_observation']
   for name, shape in shapes.items():
     leaf = getattr(part, name)
     dtype = 'float32'
@@ -144,7 +154,11 @@ def _check_part(
     arrays[f'extras.{name}'] = _check_array(
       f'{where}.extras.{name}', leaf, shape, dtypes
     )
+  if part.next_observation is None:
+    _check_frames_once(where, arrays, size)
   for name, array in arrays.items():
+    if array.dtype.kind != 'f':
+      continue
     bad = ~np.isfinite(array) & _expand(valid, array)
     _check_values(f'{where}.{name}', array, bad, 'finite')
   action, discount = arrays['action'], arrays['discount']
@@ -154,6 +168,31 @@ def _check_part(
   if not spec.terminates:
     allowed, text = discount == 1, '1, this family never terminates'
   _check_values(f'{where}.discount', discount, ~allowed & valid, text)
+
+
+def _check_frames_once(
+  where: str, arrays: Mapping[str, np.ndarray], size: np.ndarray
+) -> None:
+  """The last row of each episode holds its last frame and no step."""
+  if 'extras.time' not in arrays:
+    raise DatasetError(
+      f"{where}.extras: no 'time'; frames are stored once, and without it"
+      ' (0 in the first row of each) episodes cannot be told apart'
+    )
+  for task, rows in enumerate(size):
+    begins = np.flatnonzero(arrays['extras.time'][task, :rows] == 0)
+    last = np.append(begins[begins > 0], rows) - 1
+    single = np.diff(last, prepend=-1) < 2
+    taken = arrays['reward'][task, last] != 0
+    taken |= np.any(arrays['action'][task, last] != 0, axis=-1)
+    if np.any(single | taken):
+      row = int(last[np.argmax(single | taken)])
+      raise DatasetError(
+        f'{where}: frames are stored once, so the last row of an episode holds'
+        f' its last frame and no step, but row {row} of task {task} has an'
+        ' action or reward, or is an episode alone; store the data again'
+        ' (offmeta.data.frames.once)'
+      )
 
 
 def _expand(valid: np.ndarray, array: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta.data import buffer as buffers, slices
+from offmeta.data import buffer as buffers, frames, slices
 from offmeta.data.buffer import Buffer, Replay
 from offmeta.data.meta_dataset import DatasetError, MetaDataset
 from offmeta.losses import returns
@@ -25,9 +25,10 @@ def replay(
 ) -> Replay:
   """The replay that an algorithm asks for.
 
-  One buffer serves both roles unless the dataset has encoder data, or rewards
-  are mixed. An algorithm that needs returns or sequences takes both roles
-  from the RL data: encoder data need not be whole episodes.
+  What the preparation leaves as it is stays numpy's, so a memory map stays on
+  disk. One buffer serves both roles unless the dataset has encoder data, or
+  rewards are mixed. An algorithm that needs returns or sequences takes both
+  roles from the RL data: encoder data need not be whole episodes.
 
   Args:
     data: offline data of the tasks.
@@ -41,6 +42,8 @@ def replay(
       than the part that contexts are to come from.
   """
   log = _floats(data.transitions)
+  if log.next_observation is None:
+    return _frames_once(data, spec)
   ordered = spec.returns_discount is not None or spec.sequence_episodes > 0
   if not ordered:
     encoder = None
@@ -69,7 +72,7 @@ def replay(
     raise ValueError('DataSpec: sequences are not cut by context_part')
   kept['time'] = log.extras['time']
   episodes = [
-    _episodes(log.extras['time'][m], int(data.size[m]))
+    frames.episodes(log.extras['time'][m], int(data.size[m]))
     for m in range(len(data.size))
   ]
   rl = _with_sequences(
@@ -82,8 +85,44 @@ def replay(
   )
 
 
+def _frames_once(data: MetaDataset, spec: DataSpec) -> Replay:
+  """Every episode is a sequence; its last row is none of its steps."""
+  kept = spec._replace(sequence_episodes=0, shared=False)
+  if kept != DataSpec() or spec.sequence_episodes > 1:
+    raise DatasetError(
+      'the dataset stores every frame once, and this algorithm asks for'
+      f' prepared transitions ({spec}); only sequence_episodes 0 or 1 can be'
+      ' had of it: use a dataset of whole transitions'
+    )
+
+  def buffer(log, size):
+    log = _floats(log)
+    found = [
+      frames.episodes(log.extras['time'][m], int(size[m])) - np.array([0, 1])
+      for m in range(len(size))
+    ]
+    extras = {'time': log.extras['time']} if spec.sequence_episodes else {}
+    return _with_sequences(_buffer(log, size, extras), found, 1)
+
+  separate = data.context is not None and not (
+    spec.shared or spec.sequence_episodes
+  )
+  return Replay(
+    buffer(data.transitions, data.size),
+    buffer(data.context, data.context_size) if separate else None,
+  )
+
+
 def _floats(log: Transition) -> Transition:
-  return jax.tree.map(lambda x: np.asarray(x, np.float32), log)
+  """All but observations as float32; what is that already stays where it is,
+  on disk too."""
+  as_is = lambda x: None if x is None else np.asarray(x)
+  others = log._replace(observation=None, next_observation=None)
+  others = jax.tree.map(lambda x: np.asarray(x, np.float32), others)
+  return others._replace(
+    observation=as_is(log.observation),
+    next_observation=as_is(log.next_observation),
+  )
 
 
 def _buffer(log, size, extras: Mapping[str, Array] = {}) -> Buffer:
@@ -158,14 +197,6 @@ def _context_part(log: Transition, size, spec: DataSpec) -> Buffer:
     spec.context_rows,
   )
   return _buffer(rows, count, rows.extras)
-
-
-def _episodes(time: np.ndarray, size: int) -> np.ndarray:
-  """First row and length of each episode of one task, [E, 2]."""
-  starts = np.flatnonzero(time[:size] == 0)
-  if size and (not len(starts) or starts[0]):
-    starts = np.insert(starts, 0, 0)  # a log may begin in the middle of one
-  return np.stack([starts, np.diff(np.append(starts, size))], axis=1)
 
 
 def _with_sequences(

@@ -4,7 +4,7 @@ Every random number is a function of (key, update, slot): a task slot draws
 the same batch on one device and on many.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,27 +90,6 @@ def draw_context(
   spec = Rows(count, 'offline' if offline else 'all')
   rows, mask = draw_rows(key, buffer, task_id, spec)
   return buffers.take(buffer, task_id, rows), mask
-
-
-def draw_sequence(
-  key: Key, buffer: Buffer, task_id: Array, num_episodes: int, length: int
-) -> tuple[Transition, Array]:
-  """The first episodes of a recorded sequence of one task.
-
-  Args:
-    key: random key.
-    buffer: with a table of sequences, and 'time' among the extras.
-    task_id: [].
-    num_episodes: how many; what follows is left out.
-    length: N; what is shorter is padded.
-
-  Returns:
-    Context leaves [N, ...], mask [N] (all 0 when the task has no sequence).
-  """
-  rows, mask = _sequences(key, buffer, task_id, 1, length)
-  steps = buffers.take(buffer, task_id, rows)
-  begins = (steps.extras['time'] == 0) & (jnp.arange(length) > 0)
-  return steps, mask * (jnp.cumsum(begins) < num_episodes)
 
 
 def draw_rows(
@@ -294,6 +273,28 @@ _DRAWS = {
 }
 
 
+def rows_of(
+  key: Key, buffer: Buffer, task_id: Array, spec: Any
+) -> tuple[Array, Array]:
+  """Draws rows of one task, by the type of the specification.
+
+  Args:
+    key: random key.
+    buffer: of all tasks; of its data only shapes are looked at.
+    task_id: [].
+    spec: Rows, Slice, Sequences, Exploration or Windows.
+
+  Returns:
+    Rows and mask, [N]; of Windows [count, length].
+
+  Raises:
+    TypeError: something else.
+  """
+  if type(spec) not in _DRAWS:
+    raise TypeError(f'BatchSpec: {spec!r} is not drawn from a replay')
+  return _DRAWS[type(spec)](key, buffer, task_id, spec)
+
+
 class Draw(NamedTuple):
   """A batch before its data are looked up: which rows of which tasks.
 
@@ -327,19 +328,14 @@ def draw(
     replay: buffers of all training tasks.
 
   Raises:
-    TypeError: a specification that is not drawn from a replay.
+    TypeError: what is not drawn from a replay (`Rollout`).
   """
-  for part in (spec.query, spec.context):
-    if part is not None and type(part) not in _DRAWS:
-      raise TypeError(f'BatchSpec: {part!r} is not drawn from a replay')
   tasks = draw_tasks(key, step, spec, replay.rl.size.shape[0])[slots]
 
   def rows(number, buffer, part):
     base = jax.random.fold_in(jax.random.fold_in(key, number), step)
     keys = jax.vmap(lambda slot: jax.random.fold_in(base, slot))(slots)
-    return jax.vmap(lambda k, task: _DRAWS[type(part)](k, buffer, task, part))(
-      keys, tasks
-    )
+    return jax.vmap(lambda k, task: rows_of(k, buffer, task, part))(keys, tasks)
 
   context = None, None
   if spec.context is not None:

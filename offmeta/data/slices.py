@@ -28,9 +28,14 @@ def slice_transitions(
     A dataset whose capacity is the longest slice; numpy arrays.
 
   Raises:
-    DatasetError: if a task has fewer transitions than asked for, or the slice
-      is empty.
+    DatasetError: if a task has fewer transitions than asked for, the slice is
+      empty, or frames are stored once.
   """
+  if dataset.transitions.next_observation is None:
+    raise DatasetError(
+      'a dataset that stores every frame once is not sliced by rows; slice the'
+      ' whole transitions that it was made from'
+    )
   size = np.asarray(dataset.size)
   low = _boundary(start, size, 0)
   high = _boundary(stop, size, size)

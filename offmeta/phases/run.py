@@ -320,10 +320,14 @@ def _paths(setup: Setup, adaptation: rollout.Adaptation) -> dict:
   Returns:
     'trajectories' [4, E, T + 1, 2], NaN after the end of an episode: seed 0,
     first repetition, held-out tasks that are spread over their values or
-    angles; and 'trajectory_goals' [4, 2] where tasks have a goal. Else nothing.
+    angles; and 'trajectory_goals' [4, 2] where tasks have a goal. Else nothing,
+    as where the policy keeps no observations (`Policy.keep`).
   """
   family, tasks = setup.family, setup.test_tasks
-  if not hasattr(family, 'position'):
+  kept = adaptation.transitions.observation
+  if not hasattr(family, 'position') or kept is None:
+    return {}
+  if kept.shape[4:] != family.spec.observation_shape:
     return {}
   color = task_color(tasks)
   order = np.arange(setup.config.family.num_test)

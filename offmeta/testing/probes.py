@@ -166,7 +166,7 @@ class AimFamily:
   def __init__(self, *, episode_length: int = 5, terminates: bool = False):
     self.spec = EnvSpec(
       name='aim',
-      observation_size=2,
+      observation_shape=(2,),
       action_size=1,
       feature_size=1,
       episode_length=episode_length,

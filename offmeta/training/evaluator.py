@@ -7,11 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from offmeta import evaluation, rollout, types
-from offmeta.data import buffer as buffers, sampler
+from offmeta.data import sampler
 from offmeta.data.buffer import Replay
 from offmeta.training.seeds import Seeds
 from offmeta.training.setup import Setup
-from offmeta.types import Algorithm, Array, Evidence, LearnerState, Slice
+from offmeta.types import (
+  Algorithm,
+  Array,
+  Evidence,
+  LearnerState,
+  Rows,
+  Sequences,
+  Slice,
+)
 
 
 class OfflineData(NamedTuple):
@@ -97,29 +105,24 @@ class Evaluator:
     episodes = algorithm.data.sequence_episodes if algorithm.data else 0
     known = max(episodes - 1, 0)
 
-    def draw(replay, ids, key):
-      if known:  # as recorded; what contexts are trained on may be mixed
-        return evaluation.offline_sequences(
-          replay.rl,
-          ids,
-          key,
-          config.num_repeats,
-          known,
-          known * family.spec.episode_length,
-        )
-      return evaluation.offline_contexts(
-        replay.contexts(), ids, key, config.num_repeats, config.context_size
+    # As recorded; what contexts are trained on may be mixed.
+    contexts_of = (lambda replay: replay.rl) if known else Replay.contexts
+    handed_over = Rows(config.context_size, 'offline')
+    logged = Slice(config.context_size)
+    if known:
+      handed_over = Sequences(1, known * family.spec.episode_length)
+    if episodes:
+      logged = Sequences(1, config.context_size)
+
+    def context_rows(buffer, ids, key):
+      return evaluation.offline_rows(
+        buffer, ids, key, config.num_repeats, handed_over
       )
 
-    def draw_rows(replay, ids, key):
-      def one(task, key):
-        size = config.context_size
-        if num_episodes := algorithm.data.sequence_episodes:
-          return sampler.draw_sequence(key, replay.rl, task, num_episodes, size)
-        rows, mask = sampler.slice_rows(key, replay.rl, task, Slice(size))
-        return buffers.take(replay.rl, task, rows), mask
-
-      return jax.vmap(one)(ids, jax.random.split(key, len(ids)))
+    def log_rows(buffer, ids, key):
+      return jax.vmap(lambda k, task: sampler.rows_of(k, buffer, task, logged))(
+        jax.random.split(key, len(ids)), ids
+      )
 
     def diagnosis(state, evidence):
       return types.checked_diagnosis(algorithm.diagnose(state, evidence))
@@ -130,8 +133,8 @@ class Evaluator:
       given, (0, None, None, 0, 0)
     )
     self._shift = algorithm.posterior and compile_(shift, (0, 0, 0, 0))
-    self._draw = jax.jit(jax.vmap(draw, (None, None, 0)))
-    self._draw_rows = jax.jit(jax.vmap(draw_rows, (None, None, 0)))
+    self._draw = _drawer(contexts_of, context_rows, known)
+    self._draw_rows = _drawer(lambda replay: replay.rl, log_rows, 0)
     self._diagnosis = algorithm.diagnose and compile_(diagnosis, (0, 0))
 
   def _self_collected(
@@ -288,6 +291,41 @@ class Evaluator:
       state,
       Evidence(*first(contexts), *seen, rows, mask, self._keys[8]),
     )
+
+
+def _drawer(buffer_of, draw_rows, num_episodes: int):
+  """Looks up rows that are drawn for every seed.
+
+  Args:
+    buffer_of: replay -> the buffer that they are rows of.
+    draw_rows: (buffer, task ids [M], key) -> rows and mask, [M, ..., N].
+    num_episodes: see `evaluation.look_up`.
+
+  Returns:
+    (replay, task ids [M], keys [S]) -> contexts, leaves [S, M, ..., N, ...].
+    Of memory maps only these are read.
+  """
+
+  def drawn(buffer, ids, key):
+    return evaluation.look_up(
+      buffer, ids, *draw_rows(buffer, ids, key), num_episodes
+    )
+
+  on_device = jax.jit(jax.vmap(drawn, (None, None, 0)))
+  rows_of_seeds = jax.jit(jax.vmap(draw_rows, (None, None, 0)))
+
+  def draw(replay, ids, keys) -> evaluation.OfflineContexts:
+    buffer = buffer_of(replay)
+    if not isinstance(buffer.data.reward, np.ndarray):
+      return on_device(buffer, ids, keys)
+    rows = jax.device_get(rows_of_seeds(buffer.tables(), ids, keys))
+    each = [
+      evaluation.look_up(buffer, np.asarray(ids), *one, num_episodes)
+      for one in zip(*rows)
+    ]
+    return jax.tree.map(lambda *x: np.stack(x), *each)
+
+  return draw
 
 
 def _num_diverged(adaptation: rollout.Adaptation) -> np.ndarray:

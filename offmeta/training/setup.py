@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -25,7 +26,15 @@ from offmeta.training.config import (
   variant,
 )
 from offmeta.training.stopping import StopRequest
-from offmeta.types import Algorithm, EnvFamily, Key, Loop, Problem, Task
+from offmeta.types import (
+  Algorithm,
+  EnvFamily,
+  Key,
+  Loop,
+  Problem,
+  Rollout,
+  Task,
+)
 
 
 class PhaseError(RuntimeError):
@@ -82,6 +91,20 @@ class Setup:
   stop: StopRequest
   runtime: Runtime = Runtime()
   num_rows: int = 0
+
+  @functools.cached_property
+  def _kept(self) -> dict[str, Any]:
+    return {}
+
+  def once(self, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` gave when this setup was first asked for that name."""
+    if name not in self._kept:
+      self._kept[name] = make()
+    return self._kept[name]
+
+  def forget(self, name: str):
+    """Makes `once` ask again: what it came from has changed."""
+    self._kept.pop(name, None)
 
   def algorithm(
     self, name: str, config: Any, axis_name: str | None = None
@@ -239,7 +262,7 @@ def make_problem(
 def _check_gather(loop: Loop, config: ExperimentConfig, num_train: int):
   """Refuses rollouts that do not fit the tasks, and batches of none."""
   name = config.algorithm
-  fresh = any(stage.batch.query is not None for stage in loop.stages)
+  fresh = any(isinstance(stage.batch.query, Rollout) for stage in loop.stages)
   if loop.gather is None:
     if fresh:
       raise ConfigError(
@@ -248,7 +271,7 @@ def _check_gather(loop: Loop, config: ExperimentConfig, num_train: int):
       )
     return
   if loop.phase != 'online' or not all(
-    stage.batch.query is not None
+    isinstance(stage.batch.query, Rollout)
     and stage.batch.num_tasks == loop.gather.num_envs
     for stage in loop.stages
   ):
@@ -268,6 +291,13 @@ def _check_gather(loop: Loop, config: ExperimentConfig, num_train: int):
 def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
   """What the meta-batches of all stages and variants are multiples of."""
   stages = []
+  fewest = ALGORITHMS[config.algorithm].min_tasks
+  if config.family.num_train < fewest:
+    raise ConfigError(
+      f'config.family.num_train: {config.family.num_train} training task, but'
+      f' {config.algorithm} compares tasks with each other and needs at least'
+      f' {fewest}'
+    )
   for changed in (
     config,
     *(variant(config, name) for name in config.online.variants),

@@ -12,7 +12,7 @@ from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
 from offmeta.training import streaming
 from offmeta.training.seeds import Seeds
-from offmeta.types import Array, LearnerState, Loop, Stage
+from offmeta.types import Array, LearnerState, Loop, Rollout, Stage
 
 # Sequences that one call of `Stage.annotate` is batched over, per task.
 _BATCH = 16
@@ -125,7 +125,7 @@ def _updates(stage, number, state, replay, key, axis_name, matmul_precision):
   slots = parallel.local_slots(stage.batch.num_tasks, axis_name)
 
   def body(state, _):
-    if stage.batch.query is not None:  # a rollout
+    if isinstance(stage.batch.query, Rollout):
       batch = replay.batch(slots)
     else:
       batch = sampler.sample_batch(key, state.step, slots, stage.batch, replay)

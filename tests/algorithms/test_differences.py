@@ -138,6 +138,28 @@ _PEARL_FIRST = {
   ),
 }
 
+# Table 3 of the paper; it leaves the rest open.
+_PPO = {
+  'actor_hidden': (64, 64),
+  'value_hidden': (64, 64),
+  'initial_std': _OURS,
+  'actor_lr': 3e-4,
+  'value_lr': 3e-4,
+  'adam_eps': _OURS,
+  'max_grad_norm': _OURS,
+  'discount': 0.99,
+  'gae_lambda': 0.95,
+  'clip': 0.2,
+  'clip_value': False,
+  'entropy_weight': 0.0,
+  'standardise': _OURS,
+  'reward_scale': 1.0,
+  'num_envs': 1,
+  'num_steps': 2048,
+  'num_epochs': 10,
+  'num_minibatches': 2048 // 64,
+}
+
 # Table 1 of arXiv 1812.05905; what it does not say is ours.
 _SAC = {
   'critic_hidden': (256, 256),
@@ -383,6 +405,7 @@ _RELEASED = {
   'meta_bc': _META_BC,
   'multitask': _MULTITASK,
   'pearl': _PEARL,
+  'ppo': _PPO,
   'sac': _SAC,
   'smac': _SMAC,
   'unicorn': _UNICORN,
@@ -423,7 +446,7 @@ def test_every_difference_has_its_reason(name):
   module = _module(name)
   for setting, (_, _, why) in module.DIFFERENCES.items():
     assert why and why == why.strip(), setting
-  if name not in ('meta_bc', 'multitask', 'sac'):
+  if name not in ('meta_bc', 'multitask', 'ppo', 'sac'):
     assert 'DIFFERENCES' in module.__doc__
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy_reference
 import pytest
 
-from offmeta import optim, parallel, rollout
+from offmeta import envs, optim, parallel, rollout
 from offmeta.algorithms import ppo
 from offmeta.testing import contracts, probes
 from offmeta.types import MetaBatch
@@ -362,6 +362,46 @@ def test_it_learns_a_known_answer(terminates):
   np.testing.assert_allclose(value, left / 0.2, rtol=0.1)
 
 
+def test_it_learns_one_task_of_the_point_robot():
+  """The best return there is: full speed along each axis, then rest."""
+  family = envs.make('point_robot')
+  task = envs.take_tasks(family.task_list('default')[0], 0)
+  config = ppo.Config(
+    actor_hidden=(32, 32),
+    value_hidden=(32, 32),
+    initial_std=0.5,
+    actor_lr=3e-3,
+    value_lr=3e-3,
+    discount=0.9,
+    num_envs=16,
+    num_steps=40,
+    num_epochs=8,
+    num_minibatches=4,
+  )
+  state, _ = _learn(family, config, 40, task, jax.random.key(0))
+  policy = ppo.evaluate(ppo.make_networks(family.spec, config))
+  returns = jax.jit(
+    jax.vmap(
+      lambda key: jnp.sum(
+        rollout.episode(family, policy, state.params['actor'], (), task, key)[
+          1
+        ].reward
+      )
+    )
+  )(jax.random.split(jax.random.key(1), 32))
+  best = _best_return(np.asarray(task['goal']))
+  assert np.mean(returns) > best - 1.0, (np.mean(returns), best)
+
+
+def _best_return(goal):
+  """From the origin, 0.1 per axis and step at most; reward -distance."""
+  left, total = np.abs(goal), 0.0
+  for _ in range(20):
+    left = np.maximum(left - 0.1, 0.0)
+    total -= np.linalg.norm(left)
+  return total
+
+
 # The contract, and settings.
 
 
@@ -374,6 +414,7 @@ def test_contract():
   [
     (dict(num_minibatches=5), '5 does not divide the num_steps=6'),
     (dict(standardise='no'), "standardise: 'no'; choose"),
+    (dict(clip=0.0), 'ppo.clip: must be above 0'),
   ],
 )
 def test_settings_that_cannot_be(changes, message):

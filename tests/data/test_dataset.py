@@ -130,8 +130,11 @@ def _replace_leaf(path, name, array, **facts):
 def _make_version_1(path):
   def edit(manifest):
     manifest['schema_version'] = 1
-    for field in ('task_shapes', 'extras', 'context_extras'):
+    for field in ('task_shapes', 'extras', 'context_extras', 'frames_once'):
       del manifest[field]
+    spec = manifest['spec']
+    [spec['observation_size']] = spec.pop('observation_shape')
+    del spec['observation_dtype']
 
   _edit_manifest(path, edit)
 
@@ -194,6 +197,35 @@ def test_arrays_in_fortran_order(tmp_path, data):
 def test_version_1_is_read(saved, data):
   _make_version_1(saved)
   _assert_same(data, dataset_lib.load(saved, _SPEC))
+  assert dataset_lib.load_manifest(saved)['spec']['observation_shape'] == [3]
+  with pytest.raises(DatasetError, match='observation_shape of the data'):
+    dataset_lib.load(saved, _SPEC._replace(observation_shape=(2,)))
+
+
+def test_memory_maps(saved, data):
+  def mapped(**kw):
+    return dataset_lib.load(saved, _SPEC, memory_map=True, **kw)
+
+  loaded = mapped()
+  _assert_same(data, loaded)
+  for part in (loaded.transitions, loaded.context):
+    for leaf in (*part[:-1], *part.extras.values()):
+      assert isinstance(leaf, np.memmap) and not leaf.flags.writeable
+  assert not isinstance(loaded.size, np.memmap)
+  # Another number, in range and in place.
+  file = saved / 'transitions.reward.npy'
+  content = bytearray(file.read_bytes())
+  content[-1] ^= 1
+  file.write_bytes(bytes(content))
+  with pytest.raises(DatasetError, match='reward.npy: was altered'):
+    mapped()
+  assert (
+    mapped(check_hash=False).transitions.reward[0, 0]
+    == (data.transitions.reward[0, 0])
+  )
+  file.write_bytes(bytes(content[:-4]))
+  with pytest.raises(DatasetError, match='reward.npy: holds .* were written'):
+    mapped(check_hash=False)
 
 
 def test_every_file_is_read_once(saved, data, monkeypatch):

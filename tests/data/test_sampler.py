@@ -335,7 +335,7 @@ _DRAWS = {
   BatchSpec(2, Rows(3), Slice(8)): (
     4275119601,
     2951061277,
-    2038377905,
+    135486824,
     3240288559,
   ),
   BatchSpec(2, Rows(2), Sequences(3, 7)): (
@@ -353,7 +353,7 @@ _DRAWS = {
   BatchSpec(2, Rows(4, replacement=False), Slice(8), replacement=False): (
     437927872,
     292833030,
-    105261616,
+    3100182449,
     1973411246,
   ),
   BatchSpec(4, Rows(8, online_share=0.5), Rows(5)): (

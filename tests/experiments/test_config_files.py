@@ -8,7 +8,7 @@ import pytest
 from experiments.configs import base, robots
 from experiments.runs import configuration
 from offmeta.algorithms import ALGORITHMS
-from offmeta.types import Problem
+from offmeta.types import Problem, Rollout
 
 _ALGORITHMS = sorted(
   path.stem
@@ -57,7 +57,7 @@ def _check_meta_batches(config):
   problem = Problem(helpers.SPEC, config.family.num_train)
   made = ALGORITHMS[config.algorithm].make(problem, config.settings)
   for stage in (stage for loop in made.loops for stage in loop.stages):
-    if stage.batch.query is not None:
+    if isinstance(stage.batch.query, Rollout):
       assert stage.batch.num_tasks % config.family.num_train == 0
     assert stage.batch.replacement or (
       stage.batch.num_tasks <= config.family.num_train

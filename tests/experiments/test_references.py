@@ -150,7 +150,9 @@ def test_a_failure_is_noted_and_the_others_go_on(tmp_path):
     ({'families': ('walker',)}, 'unknown walker; known: .*point_robot'),
     ({'env_steps': -1}, 'env_steps'),
     ({'env_steps': 40}, 'env_steps 40 leave nothing'),
-    ({'num_tasks': 0}, '0 is below 1'),
+    ({'num_tasks': 0}, '--num_tasks: must be at least 1, not 0'),
+    ({'env_steps': -1}, '--env_steps: must be at least 0, not -1'),
+    ({'seed': 2**32}, '--seed: must be at most 4294967295'),
   ],
 )
 def test_bad_options(tmp_path, changes, message):

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import types
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import tiny_run
 
+from experiments.runs import launch
 from offmeta import rollout
 from offmeta.checkpoints import checkpointer as checkpointing
 from offmeta.collection import phase as collect
@@ -23,7 +25,7 @@ from offmeta.data import dataset as datasets
 from offmeta.phases import run as phases
 from offmeta.results import records
 from offmeta.testing import probes
-from offmeta.training import config as configs, loop
+from offmeta.training import config as configs, loop, metrics, workdir_lock
 from offmeta.training.stopping import Interrupted
 from offmeta.types import Transition
 
@@ -96,8 +98,10 @@ def _adaptation(lengths, places):
   )
 
 
-def _family(terminates, **hooks):
-  spec = types.SimpleNamespace(episode_length=3, terminates=terminates)
+def _family(terminates, size, **hooks):
+  spec = types.SimpleNamespace(
+    episode_length=3, terminates=terminates, observation_shape=(size,)
+  )
   return types.SimpleNamespace(spec=spec, **hooks)
 
 
@@ -123,7 +127,7 @@ def test_paths_of_a_family_that_says_where_it_is():
   goals = np.stack([np.cos(angle), np.sin(angle)], -1)
   # Steps 0 to 2 and 3 to 5; one that blew up began anew after a step.
   adaptation = _adaptation([[1, 2, 3]] * 6, places)
-  family = _family(False, position=lambda x: x[..., [2, 0]])
+  family = _family(False, 3, position=lambda x: x[..., [2, 0]])
   found = _paths(family, {'goal': goals}, adaptation)
   shown = [1, 3, 5, 4]  # 0.1, 0.2, 0.4, 0.6
   np.testing.assert_array_equal(found['trajectory_goals'], goals[shown])
@@ -131,7 +135,11 @@ def test_paths_of_a_family_that_says_where_it_is():
   np.testing.assert_array_equal(
     found['trajectories'], np.stack([seen[:, :4], seen[:, 3:7]], 1)
   )
-  assert not _paths(_family(False), {'goal': goals}, adaptation)
+  for other in (
+    _family(False, 3),
+    _family(False, 9, position=lambda x: x),  # cut down by `Policy.keep`
+  ):
+    assert not _paths(other, {'goal': goals}, adaptation)
 
 
 def test_paths_of_episodes_that_end_early():
@@ -139,7 +147,7 @@ def test_paths_of_episodes_that_end_early():
   places = np.random.default_rng(0).normal(size=(2, 6, 2))
   adaptation = _adaptation([[1, 3], [2, 1, 2]], places)
   tasks = {'mass': np.ones((2, 3))}
-  family = _family(True, position=lambda x: x)
+  family = _family(True, 2, position=lambda x: x)
   found = _paths(family, tasks, adaptation)
   assert set(found) == {'trajectories'}
   expected = np.full((2, 3, 4, 2), np.nan)
@@ -354,6 +362,7 @@ _BAD_SETTINGS = [
   ({'family.options': {'goal': 1}}, "unknown option 'goal' of family"),
   ({'family.task_list': 'lost'}, r"task_list: .*'lost'"),
   ({'family.task_list': 'random:x'}, 'write "random:SEED"'),
+  ({'family.task_list': 'random:4294967296'}, 'number from 0 to 4294967295'),
   ({'family.num_train': 10_000}, 'num_train: 10000 asked for, but task list'),
   ({'seed': 5}, r'another configuration(.|\n)*seed: 0 -> 5'),
 ]
@@ -370,6 +379,28 @@ def test_bad_setting(copied, command, overrides, message):
   assert re.search(message, error), error
   assert _digests(copied) == before
   assert (copied / 'run.json').read_text() == run_json
+
+
+@pytest.mark.parametrize(
+  'key, value, phase, message',
+  [
+    ('collect.iterations', 10**9, 'collect', '1,000,000,000 iterations'),
+    ('online.iterations', 10**9, 'online', 'updates; a learner counts up'),
+    ('smac.offline.query_size', 2 * 10**9, 'offline', 'a batch '),
+    ('smac.critic_hidden', (10**6, 10**6), 'offline', 'TB  learners'),
+    ('evaluation.num_repeats', 10**9, 'offline', 'an evaluation '),
+    ('finetune.iterations', 10**9, 'finetune', 'TB  replay'),
+  ],
+)
+def test_a_size_that_no_memory_holds(
+  finished_run, tmp_path, command, key, value, phase, message
+):
+  data = {'collect.dataset': str(finished_run / 'dataset')}
+  if phase == 'collect':
+    data = {}
+  status, error = command(tmp_path / 'run', (phase,), data | {key: value})
+  assert status == 1 and message in error, error
+  assert not (tmp_path / 'run').exists()
 
 
 def test_seeds_that_do_not_divide_over_processes(monkeypatch, tmp_path):
@@ -548,6 +579,88 @@ def test_disk_full_while_scoring(copied, command, monkeypatch):
     error,
   ), error
   assert _digests(copied) == before
+
+
+# The workdir, and what was noted in it.
+
+
+def test_a_workdir_that_is_a_file(tmp_path, command):
+  file = tmp_path / 'file'
+  file.write_text('mine')
+  for workdir in (file, file / 'run'):
+    status, error = command(workdir, ('collect',))
+    assert status == 1 and f'{file} is a file, no folder' in error, error
+    assert 'intact' not in error
+  assert file.read_text() == 'mine'
+
+
+def test_a_workdir_in_use(copied, command):
+  before = _digests(copied)
+  with workdir_lock.hold(copied):
+    status, error = command(copied, tiny_run.PHASES)
+  assert status == 1 and f'process {os.getpid()} on ' in error, error
+  assert _digests(copied) == before
+  assert command(copied, ('collect',))[0] == 0  # it is free again
+
+
+@pytest.mark.parametrize(
+  'text', ['', 'garbage', '[]', '3', '{"config_hash": 3}', '{"other": 1}']
+)
+def test_a_description_of_the_run_that_is_none(copied, command, text):
+  (copied / 'run.json').write_text(text)
+  status, error = command(copied, ('collect',))
+  assert status == 1 and 'use another --workdir' in error, error
+  assert (copied / 'run.json').read_text() == text
+
+
+@pytest.mark.parametrize('text', ['', 'garbage', '[]', '{"offline": "long"}'])
+def test_times_that_cannot_be_read(copied, command, text):
+  (copied / 'timing.json').write_text(text)
+  with pytest.warns(UserWarning, match='timing.json.*counting begins anew'):
+    assert command(copied, ('collect',))[0] == 0
+  assert list(json.loads((copied / 'timing.json').read_text())) == ['collect']
+
+
+def test_metrics_that_cannot_be_read(copied, command):
+  _unfinish(copied, 'offline')
+  file = copied / 'offline' / 'metrics.jsonl'
+  rows = file.read_text()
+  file.write_text('garbage\n' + rows)
+  status, error = command(copied, ('offline',))
+  assert status == 1 and 'line 1 is not a row of metrics' in error, error
+
+
+# Stopping.
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_second_one_ends(
+  copied, command, monkeypatch, number
+):
+  _unfinish(copied, 'online/matched')
+  shutil.rmtree(copied / 'online' / 'matched')
+  monkeypatch.setattr(phases, 'make_evaluator', lambda setup: _NoEvaluator)
+  write, seen = metrics.JsonlWriter.write, []
+
+  def kill(self, step, *args, **kw):
+    write(self, step, *args, **kw)
+    if not seen:
+      os.kill(os.getpid(), number)
+      seen.append([signal.getsignal(n) for n in (number, signal.SIGTERM)])
+
+  monkeypatch.setattr(metrics.JsonlWriter, 'write', kill)
+  status, error = command(copied, ('online',))
+  assert status == 143, error
+  assert seen == [[signal.SIG_DFL] * 2]
+  assert tiny_run.checkpoint_steps(copied, 'online/matched') == [2]
+
+
+def test_interrupted_before_anything_listens():
+  def work():
+    raise KeyboardInterrupt
+
+  status, message = launch.attempt(work)
+  assert status == 143 and 'the same command continues' in message
 
 
 # Slices and buffers.

@@ -194,6 +194,15 @@ def test_columns_that_no_run_has_are_left_out(tmp_path, data):
   assert not any(word in header for word in ('random', 'handed', 'tuned'))
 
 
+def test_a_run_that_trains_online_only(tmp_path, data):
+  workdir = data.make_workdir(tmp_path / 'ppo', variants=('ours',))
+  (workdir / 'evaluations/offline.npz').unlink()
+  shutil.rmtree(workdir / 'offline')
+  (row,) = comparison.build(tmp_path)['rows']
+  assert (row['name'], row['run']) == ('ppo (online ours)', 'ppo')
+  assert row['training_s'] == 31.0
+
+
 def test_how_they_were_made(built):
   folder, result = built
   stored = json.loads((folder / 'comparison/comparison.json').read_text())

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -270,4 +271,15 @@ def test_fine_tuning_that_is_damaged(workdir, data, changes, message):
 def test_bad_timing(workdir):
   (workdir / 'timing.json').write_text('{"collect": "soon"}')
   with pytest.raises(ValueError, match='timing.json must map'):
+    records.load(workdir)
+
+
+def test_online_only(workdir):
+  """Without a stage that trains offline its evaluation is not missed."""
+  (workdir / 'evaluations/offline.npz').unlink()
+  shutil.rmtree(workdir / 'offline')
+  assert 'online-ours' in records.load(workdir).evaluations
+  for path in (workdir / 'evaluations').glob('online-*.npz'):
+    path.unlink()
+  with pytest.raises(ValueError, match='nothing that was trained has been'):
     records.load(workdir)

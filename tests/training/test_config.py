@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import json
+import re
 import sys
 
 from absl import flags
@@ -439,6 +440,8 @@ def _parse(monkeypatch):
 
   def parse(*arguments):
     monkeypatch.setattr(sys, 'argv', ['run', *arguments])
+    # As in a new process: a second file would be loaded into the first one.
+    monkeypatch.delitem(sys.modules, 'config_config', raising=False)
     known = flags.FlagValues()
     monkeypatch.setattr(flags, 'FLAGS', known)
     monkeypatch.setattr(
@@ -486,6 +489,54 @@ def test_a_misspelled_key_on_the_command_line(parse, capsys, key, messages):
   (error,) = capsys.readouterr().err.splitlines()
   assert error.startswith(f"error: unknown key '{key.split('.')[-1]}' in --con")
   assert all(message in error for message in messages), error
+
+
+_NO_CONFIG = (
+  ('x = 1', 'it has no function get_config'),
+  ('def get_config():\n  return 3', 'get_config returned 3, but a ConfigDict'),
+  ('def get_config():\n  return {}["a"]', "line 2: KeyError: 'a'"),
+  ('import nowhere', "line 1: ModuleNotFoundError: No module named 'nowhere'"),
+  ('\ndef get_config(:', 'line 2: SyntaxError: invalid syntax'),
+  (None, 'No such file or directory'),
+)
+
+
+@pytest.mark.parametrize(
+  'text, message', _NO_CONFIG, ids=[x[1] for x in _NO_CONFIG]
+)
+@pytest.mark.parametrize('overrides', [(), ('--config.seed=1',)], ids=str)
+def test_a_config_file_of_ones_own_that_is_none(
+  parse, tmp_path, capsys, text, message, overrides
+):
+  """The last line names the file and says what is wrong with it."""
+  file = tmp_path / 'mine.py'
+  if text is not None:
+    file.write_text(text)
+  with pytest.raises((SystemExit, ConfigError)) as error:
+    parse(f'--config={file}', *overrides)
+  last = f'error: {error.value}'
+  if error.type is SystemExit:
+    assert error.value.code == 1
+    *_, last = capsys.readouterr().err.splitlines()
+  assert last.startswith(f'error: config file {file}'), last
+  assert message in last
+
+
+@pytest.mark.parametrize(
+  'key, value, message',
+  [
+    ('online.variants', "{'x': 1}", 'variants.x: 1, but a group is needed'),
+    ('online.iterations', '-1', 'online.iterations: must be at least 1'),
+    ('collect.gather.rewards', 'typo', "gather.rewards: 'typo'; choose one"),
+    ('smac.actor_hidden', "('a',)", "must hold whole numbers, not 'a'"),
+    ('smac.kl_weight', 'nan', 'kl_weight: must be a finite number'),
+    ('collect.iterations', '1000000000000', 'must be at most 2147483647'),
+    ('seed', '4294967296', 'seed: must be at most 4294967295'),
+  ],
+)
+def test_bad_values_on_the_command_line(parse, key, value, message):
+  with pytest.raises(ConfigError, match=re.escape(message)):
+    parse(f'--config.{key}={value}')
 
 
 def test_config_files_that_cannot_be_loaded(tmp_path):

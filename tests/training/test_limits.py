@@ -50,9 +50,7 @@ def _changed(config, key, value):
 
 def _outside(value, limit):
   """Values of the right type that a limit does not take."""
-  if isinstance(limit, tuple) and not isinstance(
-    limit, limits.Each | limits.Range
-  ):
+  if isinstance(value, str):
     return ['typo', '']
   if isinstance(limit, limits.Each):
     return [(0,), (-1,), ('a',), (1.5,), (True,), (10**12,)]
@@ -83,8 +81,6 @@ def test_what_is_outside_is_refused_by_name(algorithm):
   tried = 0
   for key, value, limit in _fields(default):
     for bad in _outside(value, limit) if limit is not None else ():
-      if bad == -math.inf and limit.low == -math.inf and False:
-        continue
       with pytest.raises(ConfigError) as error:
         configs.validate(_changed(default, key, bad))
       assert str(error.value).startswith(f'config.{key}: '), (key, bad)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from offmeta.collection import history
-from offmeta.collection.history import Logs
+from offmeta.collection.history import Logs, Source
 from offmeta.data import buffer as buffers, capacity, slices
 from offmeta.data.buffer import Replay
 from offmeta.data.meta_dataset import MetaDataset
@@ -161,15 +161,18 @@ def visit_sizes(setup: Setup) -> capacity.Sizes:
   )
 
 
-def most_rows(setup: Setup) -> int:
-  """Rows that the replay holds at most, in the task with the most."""
-  return sizes(setup, behaviour_seeds(setup)).rl - (
-    setup.family.spec.episode_length
-  )
+def steps(setup: Setup) -> tuple[int, int]:
+  """Of a training task's log and context data, at most."""
+  config = setup.config.collect
+  size = config.rl_size
+  if config.rl_slice == 'all':
+    size = sizes(setup, behaviour_seeds(setup)).rl
+    size -= setup.family.spec.episode_length  # the margin
+  return size, config.encoder_size
 
 
-def most_visit_rows(setup: Setup) -> tuple[int, int]:
-  """Rows of a visit to a held-out task at most, and those of encoder data."""
+def held_out_steps(setup: Setup) -> tuple[int, int]:
+  """Of a visit to a held-out task, at most."""
   size, margin = visit_sizes(setup), setup.family.spec.episode_length
   return size.rl - margin, min(
     setup.config.collect.encoder_size, size.encoder - margin
@@ -264,3 +267,6 @@ def cut_visit(setup: Setup, replay: Replay) -> MetaDataset:
     setup.family.spec.episode_length,
     *context,
   )
+
+
+SOURCE = Source(make, steps, held_out_steps)

@@ -12,7 +12,7 @@ import numpy as np
 
 from offmeta import envs, parallel
 from offmeta.collection import history, single_task
-from offmeta.collection.history import Logs
+from offmeta.collection.history import Logs, Source
 from offmeta.data import slices
 from offmeta.training import seeds as seeds_lib
 from offmeta.training.config import ConfigError
@@ -109,3 +109,14 @@ def make(setup: Setup) -> Logs:
       'specialist_diverged': np.sum(diverged),
     },
   )
+
+
+def steps(setup: Setup) -> tuple[int, int]:
+  """Of every task's log, at most."""
+  config = setup.config.collect
+  if config.rl_slice != 'all':
+    return config.rl_size, 0
+  return single_task.life(setup.family.spec, config.specialists)[1], 0
+
+
+SOURCE = Source(make, steps, steps)

@@ -6,7 +6,7 @@ import numpy as np
 
 from offmeta import envs, rollout
 from offmeta.collection import history
-from offmeta.collection.history import Logs
+from offmeta.collection.history import Logs, Source
 from offmeta.data.meta_dataset import MetaDataset
 from offmeta.training import seeds as seeds_lib
 from offmeta.training.config import ConfigError
@@ -73,3 +73,12 @@ def _episodes(setup: Setup, tasks: Task, key: Key) -> MetaDataset:
   return history.pack(
     transitions, valid.astype(bool), tasks, family.spec.episode_length
   )
+
+
+def steps(setup: Setup) -> tuple[int, int]:
+  """Of every task's log."""
+  episodes = setup.config.collect.script_episodes
+  return episodes * setup.family.spec.episode_length, 0
+
+
+SOURCE = Source(make, steps, steps)
