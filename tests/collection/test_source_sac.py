@@ -55,6 +55,13 @@ def _setup(folder, changes={}, test=_TEST, stop=None, runtime={}):
   )
 
 
+@pytest.fixture(autouse=True, scope='module')
+def _programs():
+  """Runs that differ in nothing but where they stop are compiled once."""
+  with tiny_run.shared_programs():
+    yield
+
+
 @pytest.fixture(name='finished', scope='module')
 def _finished(tmp_path_factory):
   """The setup of a phase that nothing interrupted."""
