@@ -62,7 +62,7 @@ class Reacher(brax_family.BraxFamily):
       simulator.make_simulator(
         ElementTree.fromstring(_XML), backend, _N_FRAMES, _DT
       ),
-      observation_shape=(8,),
+      observation_size=8,
       feature_size=2,
       episode_length=episode_length,
       terminates=False,
