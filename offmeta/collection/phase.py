@@ -110,7 +110,7 @@ def collect(setup: Setup):
 
 
 def dataset_sizes(setup: Setup) -> tuple[int, int]:
-  """Rows per task that the dataset has, or will have: RL data, and encoder
+  """Rows per task that the dataset has, or will have: query data, and encoder
   data of its own (0 without). Where episodes can end early, at most."""
   config = setup.config.collect
   if config.dataset or setup.is_done('collect'):

@@ -100,9 +100,9 @@ def _replay(
   whose: str = '',
 ) -> list[memory.Demand]:
   """Both buffers, or the one that serves both roles."""
-  parts = [(f'replay{whose}', sizes.rl)]
+  parts = [(f'replay{whose}', sizes.query)]
   if not one_buffer:
-    parts.append((f'replay for contexts{whose}', sizes.encoder))
+    parts.append((f'replay for contexts{whose}', sizes.context))
   return [
     memory.replay_demand(example, num_tasks, rows, num_seeds, what, table)
     for what, rows in parts
@@ -110,7 +110,7 @@ def _replay(
 
 
 def _prepared_row(setup: Setup, spec: DataSpec) -> Transition:
-  """A row of the RL data that `prepare.replay` makes."""
+  """A row of the query data that `prepare.replay` makes."""
 
   def row():
     example = gathering.example_transition(setup.family, setup.train_tasks)
@@ -142,7 +142,7 @@ def _dataset(
   Args:
     setup: of the run.
     spec: how they are prepared.
-    rows: per task, RL and encoder data.
+    rows: per task, RL and context data.
     num_tasks: M.
     what: name of the demand.
   """
@@ -502,7 +502,7 @@ def _training(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
             _example(setup, False),
             sizes,
             num_seeds,
-            changed.online.share_encoder_buffer,
+            changed.online.share_buffer,
             sizes.sequences,
           ),
           *data,

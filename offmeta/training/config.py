@@ -28,7 +28,7 @@ from offmeta.types import Visits
 # scripted policy (Sawyer's).
 Source = Literal['pearl', 'sac', 'script']
 SOURCES = get_args(Source)
-# Which `rl_size` transitions: around the end of the log's first quarter for
+# Which `log_size` transitions: around the end of the log's first quarter for
 # 'middle' (spec macaw 4.5), all of them for 'all'.
 Slice = Literal['first', 'middle', 'last', 'all']
 # Of matrix products: inputs with 23, 10 and 7 bits; sums, parameters and
@@ -82,11 +82,11 @@ class CollectConfig:
   # Of gathering and training the behaviour policy.
   iterations: limits.Count = 50
   initial_steps: limits.Count = 2000  # per task with the untrained policy
-  gather: Visits = Visits(clear_encoder_buffer=True, rewards='true')
-  rl_slice: Slice = 'last'  # part of each log that is kept
-  rl_size: limits.Count = 1200  # transitions per task for the losses
-  # Last so many of the encoder buffer; 0: rl slice.
-  encoder_size: limits.CountOrZero = 0
+  gather: Visits = Visits(clear_context=True, rewards='true')
+  log_slice: Slice = 'last'  # part of each log that is kept
+  log_size: limits.Count = 1200  # transitions per task for the losses
+  # Last so many of the context buffer; 0: rl slice.
+  context_size: limits.CountOrZero = 0
   behaviour: pearl_lib.Config = pearl_lib.Config()
 
 
@@ -95,7 +95,7 @@ class OnlineConfig:
   """The self-supervised phase."""
 
   iterations: limits.Count = 501
-  share_encoder_buffer: bool = True  # one buffer for both roles (Ant script)
+  share_buffer: bool = True  # one buffer for both roles (Ant script)
   gather: Visits = Visits()
   headline: str = 'smac'  # the variant reported as `online_*`
   oracle: str = 'oracle'  # the variant reported as `oracle`; '': none
@@ -324,12 +324,12 @@ def _validate_collect(config: CollectConfig):
       'config.collect.gather.rewards: the behaviour policy has no decoder;'
       ' only "true"'
     )
-  if gather.clear_encoder_buffer and not (
-    gather.prior_steps or gather.posterior_to_encoder
+  if gather.clear_context and not (
+    gather.prior_steps or gather.posterior_to_context
   ):
     raise ConfigError(
-      'config.collect.gather: clear_encoder_buffer without prior_steps or'
-      ' posterior_to_encoder would leave the encoder nothing'
+      'config.collect.gather: clear_context without prior_steps or'
+      ' posterior_to_context would leave the encoder nothing'
     )
 
 
@@ -383,10 +383,10 @@ def _validate_variant(config: ExperimentConfig, name: str):
   changed = variant(config, name)
   _check(changed, f'config of variant {name!r}')
   gather = changed.online.gather
-  if gather.clear_encoder_buffer:
+  if gather.clear_context:
     raise ConfigError(
-      f'config.online.gather.clear_encoder_buffer of variant {name!r}:'
-      ' labels need the offline part of the encoder buffer; only False'
+      f'config.online.gather.clear_context of variant {name!r}:'
+      ' labels need the offline part of the context buffer; only False'
     )
   for part in ALGORITHMS[config.algorithm].variant_fixed:
     if getattr(changed.settings, part) != getattr(config.settings, part):

@@ -107,7 +107,7 @@ def test_collect(asked, tmp_path, runtime):
   seeds = collect_pearl.behaviour_seeds(setup)
   algorithm = setup.algorithm('pearl', setup.config.collect.behaviour)
   progress = collect_pearl.start(setup, algorithm, seeds, fresh=False)
-  assert progress.replay.encoder is not None
+  assert progress.replay.context is not None
   visit = collect_pearl.visit_held_out(setup, algorithm, seeds, progress.state)
   _assert_announced(
     asked,
@@ -115,8 +115,8 @@ def test_collect(asked, tmp_path, runtime):
     seeds,
     progress,
     **{
-      'replay of held-out tasks': visit.rl,
-      'replay for contexts of held-out tasks': visit.encoder,
+      'replay of held-out tasks': visit.query,
+      'replay for contexts of held-out tasks': visit.context,
     },
   )
 
@@ -133,7 +133,7 @@ def test_offline_and_online(
         'dataset': str(finished_run / 'dataset'),
         'test_dataset': (one_buffer * str(finished_run / 'dataset_test')),
       },
-      'online': {'share_encoder_buffer': one_buffer},
+      'online': {'share_buffer': one_buffer},
     },
     runtime=runtime,
   )
@@ -147,11 +147,14 @@ def test_offline_and_online(
   )
   dataset, test = phases.offline_replays(setup)
   assert (test is not None) == one_buffer
-  data = {'dataset': dataset.rl, 'dataset of held-out tasks': test and test.rl}
+  data = {
+    'dataset': dataset.query,
+    'dataset of held-out tasks': test and test.query,
+  }
   progress = phases._online_start(
     setup, configs.variant(setup.config, 'matched'), algorithm, dataset
   )
-  assert (progress.replay.encoder is None) == one_buffer
+  assert (progress.replay.context is None) == one_buffer
   budget.check(setup, ('offline',))
   _assert_announced(
     asked, setup, setup.seeds, progress._replace(replay=None), **data
@@ -185,8 +188,8 @@ def test_prepared_data(finished_run, tmp_path, spec, encoder):
   )
   demand = budget._dataset(setup, spec, (80, encoder), 2, 'log')
   # The numbers of rows are kept once per buffer.
-  assert demand.nbytes == _held(made) - (made.encoder is not None) * 3 * _held(
-    made.rl.size
+  assert demand.nbytes == _held(made) - (made.context is not None) * 3 * _held(
+    made.query.size
   )
 
 

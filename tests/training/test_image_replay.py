@@ -136,7 +136,7 @@ def test_frames_are_stored_once_and_nothing_is_lost(setup):
     setup.family,
     setup.train_tasks,
     jax.random.key(0),
-  ).rl
+  ).query
   np.testing.assert_array_equal(replay.sequence_length, _T)
   steps = np.arange(_EPISODES * _T)
   rows = steps + steps // _T
@@ -182,7 +182,7 @@ def test_episodes_of_any_length_and_cut_logs(setup):
   datasets.validate(data, spec)
   replay = prepare._frames_once(
     data, learner.make(_problem(), learner.Config()).data
-  ).rl
+  ).query
   np.testing.assert_array_equal(
     replay.sequence_length, [[2, 3, 1, 2], [4, 2, 0, 0]]
   )
@@ -282,7 +282,7 @@ def test_a_file_larger_than_the_blocks(setup):
     setup.train_tasks,
     jax.random.key(0),
   )
-  assert np.shares_memory(replay.rl.data.observation, images)
+  assert np.shares_memory(replay.query.data.observation, images)
   seeds = helpers.seeds(jax.random.split(jax.random.key(3), 2))
   traces = []
 

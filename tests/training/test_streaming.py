@@ -66,7 +66,7 @@ def test_gather(terminates, layout):
     posterior_steps=8,
     context_size=7,
     label_context_size=8,
-    clear_encoder_buffer=False,
+    clear_context=False,
   )
   algorithm = smac.make(Problem(family.spec), helpers.SMAC)
   seeds = helpers.seeds(jax.random.split(jax.random.key(1), 2), **layout)
@@ -92,7 +92,7 @@ def test_gather(terminates, layout):
     return replay, metrics
 
   (device, logged), (host, logged_too) = run('device'), run('host')
-  assert host.rl.data.reward.devices() == {streaming.host()}
+  assert host.query.data.reward.devices() == {streaming.host()}
   np.testing.assert_array_equal(
     *[m['gather/diverged'] for m in (logged, logged_too)]
   )
@@ -110,7 +110,7 @@ def test_gather(terminates, layout):
     held = np.arange(120) < np.asarray(one.size)[..., None]
     valid = lambda data: jax.tree.map(lambda x: np.asarray(x)[held], data)
     helpers.assert_close(valid(one.data), valid(other.data), 1e-5, 1e-6)
-  new = np.asarray(host.rl.size) - _ROWS
+  new = np.asarray(host.query.size) - _ROWS
   # Twice 17 steps at least for each visit, and none elsewhere.
   assert np.all(new[0] >= [34, 0, 68, 0]) and not new[0, 1] and not new[0, 3]
 
@@ -131,9 +131,9 @@ def test_updates(shared, layout):
   replay = Replay(_buffer(family, 0), _buffer(family, 1))
   if not shared:  # every seed has its own
     replay = jax.tree.map(lambda x: jnp.stack([x, x]), replay)
-    data = replay.rl.data
+    data = replay.query.data
     replay = replay._replace(
-      rl=replay.rl._replace(
+      query=replay.query._replace(
         data=data._replace(
           reward=data.reward * jnp.array([1.0, 3.0])[:, None, None]
         )
