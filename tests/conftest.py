@@ -46,10 +46,44 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
 import pytest  # noqa: E402
 
-# Seconds that files with more than ten took on two idle cores. A file is one
-# piece of work for pytest-xdist: the dearest go first, so that none of its
+# Seconds of a core that the dearest files take, roughly. A file is one piece of
+# work for pytest-xdist: the dearest go first, so that none of its
 # processes is left alone with one at the end.
-_SECONDS = {}
+_SECONDS = {
+  'test_processes.py': 100,
+  'phases/test_phases.py': 100,
+  'test_parallel.py': 95,
+  'envs/test_brax_families.py': 90,
+  'envs/test_dynamics_families.py': 85,
+  'test_end_to_end.py': 70,
+  'training/test_streaming.py': 65,
+  'envs/test_humanoid.py': 60,
+  'experiments/test_benchmark_parts.py': 55,
+  'experiments/test_benchmark.py': 50,
+  'algorithms/test_csro_unicorn.py': 50,
+  'training/test_gather.py': 45,
+  'test_examples.py': 45,
+  'envs/test_manipulation.py': 40,
+  'collection/test_source_sac.py': 40,
+  'phases/test_finetune.py': 40,
+  'algorithms/test_algorithm_contract.py': 40,
+  'experiments/test_render_command.py': 35,
+  'envs/test_manipulation_script.py': 30,
+  'collection/test_single_task.py': 30,
+  'algorithms/test_focal.py': 27,
+  'algorithms/test_borel.py': 25,
+  'phases/test_budget.py': 25,
+  'training/test_precision_of_runs.py': 25,
+  'experiments/test_compare.py': 25,
+  'experiments/test_references.py': 25,
+  'test_learnability.py': 20,
+  'algorithms/test_focal_learns.py': 20,
+  'algorithms/test_borel_learns.py': 20,
+  'algorithms/test_macaw_learns.py': 20,
+  'algorithms/test_ppo.py': 20,
+  'phases/test_on_policy.py': 20,
+  'training/test_image_replay.py': 20,
+}
 
 
 def pytest_collection_modifyitems(items):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,11 +11,15 @@ from typing import Any
 from unittest import mock
 
 from absl import logging
+import helpers
+import jax
 import ml_collections
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from experiments.runs import configuration, jax_settings, launch
+from offmeta.collection import single_task
+from offmeta.phases import finetune
 from offmeta.training import (
   config as configs,
   evaluator as evaluators,
@@ -129,16 +134,13 @@ def shared_programs() -> Iterator[None]:
   Tracing takes nearly all the time of a tiny run. What is shared holds no
   state of a run, only programs, tasks and the keys of the seeds.
   """
-  make = {
-    'evaluator': evaluators.Evaluator,
-    'gatherer': gatherers.gatherer,
-    'updater': updates.Updater,
-  }
+  evaluator, gatherer = evaluators.Evaluator, gatherers.gatherer
+  own_gatherer, updater = gatherers.own_gatherer, updates.Updater
+  own_evaluator, scorer = single_task.Evaluator, finetune._scorer
 
-  def once(kind, key, *args, **kw):
-    key = (kind, *key)
+  def once(key, make, *args, **kw):
     if key not in _PROGRAMS:
-      _PROGRAMS[key] = make[kind](*args, **kw)
+      _PROGRAMS[key] = make(*args, **kw)
     return _PROGRAMS[key]
 
   def about(setup, seeds):
@@ -149,45 +151,88 @@ def shared_programs() -> Iterator[None]:
       setup.runtime.replay,
       type(family).__name__,
       str(vars(family).get('_value')),
+      str(family.spec),
+      *(
+        _bytes(tree)
+        for tree in (seeds.keys, setup.train_tasks, setup.test_tasks)
+      ),
     )
 
-  def evaluator(setup, algorithm, seeds):
-    return once('evaluator', about(setup, seeds), setup, algorithm, seeds)
-
-  def gatherer(setup, algorithm, seeds, visited, config):
-    return once(
-      'gatherer',
-      (*about(setup, seeds), config),
-      setup,
-      algorithm,
-      seeds,
-      visited,
-      config,
-    )
-
-  def updater(make_loop, seeds, chunk, *args, **kw):
+  def shared_updater(make_loop, seeds, chunk, *args, **kw):
     # The configuration is not known here; the closure holds it.
     cells = [cell.cell_contents for cell in make_loop.__closure__]
     setup = next(c for c in cells if isinstance(c, setups.Setup))
-    stages = tuple(
-      (s.name, s.num_steps, s.batch) for s in make_loop(None).stages
-    )
-    return once(
-      'updater',
-      (*about(setup, seeds), stages),
+    others = [
+      repr(c) for c in cells if dataclasses.is_dataclass(c) and c is not setup
+    ]
+    loop = make_loop(None)
+    stages = tuple((s.name, s.num_steps, s.batch) for s in loop.stages)
+    found = once(
+      ('updater', *about(setup, seeds), loop.name, stages, *others),
+      updater,
       make_loop,
       seeds,
       chunk,
       *args,
       **kw,
     )
+    found._extras = (-1, {})  # annotations are of one run
+    return found
+
+  def shared_own_gatherer(setup, algorithm, config, rounds):
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    key = about(setup, setup.seeds), str(state), config, str(rounds(1))
+    return once(
+      ('own gatherer', *key), own_gatherer, setup, algorithm, config, rounds
+    )
 
   with (
-    mock.patch.object(evaluators, 'Evaluator', evaluator),
-    mock.patch.object(gatherers, 'gatherer', gatherer),
-    mock.patch.object(updates, 'Updater', updater),
+    mock.patch.object(
+      evaluators,
+      'Evaluator',
+      lambda setup, algorithm, seeds: once(
+        ('evaluator', *about(setup, seeds)), evaluator, setup, algorithm, seeds
+      ),
+    ),
+    mock.patch.object(
+      gatherers,
+      'gatherer',
+      lambda setup, algorithm, seeds, visited, config: once(
+        ('gatherer', *about(setup, seeds), config),
+        gatherer,
+        setup,
+        algorithm,
+        seeds,
+        visited,
+        config,
+      ),
+    ),
+    mock.patch.object(gatherers, 'own_gatherer', shared_own_gatherer),
+    mock.patch.object(updates, 'Updater', shared_updater),
+    mock.patch.object(
+      single_task,
+      'Evaluator',
+      lambda setup, config: once(
+        ('own evaluator', *about(setup, setup.seeds), repr(config)),
+        own_evaluator,
+        setup,
+        config,
+      ),
+    ),
+    mock.patch.object(
+      finetune,
+      '_scorer',
+      lambda own, algorithm: once(
+        ('scorer', *about(own, own.seeds)), scorer, own, algorithm
+      ),
+    ),
   ):
     yield
+
+
+def _bytes(tree: Any) -> tuple[bytes, ...]:
+  """Keys, or a tree of arrays, to be compared."""
+  return tuple(helpers.numbers(x).tobytes() for x in jax.tree.leaves(tree))
 
 
 _PROGRAMS: dict[tuple, Any] = {}

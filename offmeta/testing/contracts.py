@@ -440,6 +440,8 @@ def _check_stage(
     traces += 1
     return stage.update(state, batch)
 
+  # As other programs of the update are called, for the compilation cache.
+  counted.__name__ = getattr(stage.update, '__name__', 'update')
   update = jax.jit(counted)
   batches = [draw(jax.random.key(i)) for i in range(2)]
   if stage.annotate is not None:

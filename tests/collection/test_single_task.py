@@ -63,6 +63,13 @@ def _train(setup, config=_CONFIG):
   return single_task.train(setup, config, single_task.Evaluator(setup, config))
 
 
+@pytest.fixture(autouse=True, scope='module')
+def _programs():
+  """Trainings that differ in nothing are compiled once."""
+  with tiny_run.shared_programs():
+    yield
+
+
 @pytest.fixture(name='finished', scope='module')
 def _finished(tmp_path_factory):
   """(setup, progress) of three learners that nothing interrupted."""

@@ -55,6 +55,13 @@ def _setup(folder, changes={}, test=_TEST, stop=None, runtime={}):
   )
 
 
+@pytest.fixture(autouse=True, scope='module')
+def _programs():
+  """Runs that differ in nothing but where they stop are compiled once."""
+  with tiny_run.shared_programs():
+    yield
+
+
 @pytest.fixture(name='finished', scope='module')
 def _finished(tmp_path_factory):
   """The setup of a phase that nothing interrupted."""
@@ -273,7 +280,9 @@ def test_memory(tmp_path, monkeypatch, replay):
   )
   monkeypatch.setattr(budget.memory, 'check', lambda *args: asked.append(args))
   lines = budget.check(setup, ('collect',))
-  ((demands, available, advice),) = asked
+  (demands, available, advice), *passing = asked
+  # What exists for a moment only: one of these at a time.
+  assert {only.what for (only,), *_ in passing} <= {'a batch', 'an evaluation'}
   everyone = collect_sac.learners(setup)
   config = setup.config.collect.specialists
   progress = single_task._start(

@@ -84,8 +84,13 @@ def healthy(name, q, qd):
 def test_contract(robot):
   family = robot.family
   # Measured between vmapped and single steps: 4e-4 in the walker's velocities.
+  # As many tasks as in `batched`, whose programs these are then, too.
   contracts.check_env_family(
-    family, num_steps=8, task_lists=tuple(LISTS), tolerance=2e-3
+    family,
+    num_steps=8,
+    num_tasks=BATCH,
+    task_lists=tuple(LISTS),
+    tolerance=2e-3,
   )
   sizes = (family.spec.observation_size, family.spec.action_size)
   assert (

@@ -24,8 +24,9 @@ from offmeta.training import (
   memory,
   streaming,
   updates,
+  visits as visits_lib,
 )
-from offmeta.types import DataSpec, Loop
+from offmeta.types import DataSpec, Loop, Visits
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PLACES = [{}, {'share': 'tasks'}, {'replay': 'host'}]
@@ -302,3 +303,13 @@ def test_a_run_that_cannot_fit_ends_before_it_starts(tmp_path):
   assert '1 seed x 900 tasks x 2,000,000,' in done.stderr
   assert 'Traceback' not in done.stderr and not done.stdout
   assert not workdir.exists()
+
+
+def test_a_list_of_visits_is_counted_before_it_is_made(monkeypatch):
+  monkeypatch.setattr(memory, 'available_bytes', lambda devices: 5 * 10**9)
+  keys = jax.random.split(jax.random.key(0), 2)
+  with pytest.raises(
+    configs.ConfigError, match='list of visits +2 seeds x 1,000,000,000 iter'
+  ):
+    visits_lib.visits(keys, 10**9, Visits(), 32)
+  assert visits_lib.visits(keys, 3, Visits(), 32).shape == (2, 3, 5)

@@ -53,6 +53,13 @@ _CONFIG = {
 }
 
 
+@pytest.fixture(autouse=True, scope='module')
+def _programs():
+  """Runs that differ in nothing but where they stop are compiled once."""
+  with tiny_run.shared_programs():
+    yield
+
+
 @pytest.fixture(name='dataset', scope='module')
 def _dataset(tmp_path_factory):
   """Random logs of 4 episodes per training task."""
