@@ -209,7 +209,7 @@ def measure(setup: Setup) -> dict[str, Any]:
         'episodes_per_task': config.num_episodes,
       },
     },
-    'env_steps': progress.replay.rl.size[:, 0].tolist(),
+    'env_steps': progress.replay.query.size[:, 0].tolist(),
     'updates': progress.state.step.tolist(),
     'diverged': {
       'training': float(curve['gather/diverged'].sum()),

@@ -3,7 +3,7 @@
   python -m experiments.render --family=ant_dir --out=ant.gif
   python -m experiments.render --config=examples/reacher.py --out=reacher.gif
   python -m experiments.render --workdir=runs/smac-point_robot-cpu \\
-      --stage=online/matched --task=3 --out=point.html
+      --loop=online/matched --task=3 --out=point.html
 
 With --workdir the first repetition of the meta-test is shown, as the phase
 `test` scored it: episodes under the prior, then adapted ones. Otherwise a
@@ -35,8 +35,8 @@ _POLICY = flags.DEFINE_enum(
   "Who acts with --family; script: the family's scripted_policy().",
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'A run of experiments.run.')
-_STAGE = flags.DEFINE_string(
-  'stage',
+_LOOP = flags.DEFINE_string(
+  'loop',
   'offline',
   'Whose policy of the run: offline, online/VARIANT or'
   ' collect (the behaviour policy).',
@@ -98,7 +98,7 @@ def main(argv):
     if _CONFIG.value:
       family = family or configuration.load_config(_CONFIG.value).family.name
     if _WORKDIR.value:
-      return playback.restored(show, _WORKDIR.value, _STAGE.value)
+      return playback.restored(show, _WORKDIR.value, _LOOP.value)
     return playback.fresh(show, family, _OPTION.value, _POLICY.value)
 
   return playback.run(show, perform)

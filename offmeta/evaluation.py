@@ -124,7 +124,7 @@ def offline_contexts(
   """Uniform draws from the frozen offline data, one context per repetition.
 
   Args:
-    buffer: encoder buffer.
+    buffer: context buffer.
     task_ids: [M], rows in it.
     key: random key.
     num_repeats: R.

@@ -10,7 +10,7 @@ from offmeta.collection.sources import (
   pearl as collect_pearl,
   script as collect_script,
 )
-from offmeta.training import config as configs, loop
+from offmeta.training import config as configs, loop as loops
 from offmeta.training.setup import Setup
 from offmeta.types import Key, Params, Policy, Task
 
@@ -38,7 +38,7 @@ def read_config(workdir: pathlib.Path) -> configs.ExperimentConfig:
 
 def meta_test(
   setup: Setup,
-  stage: str,
+  folder: str,
   seed: int,
   task_id: int,
   record: rollout.RecordFn,
@@ -55,19 +55,19 @@ def meta_test(
 
   Args:
     setup: of the run.
-    stage: 'offline', 'online/VARIANT' or 'collect'.
+    folder: of a loop: 'offline', 'online/VARIANT' or 'collect'.
     seed: position among the run's seeds.
     task_id: position among its held-out tasks.
     record: see `rollout.episode`.
 
   Raises:
-    ConfigError: no such stage, seed or task, or no policy of this run behind
+    ConfigError: no such loop, seed or task, or no policy of this run behind
       'collect'.
-    PhaseError: the stage is not finished.
+    PhaseError: the loop is not finished.
   """
   check_index('task', task_id, setup.config.family.num_test)
   task = jax.tree.map(lambda x: x[task_id], setup.test_tasks)
-  policy, params, key = _policy(setup, stage, seed, task)
+  policy, params, key = _policy(setup, folder, seed, task)
   for number in (0, task_id, 0):  # `Evaluator`, `evaluation.meta_test`
     key = jax.random.fold_in(key, number)
   config = setup.config.evaluation
@@ -94,25 +94,26 @@ def check_index(name: str, value: int, size: int):
 
 
 def _policy(
-  setup: Setup, stage: str, seed: int, task: Task
+  setup: Setup, folder: str, seed: int, task: Task
 ) -> tuple[Policy, Params, Key]:
-  """What acted in a stage, its parameters, and its key for evaluations."""
+  """What acted in a loop, its parameters, and its key for evaluations."""
   config = setup.config
-  known = ['offline', *(f'online/{name}' for name in config.online.variants)]
-  if stage not in (*known, 'collect'):
+  known = [loop.name for loop in setup.learner().in_phase('offline')]
+  known += [f'online/{name}' for name in config.online.variants]
+  if folder not in (*known, 'collect'):
     raise configs.ConfigError(
-      f'stage {stage!r}; known: {", ".join((*known, "collect"))}'
+      f'loop {folder!r}; known: {", ".join((*known, "collect"))}'
     )
-  if stage == 'collect':
+  if folder == 'collect':
     seeds = collect_pearl.behaviour_seeds(setup)
     if config.collect.dataset:
       raise configs.ConfigError(
-        "stage 'collect': the dataset was brought along,"
+        "loop 'collect': the dataset was brought along,"
         f' {config.collect.dataset}; this run has no behaviour policy'
       )
     if config.collect.source == 'sac':
       raise configs.ConfigError(
-        "stage 'collect': each task's data come from a SAC learner of its"
+        "loop 'collect': each task's data come from a SAC learner of its"
         ' own (config.collect.source); there is no policy that adapts'
       )
     algorithm = setup.algorithm('pearl', config.collect.behaviour)
@@ -121,8 +122,8 @@ def _policy(
     algorithm = setup.learner()
   check_index('seed', seed, seeds.layout.num_seeds)
   key = seeds.streams('evaluation')[seed]
-  if stage == 'collect' and config.collect.source == 'script':
+  if folder == 'collect' and config.collect.source == 'script':
     return collect_script.scripted_policy(setup.family), task, key
-  states = loop.final_states(setup, stage, algorithm, seeds)
+  states = loops.final_states(setup, folder, algorithm, seeds)
   params = algorithm.actor_params(jax.tree.map(lambda x: x[seed], states))
   return algorithm.evaluate, params, key

@@ -248,8 +248,8 @@ class Visits:
   prior_steps: limits.CountOrZero = 400  # under the prior; into both buffers
   # First episode prior, then posterior.
   posterior_steps: limits.CountOrZero = 600
-  posterior_to_encoder: bool = False  # released: RL buffer only
-  clear_encoder_buffer: bool = False  # PEARL: True, SMAC: False
+  posterior_to_context: bool = False  # released: query buffer only
+  clear_context: bool = False  # PEARL: True, SMAC: False
   context_size: limits.Count = 256  # transitions behind a posterior rollout
   label_context_size: limits.Count = 256  # offline transitions behind a label
   # 'decoder': self-supervised; 'true': the oracle.
@@ -355,8 +355,8 @@ class BatchSpec(NamedTuple):
 
   Attributes:
     num_tasks: M, tasks drawn uniformly.
-    query: what the losses are taken on, from the RL buffer.
-    context: what adaptation may look at, from the encoder buffer, drawn
+    query: what the losses are taken on, from the query buffer.
+    context: what adaptation may look at, from the context buffer, drawn
       independently of the query; None: nothing.
     task_repeat: the same tasks serve this many consecutive updates.
     replacement: whether a task can be drawn twice for one meta-batch. Without,
@@ -380,11 +380,12 @@ class DataSpec(NamedTuple):
       (MACAW's `buffer_skip`).
     sequence_episodes: so many consecutive episodes of a task are one sequence
       (BOReL's meta-episode; what is left over is a shorter one); 0: none.
-    shared: contexts come from the RL data even if the dataset has encoder data
-      of its own; so they do wherever returns or sequences are asked for.
-    mix_rewards: BOReL's reward relabelling. Contexts are sequences whose
-      first episode comes from another task, with rewards recomputed for this
-      one; queries stay what they were.
+    shared: contexts come from the query data even if the dataset has context
+      data of its own; so they do wherever returns or sequences are asked for.
+    mix_rewards: BOReL's reward relabelling (spec baselines A2.3). In about 63%
+      of the context sequences the first half of the episodes is replaced by
+      episodes of another task from the same place in a sequence, with rewards
+      recomputed for this one; queries stay what they were.
     context_part: contexts, at meta-test too, come from `context_rows`
       consecutive rows of each log, without stride: 'first', 'middle' or 'last'
       (MACAW's ablation of data quality); 'all': from what queries come from.
@@ -549,7 +550,7 @@ class Evidence(NamedTuple):
     own: leaves [M, W, ...], what the policy collected itself and keeps
       (`Policy.keep`), in order.
     own_mask: [M, W].
-    rows: leaves [M, B, ...], consecutive steps of the logs of the RL data, from
+    rows: leaves [M, B, ...], consecutive steps of the query data, from
       a random start, or, with `DataSpec.sequence_episodes`, of one sequence
       from its beginning; episodes begin where extras['time'] is 0.
     rows_mask: [M, B].

@@ -64,7 +64,7 @@ CONFIG = {
   'collect': {
     'iterations': 2,
     'initial_steps': 40,
-    'rl_size': 40,
+    'log_size': 40,
     'gather': _GATHER,
     'behaviour': {**_NETS, 'value_hidden': _WIDTH, 'online': _ONLINE},
   },
@@ -75,7 +75,7 @@ CONFIG = {
   },
   'online': {
     'iterations': 2,
-    'share_encoder_buffer': True,
+    'share_buffer': True,
     'gather': _GATHER,
     'headline': 'matched',
     'oracle': 'oracle',

@@ -98,7 +98,7 @@ class Case(NamedTuple):
     def batch(state):
       replay = synthetic_replay(self)
       if stage.annotate is not None:
-        log = replay.rl.data
+        log = replay.query.data
         replay = replay.with_extras(
           jax.vmap(stage.annotate, (None, 0, 0))(state, log, log.discount)
         )
@@ -193,7 +193,7 @@ def make_cases(
     base = configuration.resolve(
       smac_experiment.get_config('point_robot'), profile, {}
     )
-    data = (base.family.num_train, base.collect.rl_size)
+    data = (base.family.num_train, base.collect.log_size)
     spec = _spec('point_robot', 2, 2, 20)
   else:
     base, data = _smoke_config(), (16, 64)

@@ -139,7 +139,7 @@ def _from_source(source: str, family: str) -> Profiles:
   robot = family in robots.FAMILIES
   collect = {'all': {'source': source}}
   if source == 'sac':
-    whole = {'rl_slice': 'all', 'encoder_size': 0}
+    whole = {'log_slice': 'all', 'context_size': 0}
     collect = {
       'all': {**collect['all'], **whole},
       'cpu': robots.SAC_LOGS if robot else {},

@@ -8,7 +8,7 @@ from experiments.configs import base
 
 # Whole lives, as published: nothing keeps this SAC near its data, so it needs
 # to have seen what is worse, too (with their last quarters it stands still).
-_WHOLE = {'rl_slice': 'all', 'encoder_size': 0}
+_WHOLE = {'log_slice': 'all', 'context_size': 0}
 # 601 beliefs of 600 steps; fewer updates, each of them longer.
 _ROBOT = {
   'cpu': {

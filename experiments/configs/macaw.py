@@ -57,7 +57,7 @@ FAMILIES = {
 }
 # Data quality: parts of the logs that there are. At `cpu` those of robots are
 # the last quarter of each life; for parts of whole lives, as published, set
-# collect.rl_slice to 'all'.
+# collect.log_slice to 'all'.
 ABLATIONS = {
   'no_head': {'macaw': {'advantage_coef': 0.0}},
   'bias_linear': {'macaw': {'layer': 'bias_linear'}},

@@ -28,7 +28,7 @@ MANIPULATION = {
   },
   'online': {
     'iterations': 50,
-    'share_encoder_buffer': True,
+    'share_buffer': True,
     'gather': {
       'prior_steps': 2 * _EPISODE,
       'posterior_steps': 3 * _EPISODE,

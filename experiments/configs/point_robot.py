@@ -22,7 +22,7 @@ POINT_ROBOT = {
   'collect': {
     'iterations': 40,
     'initial_steps': 200,
-    'rl_size': 800,
+    'log_size': 800,
     'gather': {
       'tasks_per_iteration': 16,
       'prior_steps': 40,
@@ -118,7 +118,7 @@ POINT_ROBOT_PAPER = {
   },
   'collect': {
     'iterations': 50,
-    'rl_size': 400,
+    'log_size': 400,
     'gather': {
       'tasks_per_iteration': 40,
       'prior_steps': 200,
@@ -160,7 +160,7 @@ POINT_ROBOT_PAPER = {
 _SPARSE = {'family': {'name': 'sparse_point_robot'}}
 
 _PROFILES = {
-  'smoke': recipes.merge(recipes.SMOKE, {'collect': {'rl_size': 200}}),
+  'smoke': recipes.merge(recipes.SMOKE, {'collect': {'log_size': 200}}),
   'cpu': {},
   'paper': POINT_ROBOT_PAPER,
 }

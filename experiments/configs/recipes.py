@@ -47,7 +47,7 @@ _CHANGES = {
     {'smac': {'online_q_weight': 0.0}},
   ),
   'half_online': (
-    'half of the RL transitions from online, however much there is',
+    'half of the query transitions from online, however much there is',
     {'smac': {'online': {'online_share': 0.5}}},
   ),
   'no_self_supervision': (

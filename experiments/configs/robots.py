@@ -2,9 +2,9 @@
 
 from experiments.configs import recipes
 
-# Cheetah-Velocity as published (specs smac 3.1 to 3.3 and 4): the RL data are
+# Cheetah-Velocity as published (specs smac 3.1 to 3.3, 4): the query data are
 # the first 1200 transitions of PEARL's replay, that is, of an untrained
-# policy; the encoder data its last 400 of prior exploration.
+# policy; the context data its last 400 of prior exploration.
 CHEETAH_VEL = {
   'chunk': 250,
   'num_seeds': 4,
@@ -17,13 +17,13 @@ CHEETAH_VEL = {
   },
   'collect': {
     'iterations': 50,
-    'rl_slice': 'first',
-    'rl_size': 1200,
-    'encoder_size': 400,
+    'log_slice': 'first',
+    'log_size': 1200,
+    'context_size': 400,
   },
   'online': {
     'iterations': 51,
-    'share_encoder_buffer': False,
+    'share_buffer': False,
     'variants': recipes.PAPER_VARIANTS,
   },
   'evaluation': {'every_iterations': 5},
@@ -40,10 +40,10 @@ ANT_DIR = {
     'num_train': 100,
     'num_test': 20,
   },
-  'collect': {'iterations': 100, 'rl_slice': 'last', 'rl_size': 1200},
+  'collect': {'iterations': 100, 'log_slice': 'last', 'log_size': 1200},
   'online': {
     'iterations': 501,
-    'share_encoder_buffer': True,
+    'share_buffer': True,
     'variants': recipes.PAPER_VARIANTS,
   },
   'evaluation': {'every_iterations': 5},
@@ -52,10 +52,10 @@ ANT_DIR = {
 # Logs of one SAC learner per task at the `cpu` size: the last quarter of each
 # life. Most of the rest is a body that has not learnt to move, and few updates
 # learn little from it.
-SAC_LOGS = {'rl_slice': 'last', 'rl_size': 10_000, 'encoder_size': 0}
+SAC_LOGS = {'log_slice': 'last', 'log_size': 10_000, 'context_size': 0}
 # The same of PEARL: as many as published, from the end for every robot.
-PEARL_LOGS = {'rl_slice': 'last', 'rl_size': 1200, 'encoder_size': 0}
-PEARL_SMOKE_LOGS = {'rl_slice': 'last', 'rl_size': 200, 'encoder_size': 0}
+PEARL_LOGS = {'log_slice': 'last', 'log_size': 1200, 'context_size': 0}
+PEARL_SMOKE_LOGS = {'log_slice': 'last', 'log_size': 200, 'context_size': 0}
 
 # What 2 cores do in a quarter of an hour: fewer tasks and updates, smaller
 # networks, a higher learning rate, our recipe beside the released one, and
@@ -105,7 +105,7 @@ ROBOT_CPU = {
   },
   'online': {
     'iterations': 3,
-    'share_encoder_buffer': False,
+    'share_buffer': False,
     'headline': 'matched',
     'gather': {'tasks_per_iteration': 16},
   },

@@ -164,7 +164,7 @@ def fresh(
   )
 
 
-def restored(show: Show, workdir: str, stage: str) -> Performance:
+def restored(show: Show, workdir: str, loop: str) -> Performance:
   """The meta-test of a run's policy.
 
   Raises:
@@ -179,7 +179,7 @@ def restored(show: Show, workdir: str, stage: str) -> Performance:
   setup = setups.make_setup(config, folder, runtime=setups.Runtime(quiet=True))
   adaptation = restore.meta_test(
     setup,
-    stage,
+    loop,
     show.seed,
     show.task,
     record=lambda state: {'physics': render.visible(state)},
@@ -189,7 +189,7 @@ def restored(show: Show, workdir: str, stage: str) -> Performance:
     setup.family,
     jax.tree.map(lambda x: x[show.task], setup.test_tasks),
     adaptation,
-    f'{stage}, seed {show.seed}',
+    f'{loop}, seed {show.seed}',
     lambda number: ' (prior)' if number < num_prior else ' (adapted)',
   )
 

@@ -103,7 +103,7 @@ class Config(brac.Config):
   context_lr: limits.Weight = 3e-4  # encoder, and other networks of its losses
   num_updates: limits.Count = 200_000  # gradient steps in all
   num_tasks: limits.Count = 16  # meta-batch
-  query_size: limits.Count = 256  # RL transitions per task
+  query_size: limits.Count = 256  # query transitions per task
   # 'transitions': uniform; 'sequences': one whole trajectory.
   context: Literal['transitions', 'sequences'] = 'transitions'
   context_size: limits.Count = 200  # transitions per task; not for 'sequences'

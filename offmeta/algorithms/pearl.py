@@ -75,7 +75,7 @@ class OnlineConfig:
 
   num_updates: limits.Count = 16_000  # gradient steps per iteration (4000 x 4)
   num_tasks: limits.Count = 4  # meta-batch
-  query_size: limits.Count = 256  # RL transitions per task
+  query_size: limits.Count = 256  # query transitions per task
   context_size: limits.Count = 64  # encoder transitions per task
   task_repeat: limits.Count = 4  # consecutive updates on the same tasks
 

@@ -27,7 +27,7 @@ class OfflineConfig:
 
   num_updates: limits.Count = 50_000  # gradient steps in all
   num_tasks: limits.Count = 4  # meta-batch
-  query_size: limits.Count = 128  # RL transitions per task
+  query_size: limits.Count = 128  # query transitions per task
   context_size: limits.Count = 64  # encoder transitions per task
 
 
@@ -37,14 +37,14 @@ class OnlineConfig:
 
   num_updates: limits.Count = 16_000  # gradient steps per iteration (4000 x 4)
   num_tasks: limits.Count = 4  # meta-batch
-  query_size: limits.Count = 256  # RL transitions per task
+  query_size: limits.Count = 256  # query transitions per task
   context_size: limits.Count = 64  # encoder transitions per task
   task_repeat: limits.Count = 4  # consecutive updates on the same tasks
   # 'transitions': uniform; 'episodes': types.Exploration.
   context: Literal['transitions', 'episodes', 'offline'] = 'transitions'
   sequence_size: limits.Count = 400  # 'episodes': longest exploration sequence
   offline_share: limits.Share = 0.3  # 'episodes': tasks with an offline context
-  # Of the RL transitions, how many were collected online. -1: drawn uniformly
+  # Share of queries that were collected online. -1: drawn uniformly
   # from all there are (released), so that the share grows.
   online_share: limits.Number = -1.0
 

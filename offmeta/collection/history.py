@@ -104,15 +104,15 @@ def check_cut(config: CollectConfig, rows: np.ndarray):
   Raises:
     ConfigError: says how much there will be.
   """
-  if config.rl_slice == 'middle':
+  if config.log_slice == 'middle':
     check_rows(
-      'rl_size',
-      config.rl_size,
+      'log_size',
+      config.log_size,
       2 * (rows // 4) + 1,
       f' around the first quarter of {rows.min()}',
     )
-  elif config.rl_slice != 'all':
-    check_rows('rl_size', config.rl_size, rows)
+  elif config.log_slice != 'all':
+    check_rows('log_size', config.log_size, rows)
 
 
 def check_rows(name: str, wanted: int, rows: np.ndarray, where: str = ''):
@@ -127,14 +127,14 @@ def check_rows(name: str, wanted: int, rows: np.ndarray, where: str = ''):
 
 def describe_cut(config: CollectConfig) -> str:
   """Which part of a log was kept, for the manifest."""
-  if config.rl_slice == 'all':
+  if config.log_slice == 'all':
     return 'all transitions'
   where = {
     'first': 'the first',
     'last': 'the last',
     'middle': 'around the end of the first quarter,',
-  }[config.rl_slice]
-  return f'{where} {config.rl_size} transitions'
+  }[config.log_slice]
+  return f'{where} {config.log_size} transitions'
 
 
 def episode_returns(

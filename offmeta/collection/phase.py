@@ -110,7 +110,7 @@ def collect(setup: Setup):
 
 
 def dataset_sizes(setup: Setup) -> tuple[int, int]:
-  """Rows per task that the dataset has, or will have: RL data, and encoder
+  """Rows per task that the dataset has, or will have: query data, and encoder
   data of its own (0 without). Where episodes can end early, at most."""
   config = setup.config.collect
   if config.dataset or setup.is_done('collect'):
@@ -152,7 +152,7 @@ def _save(setup: Setup, path: str, data: MetaDataset, origin: str):
     )
   )
   processes.in_all(lambda: processes.await_directory(pathlib.Path(path)))
-  setup.forget(path)
+  setup.loaded.pop(path, None)  # what was there before
 
 
 def _score_references(setup, scores):

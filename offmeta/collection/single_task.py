@@ -90,7 +90,7 @@ class Evaluator:
     return {
       'eval/return': returns.mean(axis=1),
       'eval/diverged': diverged,
-      'eval/env_steps': np.asarray(replay.rl.size[:, 0]),
+      'eval/env_steps': np.asarray(replay.query.size[:, 0]),
     }
 
 

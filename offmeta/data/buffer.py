@@ -41,6 +41,13 @@ class Buffer(NamedTuple):
     """C."""
     return self.data.reward.shape[1]
 
+  @property
+  def num_steps(self) -> Array:
+    """How many of the valid rows are steps, [M]."""
+    if self.data.next_observation is None:
+      return jnp.sum(self.sequence_length, axis=-1)
+    return self.size
+
   def tables(self) -> 'Buffer':
     """The same with empty data, leaves [M, C, 0]: enough to draw rows from."""
     empty = lambda x: np.zeros((*x.shape[:2], 0), bool)
@@ -51,37 +58,40 @@ class Replay(NamedTuple):
   """The two roles of data (spec smac 2.10).
 
   Attributes:
-    rl: what the losses are taken on.
-    encoder: what contexts are drawn from; None when one buffer serves both.
+    query: what the losses are taken on.
+    context: what adaptation may look at; None when one buffer serves both.
   """
 
-  rl: Buffer
-  encoder: Buffer | None
+  query: Buffer
+  context: Buffer | None
 
   def contexts(self) -> Buffer:
     """The buffer that contexts are drawn from."""
-    return self.rl if self.encoder is None else self.encoder
+    return self.query if self.context is None else self.context
 
   def tables(self) -> 'Replay':
     """`Buffer.tables` of both."""
     return Replay(
-      self.rl.tables(), None if self.encoder is None else self.encoder.tables()
+      self.query.tables(),
+      None if self.context is None else self.context.tables(),
     )
 
   def new_steps(self) -> Array:
     """Transitions in all tasks since the start, [...]."""
-    return jnp.sum(self.rl.size - self.rl.offline_size, axis=-1)
+    return jnp.sum(self.query.size - self.query.offline_size, axis=-1)
 
   def with_extras(self, extras: Mapping[str, Array]) -> 'Replay':
-    """The same with further extras of the RL data, leaves [M, C, ...].
+    """The same with further extras of the queries, leaves [M, C, ...].
 
     Contexts keep what they have.
     """
     if not extras:
       return self
-    data = self.rl.data
-    rl = self.rl._replace(data=data._replace(extras={**data.extras, **extras}))
-    return Replay(rl, self.contexts())
+    data = self.query.data
+    query = self.query._replace(
+      data=data._replace(extras={**data.extras, **extras})
+    )
+    return Replay(query, self.contexts())
 
 
 def make(
@@ -157,7 +167,7 @@ def append(
 
 
 def clear(buffer: Buffer, task_id: Array) -> Buffer:
-  """Forgets one task's data (PEARL's encoder buffer, A1.4)."""
+  """Forgets one task's data (PEARL's context buffer, A1.4)."""
   return buffer._replace(
     size=buffer.size.at[task_id].set(0),
     offline_size=buffer.offline_size.at[task_id].set(0),

@@ -25,12 +25,12 @@ class Sizes(NamedTuple):
   """Capacities in transitions per task.
 
   Attributes:
-    rl, encoder: of the two buffers (equal when one serves both).
+    query, context: of the two buffers (equal when one serves both).
     sequences: longest list of exploration sequences of one task.
   """
 
-  rl: int
-  encoder: int
+  query: int
+  context: int
   sequences: int
 
 
@@ -61,8 +61,8 @@ def sizes(
   posterior = longest(spec, gather.posterior_steps)
   margin = spec.episode_length  # append writes whole episodes
   rl = start_rl + most * (prior + posterior) + margin
-  per_visit = prior + (posterior if gather.posterior_to_encoder else 0)
-  if gather.clear_encoder_buffer:  # at most one iteration's visits stay
+  per_visit = prior + (posterior if gather.posterior_to_context else 0)
+  if gather.clear_context:  # at most one iteration's visits stay
     per_iteration = (
       np.stack(
         [

@@ -26,9 +26,9 @@ def replay(
   """The replay that an algorithm asks for.
 
   What the preparation leaves as it is stays numpy's, so a memory map stays on
-  disk. One buffer serves both roles unless the dataset has encoder data, or
+  disk. One buffer serves both roles unless the dataset has context data, or
   rewards are mixed. An algorithm that needs returns or sequences takes both
-  roles from the RL data: encoder data need not be whole episodes.
+  roles from the query data: context data need not be whole episodes.
 
   Args:
     data: offline data of the tasks.

@@ -79,7 +79,7 @@ def draw_context(
 
   Args:
     key: random key.
-    buffer: encoder buffer.
+    buffer: context buffer.
     task_id: [].
     count: N.
     offline: draw from the frozen offline prefix only.
@@ -300,8 +300,8 @@ class Draw(NamedTuple):
 
   Attributes:
     task_id, slot: [M], see `MetaBatch`.
-    query, query_mask: [M, ...], rows of the RL buffer.
-    context, context_mask: [M, N], rows of the encoder buffer; or None.
+    query, query_mask: [M, ...], rows of the query buffer.
+    context, context_mask: [M, N], rows of the context buffer; or None.
   """
 
   task_id: Array
@@ -330,7 +330,7 @@ def draw(
   Raises:
     TypeError: what is not drawn from a replay (`Rollout`).
   """
-  tasks = draw_tasks(key, step, spec, replay.rl.size.shape[0])[slots]
+  tasks = draw_tasks(key, step, spec, replay.query.size.shape[0])[slots]
 
   def rows(number, buffer, part):
     base = jax.random.fold_in(jax.random.fold_in(key, number), step)
@@ -340,7 +340,7 @@ def draw(
   context = None, None
   if spec.context is not None:
     context = rows(_CONTEXT, replay.contexts(), spec.context)
-  return Draw(tasks, slots, *rows(_QUERY, replay.rl, spec.query), *context)
+  return Draw(tasks, slots, *rows(_QUERY, replay.query, spec.query), *context)
 
 
 def collect(replay: Replay, drawn: Draw, spec: BatchSpec) -> MetaBatch:
@@ -355,9 +355,11 @@ def collect(replay: Replay, drawn: Draw, spec: BatchSpec) -> MetaBatch:
 
   rows = drawn.query
   if isinstance(spec.query, Windows):
-    query = buffers.take_windows(replay.rl, task(rows), rows, drawn.query_mask)
+    query = buffers.take_windows(
+      replay.query, task(rows), rows, drawn.query_mask
+    )
   else:
-    query = buffers.take(replay.rl, task(rows), rows)
+    query = buffers.take(replay.query, task(rows), rows)
   context = None
   if drawn.context is not None:
     context = buffers.take(

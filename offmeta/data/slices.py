@@ -16,7 +16,7 @@ def slice_transitions(
 
   Works like `x[start:stop]` on the valid entries of each task, except that
   asking for more than there is raises: (0, 1200) is the first 1200, (-1200,
-  None) the last 1200. Separate encoder data and `episode_return` stay those of
+  None) the last 1200. Separate context data and `episode_return` stay those of
   the whole log.
 
   Args:

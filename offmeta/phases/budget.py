@@ -17,7 +17,7 @@ from offmeta.collection.sources import (
   pearl as collect_pearl,
   sac as collect_sac,
 )
-from offmeta.data import capacity
+from offmeta.data import capacity, frames
 from offmeta.losses import returns
 from offmeta.phases import finetune as finetuning
 from offmeta.training import (
@@ -100,9 +100,9 @@ def _replay(
   whose: str = '',
 ) -> list[memory.Demand]:
   """Both buffers, or the one that serves both roles."""
-  parts = [(f'replay{whose}', sizes.rl)]
+  parts = [(f'replay{whose}', sizes.query)]
   if not one_buffer:
-    parts.append((f'replay for contexts{whose}', sizes.encoder))
+    parts.append((f'replay for contexts{whose}', sizes.context))
   return [
     memory.replay_demand(example, num_tasks, rows, num_seeds, what, table)
     for what, rows in parts
@@ -110,7 +110,7 @@ def _replay(
 
 
 def _prepared_row(setup: Setup, spec: DataSpec) -> Transition:
-  """A row of the RL data that `prepare.replay` makes."""
+  """A row of the query data that `prepare.replay` makes."""
 
   def row():
     example = gathering.example_transition(setup.family, setup.train_tasks)
@@ -137,10 +137,12 @@ def _dataset(
 ) -> memory.Demand:
   """Logged data as `prepare.replay` makes them; every device has a copy.
 
+  On the host they stay memory maps unless rows are picked or changed.
+
   Args:
     setup: of the run.
     spec: how they are prepared.
-    rows: per task, RL and encoder data.
+    rows: per task, RL and context data.
     num_tasks: M.
     what: name of the demand.
   """
@@ -158,8 +160,18 @@ def _dataset(
   strided = -(-rl // spec.stride) - (-encoder // spec.stride)
   if spec.context_part != 'all':
     strided = -(-rl // spec.stride) + spec.context_rows
+  row = _prepared_row(setup, spec)
+  if frames.are_once(setup.family.spec):
+    row = row._replace(next_observation=None)
+  changed = spec.stride > 1 or spec.mix_rewards or spec.context_part != 'all'
+  if setup.runtime.replay == 'host' and not changed:
+    on_disk = jax.ShapeDtypeStruct((0,), jnp.float32)
+    row = jax.tree.map(lambda _: on_disk, row._replace(extras={}))._replace(
+      reward=row.reward,
+      extras={k: v for k, v in row.extras.items() if k != 'time'},
+    )
   return memory.replay_demand(
-    _prepared_row(setup, spec),
+    row,
     num_tasks,
     strided,
     places,
@@ -490,7 +502,7 @@ def _training(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
             _example(setup, False),
             sizes,
             num_seeds,
-            changed.online.share_encoder_buffer,
+            changed.online.share_buffer,
             sizes.sequences,
           ),
           *data,

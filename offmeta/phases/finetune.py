@@ -96,7 +96,7 @@ def finetune(setup: Setup):
     ),
     evaluate=lambda state, replay: {
       'eval/return': score(state),
-      'eval/env_steps': np.asarray(replay.rl.size[:, 0]),
+      'eval/env_steps': np.asarray(replay.query.size[:, 0]),
     },
     evaluate_every=config.every_iterations * updater.total,
   )

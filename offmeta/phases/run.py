@@ -74,7 +74,7 @@ def offline_replays(setup: Setup) -> evaluators.OfflineData | None:
 
   held_out = collecting.load_test_dataset(setup)
   data = build(collecting.load_dataset(setup), spec, setup.train_tasks)
-  _check_rows(setup, int(jnp.min(data.rl.size)))
+  _check_rows(setup, int(jnp.min(data.query.num_steps)))
   return evaluators.OfflineData(
     data,
     None
@@ -145,7 +145,9 @@ def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
 def _offline_loop(setup: Setup, name: str, evaluator: evaluators.Evaluator):
   config = setup.config
   data = offline_replays(setup)
-  setup = dataclasses.replace(setup, num_rows=int(jnp.min(data.train.rl.size)))
+  setup = dataclasses.replace(
+    setup, num_rows=int(jnp.min(data.train.query.num_steps))
+  )
   algorithm = setup.learner()
   loop = algorithm.loop(name)
   updater = updates.make_updater(
@@ -178,11 +180,11 @@ def _offline_loop(setup: Setup, name: str, evaluator: evaluators.Evaluator):
 
 def _online_replays(setup, config, data: Replay) -> Replay:
   """Replays [S, ...] at the phase switch, from the dataset."""
-  shared = config.online.share_encoder_buffer
-  if shared and data.encoder is not None:
+  shared = config.online.share_buffer
+  if shared and data.context is not None:
     raise configs.ConfigError(
-      'config.online.share_encoder_buffer: the dataset has encoder data of'
-      ' its own; set it to False, or config.collect.encoder_size to 0'
+      'config.online.share_buffer: the dataset has context data of'
+      ' its own; set it to False, or config.collect.context_size to 0'
     )
   sizes = visits_lib.online_sizes(
     setup.family.spec, config, setup.seeds, *collecting.dataset_sizes(setup)
@@ -193,8 +195,8 @@ def _online_replays(setup, config, data: Replay) -> Replay:
       buffer.data, buffer.size, capacity, sizes.sequences
     )
     return Replay(
-      widen(data.rl, sizes.rl),
-      None if shared else widen(data.contexts(), sizes.encoder),
+      widen(data.query, sizes.query),
+      None if shared else widen(data.contexts(), sizes.context),
     )
 
   return gatherers.new_replay(setup, setup.seeds, make, data)
@@ -220,7 +222,7 @@ def online(
   config = configs.variant(setup.config, name)
   data = offline_replays(setup)
   if data is not None:
-    rows = int(jnp.min(data.train.rl.size))
+    rows = int(jnp.min(data.train.query.num_steps))
     setup = dataclasses.replace(setup, num_rows=rows)
   algorithm = setup.learner(config=config)
   (loop,) = algorithm.in_phase('online')

@@ -28,7 +28,7 @@ from offmeta.types import Visits
 # scripted policy (Sawyer's).
 Source = Literal['pearl', 'sac', 'script']
 SOURCES = get_args(Source)
-# Which `rl_size` transitions: around the end of the log's first quarter for
+# Which `log_size` transitions: around the end of the log's first quarter for
 # 'middle' (spec macaw 4.5), all of them for 'all'.
 Slice = Literal['first', 'middle', 'last', 'all']
 # Of matrix products: inputs with 23, 10 and 7 bits; sums, parameters and
@@ -49,9 +49,8 @@ class FamilyConfig:
   name: str = 'point_robot'  # key of offmeta.envs.FAMILIES
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   task_list: str = 'default'  # a published list, or 'random:SEED'
-  num_train: limits.SideBySide = (
-    32  # first so many of the list's training tasks
-  )
+  # First so many of the list's training tasks.
+  num_train: limits.SideBySide = 32
   num_test: limits.SideBySide = 20  # first so many of its test tasks
 
 
@@ -59,12 +58,10 @@ class FamilyConfig:
 class SpecialistsConfig:
   """One SAC learner per task; all numbers are per learner."""
 
-  env_steps: limits.Count = (
-    1_000_000  # in all (arXiv 1812.05905: 1 to 10 million)
-  )
-  initial_steps: limits.CountOrZero = (
-    10_000  # of them uniform (its release: 1000 to 10,000)
-  )
+  # In all (arXiv 1812.05905: 1 to 10 million).
+  env_steps: limits.Count = 1_000_000
+  # Of them uniform (its release: 1000 to 10,000).
+  initial_steps: limits.CountOrZero = 10_000
   steps_per_iteration: limits.Count = 1000  # before sac.num_updates updates
   num_evaluations: limits.Count = 20  # spread evenly over the training
   num_episodes: limits.Count = 10  # per evaluation
@@ -78,21 +75,18 @@ class CollectConfig:
   dataset: str = ''  # path of an existing dataset; '' generates one
   test_dataset: str = ''  # of the held-out tasks, with `dataset`; '': none
   source: Source = 'pearl'
-  script_episodes: limits.Count = (
-    50  # 'script': per task; all are kept (Sawyer: 3750)
-  )
+  # 'script': per task; all are kept (Sawyer: 3750).
+  script_episodes: limits.Count = 50
   specialists: SpecialistsConfig = SpecialistsConfig()  # 'sac'
   seed: limits.Seed = 0
-  iterations: limits.Count = (
-    50  # of gathering and training the behaviour policy
-  )
+  # Of gathering and training the behaviour policy.
+  iterations: limits.Count = 50
   initial_steps: limits.Count = 2000  # per task with the untrained policy
-  gather: Visits = Visits(clear_encoder_buffer=True, rewards='true')
-  rl_slice: Slice = 'last'  # part of each log that is kept
-  rl_size: limits.Count = 1200  # transitions per task for the losses
-  encoder_size: limits.CountOrZero = (
-    0  # last so many of the encoder buffer; 0: rl slice
-  )
+  gather: Visits = Visits(clear_context=True, rewards='true')
+  log_slice: Slice = 'last'  # part of each log that is kept
+  log_size: limits.Count = 1200  # transitions per task for the losses
+  # Last so many of the context buffer; 0: rl slice.
+  context_size: limits.CountOrZero = 0
   behaviour: pearl_lib.Config = pearl_lib.Config()
 
 
@@ -101,7 +95,7 @@ class OnlineConfig:
   """The self-supervised phase."""
 
   iterations: limits.Count = 501
-  share_encoder_buffer: bool = True  # one buffer for both roles (Ant script)
+  share_buffer: bool = True  # one buffer for both roles (Ant script)
   gather: Visits = Visits()
   headline: str = 'smac'  # the variant reported as `online_*`
   oracle: str = 'oracle'  # the variant reported as `oracle`; '': none
@@ -115,13 +109,11 @@ class OnlineConfig:
 class FinetuneConfig:
   """Online fine-tuning in each held-out task (spec macaw 6.3)."""
 
-  iterations: limits.CountOrZero = (
-    0  # of an episode and the updates after it (500); 0: none
-  )
+  # Of an episode and the updates after it (500); 0: none.
+  iterations: limits.CountOrZero = 0
   burn_in: limits.Count = 25  # episodes before the first update
-  context_size: limits.Count = (
-    256  # random transitions behind the first, offline step
-  )
+  # Random transitions behind the first, offline step.
+  context_size: limits.Count = 256
   num_episodes: limits.Count = 3  # per evaluation
   every_iterations: limits.Count = 1  # between evaluations
 
@@ -332,12 +324,12 @@ def _validate_collect(config: CollectConfig):
       'config.collect.gather.rewards: the behaviour policy has no decoder;'
       ' only "true"'
     )
-  if gather.clear_encoder_buffer and not (
-    gather.prior_steps or gather.posterior_to_encoder
+  if gather.clear_context and not (
+    gather.prior_steps or gather.posterior_to_context
   ):
     raise ConfigError(
-      'config.collect.gather: clear_encoder_buffer without prior_steps or'
-      ' posterior_to_encoder would leave the encoder nothing'
+      'config.collect.gather: clear_context without prior_steps or'
+      ' posterior_to_context would leave the encoder nothing'
     )
 
 
@@ -391,10 +383,10 @@ def _validate_variant(config: ExperimentConfig, name: str):
   changed = variant(config, name)
   _check(changed, f'config of variant {name!r}')
   gather = changed.online.gather
-  if gather.clear_encoder_buffer:
+  if gather.clear_context:
     raise ConfigError(
-      f'config.online.gather.clear_encoder_buffer of variant {name!r}:'
-      ' labels need the offline part of the encoder buffer; only False'
+      f'config.online.gather.clear_context of variant {name!r}:'
+      ' labels need the offline part of the context buffer; only False'
     )
   for part in ALGORITHMS[config.algorithm].variant_fixed:
     if getattr(changed.settings, part) != getattr(config.settings, part):

@@ -106,7 +106,7 @@ class Evaluator:
     known = max(episodes - 1, 0)
 
     # As recorded; what contexts are trained on may be mixed.
-    contexts_of = (lambda replay: replay.rl) if known else Replay.contexts
+    contexts_of = (lambda replay: replay.query) if known else Replay.contexts
     handed_over = Rows(config.context_size, 'offline')
     logged = Slice(config.context_size)
     if known:
@@ -134,7 +134,7 @@ class Evaluator:
     )
     self._shift = algorithm.posterior and compile_(shift, (0, 0, 0, 0))
     self._draw = _drawer(contexts_of, context_rows, known)
-    self._draw_rows = _drawer(lambda replay: replay.rl, log_rows, 0)
+    self._draw_rows = _drawer(lambda replay: replay.query, log_rows, 0)
     self._diagnosis = algorithm.diagnose and compile_(diagnosis, (0, 0))
 
   def _self_collected(
@@ -182,7 +182,7 @@ class Evaluator:
       tasks = jax.tree.map(join(0), tasks, self._setup.test_tasks)
       # Whatever stands in contexts of which nothing counts.
       replay = data.train if data.test is None else data.test
-      rows = jnp.arange(self._num_test) % replay.rl.size.shape[0]
+      rows = jnp.arange(self._num_test) % replay.query.size.shape[0]
       contexts = jax.tree.map(
         join(1), contexts, self._draw(replay, rows, self._keys[5])
       )

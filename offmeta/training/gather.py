@@ -92,14 +92,14 @@ def prepare(
   replay: Replay, tasks: Task, task_id: Array, key: Key, config: Visits
 ) -> tuple[Replay, Visit, Counts]:
   """The start of a visit to the tasks `task_id` [K] of all `tasks`."""
-  if config.clear_encoder_buffer and replay.encoder is not None:
+  if config.clear_context and replay.context is not None:
     encoder = jax.lax.fori_loop(
       0,
       task_id.shape[0],
       lambda i, b: buffers.clear(b, task_id[i]),
-      replay.encoder,
+      replay.context,
     )
-    replay = replay._replace(encoder=encoder)
+    replay = replay._replace(context=encoder)
   keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(
     jnp.arange(task_id.shape[0])
   )
@@ -132,7 +132,7 @@ def draw(
   replay: Replay, visit: Visit, counts: Counts, config: Visits
 ) -> Contexts:
   """Contexts for the next round: `config.context_size` transitions of each
-  task's current encoder buffer, and fresh offline ones for the labels."""
+  task's current context buffer, and fresh offline ones for the labels."""
   keys = _round_keys(visit, counts)
 
   def contexts(stream, size, offline):
@@ -226,7 +226,7 @@ def keep(
     visit.task_id,
     data,
     prior + posterior,
-    exploring | config.posterior_to_encoder,
+    exploring | config.posterior_to_context,
   )
   after = Counts(
     counts.prior + prior,
@@ -242,13 +242,13 @@ def keep(
 
 def _append(replay, task_id, data, counts, to_encoder):
   """Appends K episodes one after the other (a task may be drawn twice)."""
-  kept = {name: data.extras[name] for name in replay.rl.data.extras}
+  kept = {name: data.extras[name] for name in replay.query.data.extras}
   data = data._replace(extras=kept)
 
   def one(replay, item):
     task_id, transitions, count = item
-    rl = buffers.append(replay.rl, task_id, transitions, count)
-    encoder = replay.encoder
+    rl = buffers.append(replay.query, task_id, transitions, count)
+    encoder = replay.context
     if encoder is not None:
       encoder = buffers.append(
         encoder, task_id, transitions, jnp.where(to_encoder, count, 0)
@@ -285,9 +285,9 @@ def finish(
     )
 
   contexts = jax.lax.fori_loop(0, task_id.shape[0], one, contexts)
-  if replay.encoder is None:
-    return replay._replace(rl=contexts), metrics
-  return replay._replace(encoder=contexts), metrics
+  if replay.context is None:
+    return replay._replace(query=contexts), metrics
+  return replay._replace(context=contexts), metrics
 
 
 def gather(

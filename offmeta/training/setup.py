@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import functools
 import math
 import os
 import pathlib
@@ -80,6 +79,8 @@ class Setup:
     runtime: how it is carried out.
     num_rows: logged transitions of the training task with the fewest; 0 while
       there are no logs.
+    loaded: what `once` has loaded, by path; setups made from this one by
+      `dataclasses.replace` share it.
   """
 
   config: ExperimentConfig
@@ -91,20 +92,15 @@ class Setup:
   stop: StopRequest
   runtime: Runtime = Runtime()
   num_rows: int = 0
+  loaded: dict[str, Any] = dataclasses.field(
+    default_factory=dict, compare=False, repr=False
+  )
 
-  @functools.cached_property
-  def _kept(self) -> dict[str, Any]:
-    return {}
-
-  def once(self, name: str, make: Callable[[], Any]) -> Any:
-    """What `make` gave when this setup was first asked for that name."""
-    if name not in self._kept:
-      self._kept[name] = make()
-    return self._kept[name]
-
-  def forget(self, name: str):
-    """Makes `once` ask again: what it came from has changed."""
-    self._kept.pop(name, None)
+  def once(self, path: str, load: Callable[[], Any]) -> Any:
+    """What `load` gave when the run first asked for that file."""
+    if path not in self.loaded:
+      self.loaded[path] = load()
+    return self.loaded[path]
 
   def algorithm(
     self, name: str, config: Any, axis_name: str | None = None

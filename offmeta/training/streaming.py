@@ -129,7 +129,7 @@ def make_update(
       blocks.append(number_of_blocks(replay, extras))
     length = num_updates // blocks[0]
     step, metrics = np.array(state.step), []
-    mapped = shared_replay and isinstance(replay.rl.data.reward, np.ndarray)
+    mapped = shared_replay and isinstance(replay.query.data.reward, np.ndarray)
     for block in range(blocks[0]):
       steps = step[:, None] + (block * length + np.arange(length, dtype='i4'))
       if mapped:

@@ -319,7 +319,7 @@ def annotate(
 ) -> dict[str, Array]:
   """What a stage adds to its queries, leaves [S, M, C, ...].
 
-  Every sequence of the RL data goes through `stage.annotate` once; rows that
+  Every sequence of the query data goes through `stage.annotate` once; rows that
   are in none stay 0.
 
   Args:
@@ -329,7 +329,7 @@ def annotate(
     state: leaves [S, ...].
     data: the offline data, without a seed axis.
   """
-  length = int(np.max(np.asarray(data.rl.sequence_length), initial=1))
+  length = int(np.max(np.asarray(data.query.sequence_length), initial=1))
 
   def one(state, buffer):
     capacity = buffer.data.reward.shape[1]
@@ -358,5 +358,5 @@ def annotate(
 
     return jax.vmap(task)(jnp.arange(buffer.size.shape[0]))
 
-  added = seeds.layout.compile(one, (0, None))(state, data.rl)
+  added = seeds.layout.compile(one, (0, None))(state, data.query)
   return streaming.to_host(added) if setup.runtime.replay == 'host' else added

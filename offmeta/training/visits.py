@@ -66,8 +66,8 @@ def online_sizes(
     spec: of the family.
     config: of the variant.
     seeds: of the run.
-    start_rl, start_encoder: rows of the dataset; without encoder data of its
-      own 0, and the RL data serve.
+    start_rl, start_encoder: rows of the dataset; without context data of its
+      own 0, and the query data serve.
   """
   return capacity.sizes(
     spec,
@@ -76,5 +76,5 @@ def online_sizes(
     config.family.num_train,
     start_rl,
     start_encoder or start_rl,
-    config.online.share_encoder_buffer,
+    config.online.share_buffer,
   )

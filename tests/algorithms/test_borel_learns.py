@@ -89,7 +89,7 @@ def _annotations(stage, state, replay):
   rows = lambda x: x.reshape((_M, _SEQUENCES, _T) + x.shape[2:])
   along = jax.vmap(jax.vmap(stage.annotate, (None, 0, 0)), (None, 0, 0))
   found = along(
-    state, jax.tree.map(rows, replay.rl.data), jnp.ones((_M, _SEQUENCES, _T))
+    state, jax.tree.map(rows, replay.query.data), jnp.ones((_M, _SEQUENCES, _T))
   )
   return jax.tree.map(lambda x: x.reshape((_M, -1) + x.shape[3:]), found)
 

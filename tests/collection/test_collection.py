@@ -184,7 +184,7 @@ def test_the_part_that_is_kept(which, count, rows):
 )
 def test_parts_that_no_log_will_hold(which, count, fits):
   held = np.array([20, 13])
-  config = _config(rl_slice=which, rl_size=count)
+  config = _config(log_slice=which, log_size=count)
   if fits:
     history.check_cut(config, held)
     # What passes can be cut.
@@ -194,7 +194,7 @@ def test_parts_that_no_log_will_hold(which, count, fits):
   with pytest.raises(
     ConfigError,
     match=(
-      rf'collect\.rl_size: {count} transitions .* only'
+      rf'collect\.log_size: {count} transitions .* only'
       rf' {"7 around the first quarter of 13" if count == 8 else 13} in'
       ' training task 1'
     ),
@@ -232,7 +232,7 @@ def test_held_out_tasks_change_nothing_for_the_others(finished_run, tmp_path):
   with tiny_run.shared_programs():
     phases.run(
       tiny_run.make_setup(
-        tmp_path, {'family': {'num_test': 1}, 'collect': {'encoder_size': 30}}
+        tmp_path, {'family': {'num_test': 1}, 'collect': {'context_size': 30}}
       ),
       ('collect',),
     )
@@ -254,9 +254,9 @@ def test_held_out_tasks_change_nothing_for_the_others(finished_run, tmp_path):
 
 def test_rows_before_there_is_a_log(finished_run, tmp_path):
   setup = tiny_run.make_setup(
-    tmp_path, {'collect': {'rl_slice': 'all', 'encoder_size': 50}}
+    tmp_path, {'collect': {'log_slice': 'all', 'context_size': 50}}
   )
-  held = tiny_run.last_progress(finished_run, 'collect')['replay.rl.size']
+  held = tiny_run.last_progress(finished_run, 'collect')['replay.query.size']
   assert len(np.unique(held)) > 1
   assert collect.dataset_sizes(setup) == (held.max(), 50)
   assert collect.test_dataset_sizes(setup) == (80, 40)

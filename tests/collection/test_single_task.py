@@ -79,15 +79,15 @@ def _finished(tmp_path_factory):
 
 def _log(progress, learner):
   """A learner's whole replay."""
-  size = int(progress.replay.rl.size[learner, 0])
+  size = int(progress.replay.query.size[learner, 0])
   return jax.tree.map(
-    lambda x: np.asarray(x[learner, 0, :size]), progress.replay.rl.data
+    lambda x: np.asarray(x[learner, 0, :size]), progress.replay.query.data
   )
 
 
 def test_budget(finished):
   setup, progress = finished
-  np.testing.assert_array_equal(progress.replay.rl.size[:, 0], _SIZES)
+  np.testing.assert_array_equal(progress.replay.query.size[:, 0], _SIZES)
   np.testing.assert_array_equal(progress.state.step, [15, 15, 15])
   curve = single_task.curves(setup)
   # The 2nd, the 4th and the last of 5 iterations are evaluated; the first
@@ -121,7 +121,7 @@ def test_the_replay_is_the_whole_life_in_order(finished, learner):
 
 def test_the_replay_can_become_a_dataset(finished):
   _, progress = finished
-  buffer = jax.tree.map(lambda x: np.asarray(x[:, 0]), progress.replay.rl)
+  buffer = jax.tree.map(lambda x: np.asarray(x[:, 0]), progress.replay.query)
   validate(
     MetaDataset(
       transitions=buffer.data,
@@ -180,7 +180,7 @@ def test_side_by_side_equals_alone(finished, tmp_path):
     )
   )
   ours, theirs = (
-    (p.state.params, p.state.target_params, p.replay.rl)
+    (p.state.params, p.state.target_params, p.replay.query)
     for p in (alone, expected)
   )
   # Adam makes whole steps (0.01) of rounding errors in tiny gradients.

@@ -28,7 +28,7 @@ _HORIZON = 5
 # One uniform round and two of the policy, of at least 5 steps each.
 _SAC = {
   'source': 'sac',
-  'rl_slice': 'all',
+  'log_slice': 'all',
   'specialists': {
     'env_steps': 15,
     'initial_steps': 5,
@@ -199,7 +199,7 @@ def _logs(setup, **family):
 )
 def test_parts_of_a_life(finished, tmp_path, which, rows, monkeypatch):
   """Held-out tasks' logs are cut in the same way."""
-  setup = _setup(tmp_path, {'rl_slice': which, 'rl_size': 5})
+  setup = _setup(tmp_path, {'log_slice': which, 'log_size': 5})
   assert collect.dataset_sizes(setup) == (5, 0)
 
   def trained(setup, config, evaluator, stage, precision):
@@ -248,9 +248,9 @@ def test_rows_before_there_is_a_log(finished, tmp_path):
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'rl_slice': 'last', 'rl_size': 16}, 'rl_size: 16 .* only 15 in'),
-    ({'rl_slice': 'middle', 'rl_size': 8}, 'rl_size: 8 .* only 7 around'),
-    ({'encoder_size': 5}, 'encoder_size: 5 .* source "sac" has no'),
+    ({'log_slice': 'last', 'log_size': 16}, 'log_size: 16 .* only 15 in'),
+    ({'log_slice': 'middle', 'log_size': 8}, 'log_size: 8 .* only 7 around'),
+    ({'context_size': 5}, 'context_size: 5 .* source "sac" has no'),
     ({'specialists': {'env_steps': 5}}, 'env_steps 5 leave nothing'),
   ],
   ids=str,

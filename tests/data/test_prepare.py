@@ -60,10 +60,12 @@ def _replay(spec, data=None):
 def test_nothing_asked_for():
   data = _data()
   replay = _replay(DataSpec(), data)
-  assert replay.encoder is None and replay.rl.data.extras == {}
-  np.testing.assert_array_equal(replay.rl.data.reward, data.transitions.reward)
-  np.testing.assert_array_equal(replay.rl.size, _SIZE)
-  np.testing.assert_array_equal(replay.rl.offline_size, _SIZE)
+  assert replay.context is None and replay.query.data.extras == {}
+  np.testing.assert_array_equal(
+    replay.query.data.reward, data.transitions.reward
+  )
+  np.testing.assert_array_equal(replay.query.size, _SIZE)
+  np.testing.assert_array_equal(replay.query.offline_size, _SIZE)
 
 
 def test_encoder_data_are_kept_apart():
@@ -72,15 +74,15 @@ def test_encoder_data_are_kept_apart():
   data = data._replace(context=context, context_size=np.array([5, 3]))
   replay = _replay(DataSpec(stride=2), data)
   np.testing.assert_array_equal(
-    replay.encoder.data.observation[0, :3, 0], [2, 4, 6]
+    replay.context.data.observation[0, :3, 0], [2, 4, 6]
   )
-  np.testing.assert_array_equal(replay.encoder.size, [3, 2])
-  # Where order matters both roles are taken from the RL data.
-  assert _replay(DataSpec(returns_discount=0.9), data).encoder is None
+  np.testing.assert_array_equal(replay.context.size, [3, 2])
+  # Where order matters both roles are taken from the query data.
+  assert _replay(DataSpec(returns_discount=0.9), data).context is None
 
 
 def test_strides_keep_the_last_row():
-  replay = _replay(DataSpec(stride=4)).rl
+  replay = _replay(DataSpec(stride=4)).query
   np.testing.assert_array_equal(replay.size, [3, 2])
   np.testing.assert_array_equal(replay.data.observation[0, :3, 0], [1, 5, 9])
   np.testing.assert_array_equal(replay.data.observation[1, :2, 0], [100, 104])
@@ -88,7 +90,7 @@ def test_strides_keep_the_last_row():
 
 def test_returns_are_computed_before_the_stride():
   data, gamma = _data(), 0.9
-  replay = _replay(DataSpec(returns_discount=gamma, stride=3), data).rl
+  replay = _replay(DataSpec(returns_discount=gamma, stride=3), data).query
   reward = data.transitions.reward[0].astype(np.float64)
   rows = [0, 3, 6, 9]
   ends = [3, 5, 9, 10]  # of the episodes that hold these rows
@@ -114,26 +116,26 @@ def test_contexts_from_a_part_of_each_log(discount):
   spec = DataSpec(returns_discount=discount, stride=3)
   part = _replay(spec._replace(context_part='first', context_rows=4))
   plain = _replay(spec)
-  assert plain.encoder is None
-  jax.tree.map(np.testing.assert_array_equal, part.rl, plain.rl)
-  whole = _replay(spec._replace(stride=1)).rl
+  assert plain.context is None
+  jax.tree.map(np.testing.assert_array_equal, part.query, plain.query)
+  whole = _replay(spec._replace(stride=1)).query
   jax.tree.map(
     lambda a, b: np.testing.assert_array_equal(a, b[:, :4]),
-    part.encoder.data,
+    part.context.data,
     whole.data,
   )
-  np.testing.assert_array_equal(part.encoder.size, [4, 4])
+  np.testing.assert_array_equal(part.context.size, [4, 4])
   with pytest.raises(DatasetError, match='context_rows=1000000: .* the last'):
     _replay(spec._replace(context_part='last', context_rows=10**6))
 
 
 def test_sequences_are_consecutive_episodes():
-  replay = _replay(DataSpec(sequence_episodes=2)).rl
+  replay = _replay(DataSpec(sequence_episodes=2)).query
   np.testing.assert_array_equal(replay.num_sequences, [2, 1])
   np.testing.assert_array_equal(replay.sequence_start[0], [0, 5])
   np.testing.assert_array_equal(replay.sequence_length[0], [5, 5])
   assert (replay.sequence_start[1, 0], replay.sequence_length[1, 0]) == (0, 5)
-  single = _replay(DataSpec(sequence_episodes=3)).rl  # what is left over
+  single = _replay(DataSpec(sequence_episodes=3)).query  # what is left over
   np.testing.assert_array_equal(single.sequence_length[0], [9, 1])
 
 
@@ -189,8 +191,8 @@ def test_mixed_rewards(each, positions):
     prepare.replay(data, spec, _FAMILY, data.tasks, jax.random.key(key))
   )
   replay = prepared(0)
-  np.testing.assert_array_equal(replay.rl.data.reward, log.reward)
-  mixed = replay.encoder
+  np.testing.assert_array_equal(replay.query.data.reward, log.reward)
+  mixed = replay.context
   numbers = 40
   np.testing.assert_array_equal(mixed.num_sequences, numbers)
   np.testing.assert_array_equal(mixed.size, data.size)
@@ -229,7 +231,7 @@ def test_mixed_rewards(each, positions):
     rtol=1e-4,
     atol=1e-5,
   )
-  assert not np.array_equal(prepared(1).encoder.data.reward, mixed.data.reward)
+  assert not np.array_equal(prepared(1).context.data.reward, mixed.data.reward)
 
 
 def test_mixing_goes_from_task_to_task():
@@ -238,7 +240,7 @@ def test_mixing_goes_from_task_to_task():
   spec = DataSpec(sequence_episodes=2, mix_rewards=True)
   mixed = jax.device_get(
     prepare.replay(data, spec, _FAMILY, data.tasks, _KEY)
-  ).encoder
+  ).context
   source, row = [
     x.reshape(2, 20, 2, 2)[:, :, 0, 0]
     for x in np.divmod(mixed.data.observation[..., 0], 1000)
@@ -259,7 +261,7 @@ def test_short_sequences_are_mixed():
         _TASKS,
         jax.random.key(key),
       )
-    ).encoder
+    ).context
     np.testing.assert_array_equal(mixed.num_sequences, [2, 1])
     for task in range(2):
       n = mixed.num_sequences[task]
@@ -300,7 +302,7 @@ def test_annotate_runs_over_each_sequence_with_each_seeds_state(tmp_path):
   added = jax.device_get(
     updates.annotate(setup, setup.seeds, stage, jnp.array([1.0, 10.0]), replay)
   )
-  reward = np.asarray(replay.rl.data.reward)
+  reward = np.asarray(replay.query.data.reward)
   expected = np.zeros((2, _ROWS))
   for task, begin, end in (0, 0, 5), (0, 5, 10), (1, 0, 5):
     expected[task, begin:end] = np.cumsum(reward[task, begin:end])

@@ -31,7 +31,7 @@ _KEY = jax.random.key(0)
 
 @pytest.fixture(name='replay', scope='module')
 def _replay():
-  """Rewards are 100 * task + row in the RL buffer, 1000 more in the other."""
+  """Rewards are 100 * task + row in the queries, 1000 more in contexts."""
   number = jnp.arange(_CAPACITY) + 100.0 * jnp.arange(_TASKS)[:, None]
   wide = number[..., None]
 
@@ -113,7 +113,7 @@ def test_draws_are_uniform(replay):
 
 def test_one_buffer_for_both_roles_still_draws_independently(replay):
   spec = BatchSpec(4, Rows(7), Rows(5))
-  batch = _sample(Replay(replay.rl, None), spec)
+  batch = _sample(Replay(replay.query, None), spec)
   assert batch.context.reward.max() < 1000
   assert np.mean(batch.context.reward == batch.query.reward[..., :5]) < 0.2
 
@@ -129,10 +129,10 @@ def test_offline_contexts_come_from_the_frozen_prefix(replay):
 def test_draw_context(replay):
   draw = jax.jit(sampler.draw_context, static_argnums=(3, 4))
   for offline, known in ((True, _OFFLINE), (False, 14)):
-    context, mask = draw(_KEY, replay.encoder, 1, 200, offline)
+    context, mask = draw(_KEY, replay.context, 1, 200, offline)
     assert set(np.asarray(context.reward)) == set(1100 + np.arange(known))
     np.testing.assert_array_equal(mask, np.ones(200))
-  empty = buffers.clear(replay.encoder, 1)
+  empty = buffers.clear(replay.context, 1)
   for offline in (True, False):
     context, mask = draw(_KEY, empty, 1, 5, offline)
     np.testing.assert_array_equal(mask, np.zeros(5))
@@ -194,10 +194,10 @@ def test_offline_share_of_episode_contexts(replay):
 
 
 def test_episode_context_without_any_data_is_empty(replay):
-  encoder = replay.encoder
+  encoder = replay.context
   for task in range(_TASKS):
     encoder = buffers.clear(encoder, task)
-  batch = _sample(Replay(replay.rl, encoder), _exploration())
+  batch = _sample(Replay(replay.query, encoder), _exploration())
   assert not batch.context_mask.any()
 
 
@@ -426,9 +426,9 @@ def test_windows(replay):
   # Episodes are equally likely, whatever their length.
   first = len(seen[0, 6]) / (len(seen[0, 6]) + len(seen[0, 10]))
   assert abs(first - 0.5) < 4 * 0.5 / np.sqrt(len(seen[0, 6]) * 2)
-  table = replay.rl._replace(
-    sequence_start=replay.rl.sequence_start[:, :0],
-    sequence_length=replay.rl.sequence_length[:, :0],
+  table = replay.query._replace(
+    sequence_start=replay.query.sequence_start[:, :0],
+    sequence_length=replay.query.sequence_length[:, :0],
   )
   with pytest.raises(ValueError, match='set sequence_episodes=1'):
     _sample(Replay(table, None), spec)

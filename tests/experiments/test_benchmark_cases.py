@@ -188,7 +188,7 @@ def test_every_algorithm_has_its_cases(profile):
 
 def test_returns_in_the_synthetic_data():
   [case] = cases.make_cases('smoke', ('multitask',))  # episodes of 8 steps
-  buffer = cases.synthetic_replay(case).rl
+  buffer = cases.synthetic_replay(case).query
   reward = np.asarray(buffer.data.reward)
   assert reward.shape == (16, 64)
   extras = buffer.data.extras
@@ -206,7 +206,7 @@ def test_returns_in_the_synthetic_data():
 
 def test_sequences_in_the_synthetic_data():
   case = cases.make_cases('smoke', ('borel',))[1]  # 3 episodes of 8 steps
-  buffer = cases.synthetic_replay(case).rl
+  buffer = cases.synthetic_replay(case).query
   np.testing.assert_array_equal(
     buffer.sequence_start, np.tile([0, 24], (16, 1))
   )
@@ -228,7 +228,7 @@ def test_stages_with_what_they_need_of_the_data():
   for row in result['updates']:
     assert row['updates_per_s'] > 0 and row['gflop_per_update'] > 0
   assert [u['sizes']['context_size'] for u in result['updates']] == [
-    1,
-    1,
+    0,
+    0,
     2 * 24,
   ]

@@ -140,8 +140,8 @@ def test_timed_calls_find_their_arguments_in_place(stage, monkeypatch):
   )()
   [(state, replay, precision)] = asked
   assert precision == 'bfloat16'
-  each = {'offline': replay.rl.size.shape, 'online': (2, case.num_tasks)}
-  for tree, size in ((replay.rl.size, each[stage]), (state.step, (2,))):
+  each = {'offline': replay.query.size.shape, 'online': (2, case.num_tasks)}
+  for tree, size in ((replay.query.size, each[stage]), (state.step, (2,))):
     assert tree.sharding.shard_shape(tree.shape) == size
   for leaf in jax.tree.leaves((state, replay)):
     assert leaf.sharding.device_set == set(devices)

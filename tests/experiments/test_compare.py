@@ -32,7 +32,7 @@ if 'cloning' not in algorithms.ALGORITHMS:
 
 ABLATIONS = {
     'no_kl': {'description': 'no bottleneck', 'cloning': {'kl_weight': 0.0}},
-    'first_data': {'collect': {'rl_slice': 'first'}},
+    'first_data': {'collect': {'log_slice': 'first'}},
 }
 get_config = base.config_of('cloning', {'smoke': {'cloning': {
     'latent_size': 2, 'hidden': (8,), 'num_updates': 4, 'num_tasks': 2,

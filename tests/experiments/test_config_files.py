@@ -88,7 +88,7 @@ def test_layers():
     # The slice is in the family's own profile `cpu`, too.
     {
       'ant_dir': {
-        'all': {'sac': {'discount': 0.2}, 'collect': {'rl_slice': 'first'}},
+        'all': {'sac': {'discount': 0.2}, 'collect': {'log_slice': 'first'}},
         'cpu': {'sac': {'num_updates': 4}},
       }
     },
@@ -111,7 +111,7 @@ def test_layers():
       config.chunk,
       config.finetune.iterations,
     ) == values, (family, profile)
-    assert (config.collect.rl_slice == 'first') == (
+    assert (config.collect.log_slice == 'first') == (
       family == 'ant_dir' or profile == 'paper'
     )  # cheetah_vel as published
 
@@ -153,7 +153,7 @@ def test_what_robots_learn_from_at_the_small_size(algorithm, robots_have):
     collect = configuration.resolve(values, 'cpu', {}).collect
     source, part = robots_have
     assert collect.source == source, family
-    assert part == collect.rl_slice, family
+    assert part == collect.log_slice, family
 
 
 def test_robots_can_learn_from_pearl_too():
@@ -163,9 +163,9 @@ def test_robots_can_learn_from_pearl_too():
     cpu, smoke = (
       _resolve(data, family, name).collect for name in ('cpu', 'smoke')
     )
-    assert (cpu.source, cpu.rl_slice, cpu.rl_size) == ('pearl', 'last', 1200)
+    assert (cpu.source, cpu.log_slice, cpu.log_size) == ('pearl', 'last', 1200)
     own = _resolve(base.data_config, family, 'smoke').collect
-    assert smoke == own and own.source == 'pearl' and own.rl_size == 200
+    assert smoke == own and own.source == 'pearl' and own.log_size == 200
 
 
 @pytest.mark.parametrize('profile', _PROFILES)
@@ -173,7 +173,7 @@ def test_data_of_a_source(profile):
   for family in base.FAMILIES:
     config = _resolve(base.config_of('macaw', data='sac'), family, profile)
     data = _resolve(lambda f: base.data_config(f, 'sac'), family, profile)
-    assert data.collect.source == 'sac' and not data.collect.encoder_size
+    assert data.collect.source == 'sac' and not data.collect.context_size
     own = _resolve(base.data_config, family, profile)
     same = configuration.resolve(
       base.make_config(*base.smac_parts(family)), profile, {}

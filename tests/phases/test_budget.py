@@ -9,6 +9,7 @@ import sys
 import helpers
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny_run
 
@@ -23,8 +24,9 @@ from offmeta.training import (
   memory,
   streaming,
   updates,
+  visits as visits_lib,
 )
-from offmeta.types import DataSpec, Loop
+from offmeta.types import DataSpec, Loop, Visits
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PLACES = [{}, {'share': 'tasks'}, {'replay': 'host'}]
@@ -51,12 +53,20 @@ def _asked(monkeypatch):
 
 
 def _held(tree):
-  """Bytes of a tree on all devices together."""
-  return sum(
-    shard.data.nbytes
-    for leaf in jax.tree.leaves(tree)
-    for shard in leaf.addressable_shards
-  )
+  """Bytes of a tree on all devices together; memory maps take none."""
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    if not isinstance(leaf, np.ndarray):
+      total += sum(shard.data.nbytes for shard in leaf.addressable_shards)
+    elif not _is_mapped(leaf):
+      total += leaf.nbytes
+  return total
+
+
+def _is_mapped(leaf):
+  while isinstance(leaf, np.ndarray) and not isinstance(leaf, np.memmap):
+    leaf = leaf.base
+  return isinstance(leaf, np.memmap)
 
 
 def _assert_announced(asked, setup, seeds, progress, **data):
@@ -85,6 +95,7 @@ def _assert_announced(asked, setup, seeds, progress, **data):
   assert set(devices) == {
     shard.device
     for leaf in jax.tree.leaves(data)
+    if not isinstance(leaf, np.ndarray)
     for shard in leaf.addressable_shards
   }
 
@@ -96,7 +107,7 @@ def test_collect(asked, tmp_path, runtime):
   seeds = collect_pearl.behaviour_seeds(setup)
   algorithm = setup.algorithm('pearl', setup.config.collect.behaviour)
   progress = collect_pearl.start(setup, algorithm, seeds, fresh=False)
-  assert progress.replay.encoder is not None
+  assert progress.replay.context is not None
   visit = collect_pearl.visit_held_out(setup, algorithm, seeds, progress.state)
   _assert_announced(
     asked,
@@ -104,8 +115,8 @@ def test_collect(asked, tmp_path, runtime):
     seeds,
     progress,
     **{
-      'replay of held-out tasks': visit.rl,
-      'replay for contexts of held-out tasks': visit.encoder,
+      'replay of held-out tasks': visit.query,
+      'replay for contexts of held-out tasks': visit.context,
     },
   )
 
@@ -122,7 +133,7 @@ def test_offline_and_online(
         'dataset': str(finished_run / 'dataset'),
         'test_dataset': (one_buffer * str(finished_run / 'dataset_test')),
       },
-      'online': {'share_encoder_buffer': one_buffer},
+      'online': {'share_buffer': one_buffer},
     },
     runtime=runtime,
   )
@@ -136,11 +147,14 @@ def test_offline_and_online(
   )
   dataset, test = phases.offline_replays(setup)
   assert (test is not None) == one_buffer
-  data = {'dataset': dataset.rl, 'dataset of held-out tasks': test and test.rl}
+  data = {
+    'dataset': dataset.query,
+    'dataset of held-out tasks': test and test.query,
+  }
   progress = phases._online_start(
     setup, configs.variant(setup.config, 'matched'), algorithm, dataset
   )
-  assert (progress.replay.encoder is None) == one_buffer
+  assert (progress.replay.context is None) == one_buffer
   budget.check(setup, ('offline',))
   _assert_announced(
     asked, setup, setup.seeds, progress._replace(replay=None), **data
@@ -174,8 +188,8 @@ def test_prepared_data(finished_run, tmp_path, spec, encoder):
   )
   demand = budget._dataset(setup, spec, (80, encoder), 2, 'log')
   # The numbers of rows are kept once per buffer.
-  assert demand.nbytes == _held(made) - (made.encoder is not None) * 3 * _held(
-    made.rl.size
+  assert demand.nbytes == _held(made) - (made.context is not None) * 3 * _held(
+    made.query.size
   )
 
 
@@ -298,3 +312,13 @@ def test_a_run_that_cannot_fit_ends_before_it_starts(tmp_path):
   assert '1 seed x 900 tasks x 2,000,000,' in done.stderr
   assert 'Traceback' not in done.stderr and not done.stdout
   assert not workdir.exists()
+
+
+def test_a_list_of_visits_is_counted_before_it_is_made(monkeypatch):
+  monkeypatch.setattr(memory, 'available_bytes', lambda devices: 5 * 10**9)
+  keys = jax.random.split(jax.random.key(0), 2)
+  with pytest.raises(
+    configs.ConfigError, match='list of visits +2 seeds x 1,000,000,000 iter'
+  ):
+    visits_lib.visits(keys, 10**9, Visits(), 32)
+  assert visits_lib.visits(keys, 3, Visits(), 32).shape == (2, 3, 5)

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import tiny_run
 
+from offmeta import algorithms
+from offmeta.algorithms import ppo
 from offmeta.data.on_policy import Fresh
 from offmeta.phases import budget, run as phases
 from offmeta.results import report
 from offmeta.training import config as configs, setup as setups, stopping
+from offmeta.types import Rollouts
 
 # Episodes of five steps straddle iterations of six. Four iterations.
 _CONFIG = {
@@ -174,6 +177,28 @@ def test_tasks_that_do_not_do(tmp_path, changes, message):
   config = configs.from_dict({**values, **changes})
   with pytest.raises(configs.ConfigError, match=message):
     setups.make_setup(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    (dict(gather=None), "loop 'online' is fed by rollouts, but the loop"),
+    (dict(name='offline'), "loops of the phase 'online' whose stages are all"),
+    (dict(gather=Rollouts(8, 6)), 'as many tasks as there are environments'),
+  ],
+  ids=['none', 'phase', 'number'],
+)
+def test_loops_that_do_not_fit_their_stages(
+  tmp_path, monkeypatch, changes, message
+):
+  def make(problem, config, axis_name=None):
+    made = ppo.make(problem, config, axis_name)
+    return made._replace(loops=(made.loops[0]._replace(**changes),))
+
+  entry = algorithms.ALGORITHMS['ppo']._replace(make=make)
+  monkeypatch.setitem(algorithms.ALGORITHMS, 'ppo', entry)
+  with pytest.raises(configs.ConfigError, match=message):
+    _setup(tmp_path)
 
 
 def test_a_dataset_is_not_read(tmp_path, capsys):

@@ -309,7 +309,7 @@ def test_self_supervision_reads_no_reward(finished_run, tmp_path):
   clean, poisoned = _online_with_poison(
     finished_run, tmp_path / 'run', 'matched', float('nan')
   )
-  assert any(name.startswith('replay.rl.') for name in clean)
+  assert any(name.startswith('replay.query.') for name in clean)
   assert any(name.startswith('state.params.') for name in clean)
   assert not tiny_run.differing(clean, poisoned)
 
@@ -319,7 +319,7 @@ def test_oracle_does_read_it(finished_run, tmp_path):
     finished_run, tmp_path / 'run', 'oracle', 7.0
   )
   differing = tiny_run.differing(clean, poisoned)
-  assert 'replay.rl.data.reward' in differing
+  assert 'replay.query.data.reward' in differing
   assert any('params.critic' in name for name in differing)
 
 
@@ -667,7 +667,7 @@ def test_interrupted_before_anything_listens():
 
 
 @pytest.mark.parametrize(
-  'key, value', [('collect.rl_size', 999), ('collect.encoder_size', 41)]
+  'key, value', [('collect.log_size', 999), ('collect.context_size', 41)]
 )
 def test_slice_that_no_log_will_hold(
   tmp_path, command, monkeypatch, key, value
@@ -691,28 +691,28 @@ def _behaviour_replay(workdir):
     )
     return types.SimpleNamespace(data=data, size=get('size'))
 
-  return types.SimpleNamespace(rl=part('rl'), encoder=part('encoder'))
+  return types.SimpleNamespace(query=part('query'), context=part('context'))
 
 
-@pytest.mark.parametrize('rl_slice', ['first', 'last'])
-def test_slices_of_the_behaviour_log(finished_run, tmp_path, rl_slice):
+@pytest.mark.parametrize('log_slice', ['first', 'last'])
+def test_slices_of_the_behaviour_log(finished_run, tmp_path, log_slice):
   replay = _behaviour_replay(finished_run)
   setup = tiny_run.make_setup(
     tmp_path,
-    {'collect': {'rl_slice': rl_slice, 'rl_size': 30, 'encoder_size': 20}},
+    {'collect': {'log_slice': log_slice, 'log_size': 30, 'context_size': 20}},
   )
   data = collect_pearl.cut(setup, replay)
   assert (data.size == 30).all() and (data.context_size == 20).all()
-  assert len(set(replay.rl.size)) > 1 or rl_slice == 'first'
-  for task, size in enumerate(replay.rl.size):
-    rows = slice(0, 30) if rl_slice == 'first' else slice(size - 30, size)
+  assert len(set(replay.query.size)) > 1 or log_slice == 'first'
+  for task, size in enumerate(replay.query.size):
+    rows = slice(0, 30) if log_slice == 'first' else slice(size - 30, size)
     np.testing.assert_array_equal(
-      data.transitions.reward[task], replay.rl.data.reward[task, rows]
+      data.transitions.reward[task], replay.query.data.reward[task, rows]
     )
-    end = replay.encoder.size[task]
+    end = replay.context.size[task]
     np.testing.assert_array_equal(
       data.context.observation[task],
-      replay.encoder.data.observation[task, end - 20 : end],
+      replay.context.data.observation[task, end - 20 : end],
     )
 
 
@@ -732,38 +732,36 @@ def test_default_dataset_is_the_last_part(finished_run):
   replay = _behaviour_replay(finished_run)
   data = datasets.load(finished_run / 'dataset')
   assert data.context is None
-  for task, size in enumerate(replay.rl.size):
+  for task, size in enumerate(replay.query.size):
     np.testing.assert_array_equal(
       data.transitions.action[task],
-      replay.rl.data.action[task, size - 40 : size],
+      replay.query.data.action[task, size - 40 : size],
     )
 
 
 def test_shared_buffer_is_one(finished_run):
   setup = tiny_run.make_setup(finished_run)
   data = phases.offline_replays(setup).train
-  assert data.encoder is None
+  assert data.context is None
   algorithm = setup.algorithm('smac', setup.config.settings)
-  config = configs.from_dict(
-    {'online': {'share_encoder_buffer': False}}, setup.config
-  )
+  config = configs.from_dict({'online': {'share_buffer': False}}, setup.config)
   separate = phases._online_start(setup, config, algorithm, data).replay
-  size = data.rl.data.reward.shape[1]
+  size = data.query.data.reward.shape[1]
   for buffer in separate:
     assert buffer.data.reward.shape[2] > size
     for seed in range(2):
       np.testing.assert_array_equal(
-        buffer.data.reward[seed, :, :size], data.rl.data.reward
+        buffer.data.reward[seed, :, :size], data.query.data.reward
       )
   names = tiny_run.last_progress(finished_run, 'online/matched')
-  assert not any(name.startswith('replay.encoder') for name in names)
+  assert not any(name.startswith('replay.context') for name in names)
 
 
 def test_separate_encoder_data(finished_run, tmp_path):
-  """Own encoder data: posterior episodes go to the RL buffer alone."""
+  """Own context data: posterior episodes go to the query buffer alone."""
   changes = {
-    'collect': {'encoder_size': 20, 'dataset': str(tmp_path / 'data')},
-    'online': {'share_encoder_buffer': False},
+    'collect': {'context_size': 20, 'dataset': str(tmp_path / 'data')},
+    'online': {'share_buffer': False},
   }
   setup = tiny_run.make_setup(tmp_path / 'run', changes)
   data = collect_pearl.cut(setup, _behaviour_replay(finished_run))
@@ -771,11 +769,11 @@ def test_separate_encoder_data(finished_run, tmp_path):
   phases.offline(setup, _NoEvaluator)
   phases.online(setup, 'matched', _NoEvaluator)
   last = tiny_run.last_progress(tmp_path / 'run', 'online/matched')
-  rl = last['replay.rl.size'] - data.size
-  encoder = last['replay.encoder.size'] - data.context_size
+  rl = last['replay.query.size'] - data.size
+  encoder = last['replay.context.size'] - data.context_size
   assert (encoder.sum(-1) == 2 * 2 * 40).all()  # prior steps of 4 visits
   np.testing.assert_array_equal(rl, 2 * encoder)  # and as many posterior ones
-  new = last['replay.encoder.data.observation'][:, :, :20]
+  new = last['replay.context.data.observation'][:, :, :20]
   np.testing.assert_array_equal(
     new, np.broadcast_to(data.context.observation, new.shape)
   )

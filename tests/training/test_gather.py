@@ -107,10 +107,10 @@ def test_counts_order_and_places():
   config = dataclasses.replace(_CONFIG, rewards='true')
   replay = _gather_spied(_FAMILY, config, _replay(), _VISITED, _KEY)
   # 10 prior and 15 further steps; only prior ones go to the encoder.
-  np.testing.assert_array_equal(replay.rl.size, [31, 6, 31, 6])
-  np.testing.assert_array_equal(replay.encoder.size, [16, 6, 16, 6])
+  np.testing.assert_array_equal(replay.query.size, [31, 6, 31, 6])
+  np.testing.assert_array_equal(replay.context.size, [16, 6, 16, 6])
   for task in (0, 2):
-    rl, encoder = _new(replay.rl, task), _new(replay.encoder, task)
+    rl, encoder = _new(replay.query, task), _new(replay.context, task)
     value = float(_TASKS['value'][task])
     np.testing.assert_array_equal(
       rl.reward, np.tile(value * np.arange(1, 6), 5)
@@ -124,12 +124,12 @@ def test_counts_order_and_places():
     assert not np.any(rl.action[:15])
     means = 1e5 * rl.action[15:, 0].reshape(2, 5)
     np.testing.assert_array_equal(means, means[:, :1] * np.ones((2, 5)))
-    # Of the task's encoder buffer: offline rewards near 1000 + 100 * task,
+    # Of the task's context buffer: offline rewards near 1000 + 100 * task,
     # new ones at most 15. A mean of 7 of them.
     assert np.all(means > 0.0) and np.all(means < 1000 + 100 * task + 6)
     assert means[0, 0] != means[1, 0]
   # Offline data stay.
-  for old, new in ((_offline(0), replay.rl), (_offline(1), replay.encoder)):
+  for old, new in ((_offline(0), replay.query), (_offline(1), replay.context)):
     np.testing.assert_array_equal(
       new.data.reward[:, :_OFFLINE], old.data.reward[:, :_OFFLINE]
     )
@@ -141,7 +141,7 @@ def test_sequences_are_recorded(shared):
   config = dataclasses.replace(_CONFIG, rewards='true')
   replay = _gather_spied(_FAMILY, config, _replay(shared), _VISITED, _KEY)
   buffer = replay.contexts()
-  assert (replay.encoder is None) == shared
+  assert (replay.context is None) == shared
   np.testing.assert_array_equal(buffer.num_sequences, [1, 0, 1, 0])
   for task in (0, 2):
     assert buffer.sequence_start[task, 0] == _OFFLINE
@@ -167,20 +167,20 @@ def test_sequences_are_recorded(shared):
 
 def test_posterior_steps_into_the_encoder_by_switch():
   config = dataclasses.replace(
-    _CONFIG, rewards='true', posterior_to_encoder=True
+    _CONFIG, rewards='true', posterior_to_context=True
   )
   replay = _gather_spied(_FAMILY, config, _replay(), _VISITED, _KEY)
-  np.testing.assert_array_equal(replay.encoder.size, [31, 6, 31, 6])
+  np.testing.assert_array_equal(replay.context.size, [31, 6, 31, 6])
 
 
 def test_terminating_episodes_fill_the_quota():
   config = dataclasses.replace(_CONFIG, rewards='true')
   replay = _gather_spied(_MORTAL, config, _replay(), _VISITED, _KEY)
   # Task 2 lives 3 steps: 4 episodes for 10, 5 for 15. Task 0 lives 2.
-  np.testing.assert_array_equal(replay.encoder.size, [16, 6, 18, 6])
-  np.testing.assert_array_equal(replay.rl.size, [32, 6, 33, 6])
+  np.testing.assert_array_equal(replay.context.size, [16, 6, 18, 6])
+  np.testing.assert_array_equal(replay.query.size, [32, 6, 33, 6])
   for task, life, episodes in ((2, 3, 9), (0, 2, 13)):
-    new = _new(replay.rl, task)
+    new = _new(replay.query, task)
     np.testing.assert_array_equal(
       new.observation[:, 0], np.tile(np.arange(life), episodes)
     )
@@ -189,7 +189,7 @@ def test_terminating_episodes_fill_the_quota():
     )
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(new))
   np.testing.assert_array_equal(
-    replay.encoder.sequence_length[:, 0], [10, 0, 12, 0]
+    replay.context.sequence_length[:, 0], [10, 0, 12, 0]
   )
 
 
@@ -215,17 +215,17 @@ def test_steps_that_blew_up_are_counted(family, rewards, expected):
 def test_labels():
   replay = _gather_spied(_FAMILY, _CONFIG, _replay(), _VISITED, _KEY)
   for task in (0, 2):
-    labels = _new(replay.rl, task).reward.reshape(5, 5)
+    labels = _new(replay.query, task).reward.reshape(5, 5)
     # One draw per rollout, another one for each.
     np.testing.assert_array_equal(labels, labels[:, :1] * np.ones((5, 5)))
     assert len(set(labels[:, 0])) == 5
-    # The context: frozen offline rows of the same task, encoder buffer, drawn
+    # The context: frozen offline rows of the same task, context buffer, drawn
     # anew for each rollout.
     low = 1000 + 100 * task
     assert np.all(labels >= low) and np.all(labels <= low + 5.01)
     assert np.ptp(labels) > 0.0101
     np.testing.assert_array_equal(
-      _new(replay.encoder, task).reward, labels[:2].ravel()
+      _new(replay.context, task).reward, labels[:2].ravel()
     )
 
 
@@ -233,48 +233,46 @@ def test_label_contexts_are_frozen_offline_data_of_the_task():
   """NaN wherever a label context must not come from."""
   replay = _replay()
   online = jax.tree.map(
-    lambda x: jnp.full_like(x[0, :3], jnp.nan), replay.encoder.data
+    lambda x: jnp.full_like(x[0, :3], jnp.nan), replay.context.data
   )
-  encoder = replay.encoder
+  encoder = replay.context
   for task in range(_M):
     encoder = buffers.append(encoder, task, online, jnp.int32(3))
   for task in (1, 3):  # not visited
     encoder = encoder._replace(
       data=jax.tree.map(lambda x: x.at[task].set(jnp.nan), encoder.data)
     )
-  rl = replay.rl._replace(
-    data=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), replay.rl.data)
+  rl = replay.query._replace(
+    data=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), replay.query.data)
   )
   config = dataclasses.replace(_CONFIG, posterior_steps=0)
   after = _gather_spied(_FAMILY, config, Replay(rl, encoder), _VISITED, _KEY)
   for task in (0, 2):
-    new = _new(after.rl, task)
+    new = _new(after.query, task)
     assert new.reward.shape == (10,)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(new))
 
 
 def test_clear_encoder_buffer_leaves_the_last_visit():
-  config = dataclasses.replace(
-    _CONFIG, rewards='true', clear_encoder_buffer=True
-  )
+  config = dataclasses.replace(_CONFIG, rewards='true', clear_context=True)
   replay = _replay()
   for number in range(2):
     replay = _gather_spied(
       _FAMILY, config, replay, _VISITED, jax.random.key(number)
     )
-  np.testing.assert_array_equal(replay.encoder.size, [10, 6, 10, 6])
-  np.testing.assert_array_equal(replay.rl.size, [56, 6, 56, 6])
+  np.testing.assert_array_equal(replay.context.size, [10, 6, 10, 6])
+  np.testing.assert_array_equal(replay.query.size, [56, 6, 56, 6])
   for task in (0, 2):
-    start = _OFFLINE + 25  # the second visit's prior steps in the RL buffer
+    start = _OFFLINE + 25  # the second visit's prior steps in the query buffer
     jax.tree.map(
       lambda e, r: np.testing.assert_array_equal(
         e[task, :10], r[task, start : start + 10]
       ),
-      replay.encoder.data,
-      replay.rl.data,
+      replay.context.data,
+      replay.query.data,
     )
   # Contexts of the second visit are of it alone: means of small rewards.
-  means = 1e5 * replay.rl.data.action[0, _OFFLINE + 40 : _OFFLINE + 50]
+  means = 1e5 * replay.query.data.action[0, _OFFLINE + 40 : _OFFLINE + 50]
   assert np.all(means > 0) and np.all(means <= 5.01)
 
 
@@ -288,9 +286,9 @@ def test_prior_episodes_alone_fill_every_task():
     )
   )()
   # Lifetimes 2, 5, 3, 4: whole episodes to at least 7 steps.
-  for buffer in (replay.rl, replay.encoder):
+  for buffer in (replay.query, replay.context):
     np.testing.assert_array_equal(buffer.size - _OFFLINE, [8, 10, 9, 8])
-  assert not np.any(_new(replay.rl, 1).action)
+  assert not np.any(_new(replay.query, 1).action)
 
 
 # Reward-free.
@@ -341,13 +339,13 @@ def test_true_rewards_are_absent_from_the_online_phase(name, family, poison):
   assert not any(
     np.any(np.isnan(helpers.numbers(x))) for x in jax.tree.leaves(clean)
   )
-  assert clean[0].rl.size[0] > _OFFLINE and int(clean[1].step[0]) == 3
+  assert clean[0].query.size[0] > _OFFLINE and int(clean[1].step[0]) == 3
   if name == 'trained':
     return
   # The oracle does read them, so poison would have shown.
   oracle = dataclasses.replace(_CONFIG, rewards='true')
   replay, after = iteration(probes.PoisonedReward(family, poison), oracle)
-  assert np.any(np.isnan(replay.rl.data.reward))
+  assert np.any(np.isnan(replay.query.data.reward))
   assert any(
     np.any(np.isnan(x)) for x in jax.tree.leaves(after.params['critic'])
   )
@@ -375,7 +373,7 @@ def test_no_round_copies_the_replay(family):
     )
   )
   args = replay, jnp.array([[2, 0], [1, 3]]), seeds.keys
-  capacity = replay.rl.data.reward.shape
+  capacity = replay.query.data.reward.shape
   whole = 'tensor<' + 'x'.join(map(str, capacity))
   selects = [
     line
@@ -410,8 +408,8 @@ def test_scheduled_capacities_are_never_exceeded(family, clear):
     tasks_per_iteration=3,
     prior_steps=7,
     posterior_steps=4,
-    posterior_to_encoder=not clear,
-    clear_encoder_buffer=clear,
+    posterior_to_context=not clear,
+    clear_context=clear,
     rewards='true',
   )
   seeds, iterations = 8, 4
@@ -449,7 +447,7 @@ def test_scheduled_capacities_are_never_exceeded(family, clear):
 
     return jax.vmap(one)(keys, visited, lifetimes)
 
-  exact, roomy = run(size.rl, size.encoder), run(300, 300)
+  exact, roomy = run(size.query, size.context), run(300, 300)
   for got, expected in zip(exact, roomy):
     np.testing.assert_array_equal(got.size, expected.size)
     assert np.all(got.num_sequences <= size.sequences)
@@ -461,7 +459,7 @@ def test_scheduled_capacities_are_never_exceeded(family, clear):
       np.testing.assert_array_equal(np.asarray(a)[valid], b[valid])
   # Not wasteful: without termination the fullest task fills all but a margin.
   if not family.spec.terminates:
-    assert exact.rl.size.max() == size.rl - _H
+    assert exact.query.size.max() == size.query - _H
 
 
 def test_longest_is_the_longest():

@@ -1,5 +1,6 @@
 """Images: stored once, and streamed from memory maps as from the device."""
 
+import frame_learner as learner
 import helpers
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ _PHASES = ('collect', 'offline')
 
 @pytest.fixture(autouse=True, scope='module')
 def _known():
-  blob.register()
+  learner.register()
   yield
   del envs.FAMILIES['blob']
 
@@ -101,7 +102,7 @@ def test_the_contract_refuses_other_pixels():
 
 def test_the_learner_keeps_the_contract():
   testing.check_algorithm(
-    blob.make, blob.Config(), blob.Blob().spec, quick=True
+    learner.make, learner.Config(), blob.Blob().spec, quick=True
   )
 
 
@@ -131,11 +132,11 @@ def test_frames_are_stored_once_and_nothing_is_lost(setup):
   whole = _collected(setup).transitions
   replay = prepare.replay(
     stored,
-    blob.make(_problem(), blob.Config()).data,
+    learner.make(_problem(), learner.Config()).data,
     setup.family,
     setup.train_tasks,
     jax.random.key(0),
-  ).rl
+  ).query
   np.testing.assert_array_equal(replay.sequence_length, _T)
   steps = np.arange(_EPISODES * _T)
   rows = steps + steps // _T
@@ -180,8 +181,8 @@ def test_episodes_of_any_length_and_cut_logs(setup):
   spec = setup.family.spec._replace(observation_shape=(2, 2, 1))
   datasets.validate(data, spec)
   replay = prepare._frames_once(
-    data, blob.make(_problem(), blob.Config()).data
-  ).rl
+    data, learner.make(_problem(), learner.Config()).data
+  ).query
   np.testing.assert_array_equal(
     replay.sequence_length, [[2, 3, 1, 2], [4, 2, 0, 0]]
   )
@@ -239,7 +240,7 @@ def test_what_is_no_data_of_frames(setup, changed):
 
 def test_what_frames_cannot_be_prepared_for(setup):
   stored = collecting.load_dataset(setup)
-  asked = blob.make(_problem(), blob.Config()).data
+  asked = learner.make(_problem(), learner.Config()).data
   with pytest.raises(DatasetError, match='stores every frame once'):
     prepare.replay(
       stored,
@@ -272,8 +273,8 @@ def test_a_file_larger_than_the_blocks(setup):
   while images.base is not None and not isinstance(images, np.memmap):
     images = images.base
   assert isinstance(images, np.memmap)
-  config = blob.Config(num_updates=12)
-  algorithm = blob.make(_problem(), config)
+  config = learner.Config(num_updates=12)
+  algorithm = learner.make(_problem(), config)
   replay = prepare.replay(
     stored,
     algorithm.data,
@@ -281,12 +282,12 @@ def test_a_file_larger_than_the_blocks(setup):
     setup.train_tasks,
     jax.random.key(0),
   )
-  assert np.shares_memory(replay.rl.data.observation, images)
+  assert np.shares_memory(replay.query.data.observation, images)
   seeds = helpers.seeds(jax.random.split(jax.random.key(3), 2))
   traces = []
 
   def make_stage(axis):
-    [stage] = blob.make(_problem(), config, axis).loop('offline').stages
+    [stage] = learner.make(_problem(), config, axis).loop('offline').stages
 
     def update(state, batch):
       traces.append(batch.query.observation.shape)

@@ -96,7 +96,7 @@ def test_gathering_does_not_change(make_setup, place):
       setup,
       setup.seeds,
       lambda data: Replay(
-        buffers.make(data.rl.data, data.rl.size, 300, 4), None
+        buffers.make(data.query.data, data.query.size, 300, 4), None
       ),
       phases.offline_replays(setup).train,
     )
@@ -111,7 +111,9 @@ def test_gathering_does_not_change(make_setup, place):
 
   full, half = gathered('float32'), gathered('bfloat16')
   helpers.assert_same(full, half)
-  assert np.all(np.sum(full[0].rl.size - full[0].rl.offline_size, 1) >= 160)
+  assert np.all(
+    np.sum(full[0].query.size - full[0].query.offline_size, 1) >= 160
+  )
 
 
 def test_run_json_tells(make_setup, tmp_path):

@@ -1,5 +1,6 @@
 """A replay on the host and a replay on the device give the same."""
 
+import pathlib
 import shutil
 import types
 
@@ -11,9 +12,9 @@ import pytest
 import tiny_run
 
 from offmeta.algorithms import smac
-from offmeta.data import buffer as buffers
+from offmeta.data import buffer as buffers, dataset as datasets
 from offmeta.data.buffer import Replay
-from offmeta.phases import run as phases
+from offmeta.phases import budget, run as phases
 from offmeta.testing import probes
 from offmeta.training import (
   gatherers,
@@ -65,7 +66,7 @@ def test_gather(terminates, layout):
     posterior_steps=8,
     context_size=7,
     label_context_size=8,
-    clear_encoder_buffer=False,
+    clear_context=False,
   )
   algorithm = smac.make(Problem(family.spec), helpers.SMAC)
   seeds = helpers.seeds(jax.random.split(jax.random.key(1), 2), **layout)
@@ -91,7 +92,7 @@ def test_gather(terminates, layout):
     return replay, metrics
 
   (device, logged), (host, logged_too) = run('device'), run('host')
-  assert host.rl.data.reward.devices() == {streaming.host()}
+  assert host.query.data.reward.devices() == {streaming.host()}
   np.testing.assert_array_equal(
     *[m['gather/diverged'] for m in (logged, logged_too)]
   )
@@ -109,7 +110,7 @@ def test_gather(terminates, layout):
     held = np.arange(120) < np.asarray(one.size)[..., None]
     valid = lambda data: jax.tree.map(lambda x: np.asarray(x)[held], data)
     helpers.assert_close(valid(one.data), valid(other.data), 1e-5, 1e-6)
-  new = np.asarray(host.rl.size) - _ROWS
+  new = np.asarray(host.query.size) - _ROWS
   # Twice 17 steps at least for each visit, and none elsewhere.
   assert np.all(new[0] >= [34, 0, 68, 0]) and not new[0, 1] and not new[0, 3]
 
@@ -130,9 +131,9 @@ def test_updates(shared, layout):
   replay = Replay(_buffer(family, 0), _buffer(family, 1))
   if not shared:  # every seed has its own
     replay = jax.tree.map(lambda x: jnp.stack([x, x]), replay)
-    data = replay.rl.data
+    data = replay.query.data
     replay = replay._replace(
-      rl=replay.rl._replace(
+      query=replay.query._replace(
         data=data._replace(
           reward=data.reward * jnp.array([1.0, 3.0])[:, None, None]
         )
@@ -204,11 +205,25 @@ def test_batches_come_to_the_learner(monkeypatch):
       assert leaf.devices() == {host}
 
 
-def test_whole_run(finished_run, tmp_path):
-  """One variant; the other is only there to be scored with it."""
+def test_whole_run(finished_run, tmp_path, monkeypatch):
+  """One variant; the other is only there to be scored with it.
+
+  Every dataset is loaded once, and not before it is there.
+  """
   setup = tiny_run.make_setup(tmp_path / 'run', runtime={'replay': 'host'})
   shutil.copytree(finished_run / _ORACLE, tmp_path / 'run' / _ORACLE)
+  loads = []
+  load = datasets.load
+
+  def counted(path, *args, **kw):
+    loads.append(pathlib.Path(path).name)
+    return load(path, *args, **kw)
+
+  monkeypatch.setattr(datasets, 'load', counted)
+  budget.check(setup, tiny_run.PHASES)
   phases.run(setup, tiny_run.PHASES)
+  budget.check(setup, tiny_run.PHASES)
+  assert sorted(loads) == ['dataset', 'dataset_test']
   host, device = (
     tiny_run.results(tmp_path / 'run'),
     tiny_run.results(finished_run),

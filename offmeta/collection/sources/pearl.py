@@ -113,13 +113,13 @@ def _check_cuts(setup, visited):
   tasks = np.arange(setup.config.family.num_train)
   visits = np.sum(np.asarray(visited)[0, :, :, None] == tasks, axis=1)
   history.check_cut(config, initial + visits.sum(0) * (prior + posterior))
-  per_visit = prior + (posterior if gather.posterior_to_encoder else 0)
+  per_visit = prior + (posterior if gather.posterior_to_context else 0)
   encoder = initial + visits.sum(0) * per_visit
-  if gather.clear_encoder_buffer:  # the last iteration's visits stay
+  if gather.clear_context:  # the last iteration's visits stay
     encoder = np.full(tasks.shape, initial)
     for counts in visits:
       encoder = np.where(counts > 0, counts * per_visit, encoder)
-  history.check_rows('encoder_size', config.encoder_size, encoder)
+  history.check_rows('context_size', config.context_size, encoder)
 
 
 def _visits(setup, seeds):
@@ -164,18 +164,18 @@ def visit_sizes(setup: Setup) -> capacity.Sizes:
 def steps(setup: Setup) -> tuple[int, int]:
   """Of a training task's log and context data, at most."""
   config = setup.config.collect
-  size = config.rl_size
-  if config.rl_slice == 'all':
-    size = sizes(setup, behaviour_seeds(setup)).rl
+  size = config.log_size
+  if config.log_slice == 'all':
+    size = sizes(setup, behaviour_seeds(setup)).query
     size -= setup.family.spec.episode_length  # the margin
-  return size, config.encoder_size
+  return size, config.context_size
 
 
 def held_out_steps(setup: Setup) -> tuple[int, int]:
   """Of a visit to a held-out task, at most."""
   size, margin = visit_sizes(setup), setup.family.spec.episode_length
-  return size.rl - margin, min(
-    setup.config.collect.encoder_size, size.encoder - margin
+  return size.query - margin, min(
+    setup.config.collect.context_size, size.context - margin
   )
 
 
@@ -185,8 +185,8 @@ def _empty(setup, seeds, tasks, num_tasks, size: capacity.Sizes) -> Replay:
     setup,
     seeds,
     lambda: Replay(
-      buffers.empty(example, num_tasks, size.rl),
-      buffers.empty(example, num_tasks, size.encoder),
+      buffers.empty(example, num_tasks, size.query),
+      buffers.empty(example, num_tasks, size.context),
     ),
   )
 
@@ -234,13 +234,13 @@ def cut(setup: Setup, replay: Replay) -> MetaDataset:
   """The training tasks' data: slices of the two buffers, leaves [M, ...]."""
   config = setup.config.collect
   context = (None, None)
-  if config.encoder_size:
+  if config.context_size:
     context = slices.part(
-      replay.encoder.data, replay.encoder.size, -config.encoder_size
+      replay.context.data, replay.context.size, -config.context_size
     )
   return history.make(
     *slices.cut(
-      replay.rl.data, replay.rl.size, config.rl_slice, config.rl_size
+      replay.query.data, replay.query.size, config.log_slice, config.log_size
     ),
     setup.train_tasks,
     setup.family.spec.episode_length,
@@ -251,18 +251,18 @@ def cut(setup: Setup, replay: Replay) -> MetaDataset:
 def cut_visit(setup: Setup, replay: Replay) -> MetaDataset:
   """The held-out tasks' data: all of a visit, leaves [M, ...].
 
-  Where the training data have encoder data of their own, so have these: the
-  last `encoder_size` rows, or as many as the shortest task's visit gave.
+  Where the training data have context data of their own, so have these: the
+  last `context_size` rows, or as many as the shortest task's visit gave.
   """
-  size, context = setup.config.collect.encoder_size, (None, None)
+  size, context = setup.config.collect.context_size, (None, None)
   if size:
     context = slices.part(
-      replay.encoder.data,
-      replay.encoder.size,
-      -min(size, int(replay.encoder.size.min())),
+      replay.context.data,
+      replay.context.size,
+      -min(size, int(replay.context.size.min())),
     )
   return history.make(
-    *slices.part(replay.rl.data, replay.rl.size, None),
+    *slices.part(replay.query.data, replay.query.size, None),
     setup.test_tasks,
     setup.family.spec.episode_length,
     *context,

@@ -55,15 +55,15 @@ def make(setup: Setup) -> Logs:
   """Trains the learners in the stage 'collect', or goes on.
 
   Raises:
-    ConfigError: lives would be too short to cut, or encoder data are asked
+    ConfigError: lives would be too short to cut, or context data are asked
       for.
     Interrupted: a stop was requested; the same call continues.
   """
   config = setup.config.collect
-  if config.encoder_size:
+  if config.context_size:
     raise ConfigError(
-      f'config.collect.encoder_size: {config.encoder_size} asked for, but'
-      ' source "sac" has no encoder data of its own; set it to 0'
+      f'config.collect.context_size: {config.context_size} asked for, but'
+      ' source "sac" has no context data of its own; set it to 0'
     )
   num_train = setup.config.family.num_train
   fewest, _ = single_task.life(setup.family.spec, config.specialists)
@@ -82,13 +82,13 @@ def make(setup: Setup) -> Logs:
     evaluator.score(progress.state, number=1)
   )
   data, size = layout.all_seeds(
-    (progress.replay.rl.data, progress.replay.rl.size)
+    (progress.replay.query.data, progress.replay.query.size)
   )
 
   def part(which, tasks):
     mine = jax.tree.map(lambda x: x[which, 0], data)
     return history.make(
-      *slices.cut(mine, size[which, 0], config.rl_slice, config.rl_size),
+      *slices.cut(mine, size[which, 0], config.log_slice, config.log_size),
       tasks,
       setup.family.spec.episode_length,
     )
@@ -114,8 +114,8 @@ def make(setup: Setup) -> Logs:
 def steps(setup: Setup) -> tuple[int, int]:
   """Of every task's log, at most."""
   config = setup.config.collect
-  if config.rl_slice != 'all':
-    return config.rl_size, 0
+  if config.log_slice != 'all':
+    return config.log_size, 0
   return single_task.life(setup.family.spec, config.specialists)[1], 0
 
 
