@@ -192,7 +192,8 @@ def run(case, replay, **layout):
     extras = updates.annotate(
       types.SimpleNamespace(runtime=Runtime()), seeds, stage, start, replay
     )
-  return start, *update(jax.tree.map(jnp.copy, start), replay, extras)
+  copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(start)
+  return start, *update(copied, replay, extras)
 
 
 def by_path(tree):

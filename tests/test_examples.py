@@ -73,11 +73,12 @@ def _run_config():
 def test_its_config_runs_from_the_command_line(tmp_path, run_config):
   """Data collection; the later phases see no family that is new to them.
 
-  On the backend that compiles fastest.
+  On the backend and from the source that compile fastest.
   """
   run_config(
     '--config=examples/reacher.py',
     '--config.family.options.backend=spring',
+    '--config.collect.source=sac',
     '--phases=collect',
     f'--workdir={tmp_path / "run"}',
   )

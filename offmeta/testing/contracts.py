@@ -73,7 +73,10 @@ def check_env_family(
     maxval=1.2,
   )
   keys = jax.random.split(jax.random.key(2), num_tasks)
-  take = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree)
+  # Cut in numpy: jax would compile a program for every shape.
+  take = lambda tree, i: jax.tree.map(
+    lambda leaf: jnp.asarray(np.asarray(leaf)[i]), tree
+  )
 
   traces = {'reset': 0, 'step': 0}
 
@@ -90,7 +93,7 @@ def check_env_family(
   def episode(i):
     states = [reset(keys[i], take(tasks, i))]
     _check_state(family, states[0], 'reset')
-    for action in actions[i]:
+    for action in np.asarray(actions[i]):
       if states[-1].terminal > 0.5:
         break
       states.append(step(states[-1], action, take(tasks, i)))
@@ -229,9 +232,10 @@ def _check_reward(
   tolerance: float,
 ) -> None:
   stepped = np.array([state.reward for state in states[1:]])
-  features = jnp.stack([state.features for state in states[1:]])
-  taken = actions[: len(features)]
-  for what, given in (('raw', taken), ('clipped', jnp.clip(taken, -1, 1))):
+  features = jnp.asarray(np.stack([state.features for state in states[1:]]))
+  taken = np.asarray(actions)[: len(features)]
+  for what, given in (('raw', taken), ('clipped', np.clip(taken, -1, 1))):
+    given = jnp.asarray(given)
     rewards = family.reward(features, given, task)
     assert rewards.shape == stepped.shape, (
       f'reward of features {features.shape} has shape {rewards.shape}, '

@@ -489,11 +489,11 @@ def test_no_bellman_error_reaches_the_encoder(batch):
   helpers.assert_same(one.params['context'], two.params['context'])
   helpers.assert_same(one.opt_state['context'], two.opt_state['context'])
   moved = jax.tree.map(
-    lambda a, b: a - b, one.params['context'], state.params['context']
+    np.subtract, one.params['context'], state.params['context']
   )
   assert helpers.largest(moved) > 1e-3
   moments = [s.opt_state['critic'][0].mu for s in (one, two)]
-  assert helpers.largest(jax.tree.map(lambda a, b: a - b, *moments)) > 1.0
+  assert helpers.largest(jax.tree.map(np.subtract, *moments)) > 1.0
 
 
 def test_no_metric_loss_no_encoder(batch):

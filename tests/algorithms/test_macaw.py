@@ -154,9 +154,7 @@ def test_each_group_moves_at_its_rate(state, batch):
     coefficient=3e-3,
   )
   for group, rate in rates.items():
-    moved = jax.tree.map(
-      lambda a, b: a - b, after.params[group], state.params[group]
-    )
+    moved = jax.tree.map(np.subtract, after.params[group], state.params[group])
     # Adam's first step is the rate, wherever the gradient is not tiny.
     np.testing.assert_allclose(helpers.largest(moved), rate, rtol=1e-2)
   assert all(np.isfinite(x) for x in logs.values())
@@ -240,7 +238,7 @@ def test_where_the_end_of_the_episode_matters(state, batch):
   helpers.assert_same(
     (one.value, one.value_loss), (other.value, other.value_loss)
   )
-  change = jax.tree.map(lambda a, b: a - b, one.policy, other.policy)
+  change = jax.tree.map(np.subtract, one.policy, other.policy)
   assert helpers.largest(change) > 1e-5
   for config, matters in (
     (CONFIG, True),

@@ -131,7 +131,7 @@ def test_adaptation_is_the_inner_loop(state):
       1e-5,
       1e-6,
     )
-    change = jax.tree.map(lambda a, b: a - b, adapted.weights, prior.weights)
+    change = jax.tree.map(np.subtract, adapted.weights, prior.weights)
     assert helpers.largest(change) > 1e-3
 
 
@@ -274,7 +274,7 @@ def test_stages_of_fine_tuning(begun):
     update = jax.jit(stage.update)
     after, logs = update(begun, batch)
     np.testing.assert_allclose(logs[f'{group}/loss'], expected, rtol=1e-4)
-    moved = jax.tree.map(lambda a, b: a - b, after.params, begun.params)
+    moved = jax.tree.map(np.subtract, after.params, begun.params)
     np.testing.assert_allclose(
       helpers.largest(moved.pop(group)), 1e-3, rtol=1e-2
     )

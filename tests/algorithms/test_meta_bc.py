@@ -150,9 +150,7 @@ def test_loss_and_meta_gradient_against_numpy(batch, changes):
       atol=2e-4 * np.abs(slope).max(),
       err_msg=group,
     )
-    moved = jax.tree.map(
-      lambda a, b: a - b, after.params[group], state.params[group]
-    )
+    moved = jax.tree.map(np.subtract, after.params[group], state.params[group])
     np.testing.assert_allclose(helpers.largest(moved), rate, rtol=1e-2)
 
 
@@ -200,7 +198,7 @@ def test_second_order(batch):
     jax.grad(lambda p: meta_bc.losses(p, batch, first, CONFIG)[0])
   )(params)
   helpers.assert_close(full['policy_steps'], short['policy_steps'], 1e-4, 1e-5)
-  change = jax.tree.map(lambda a, b: a - b, full['policy'], short['policy'])
+  change = jax.tree.map(np.subtract, full['policy'], short['policy'])
   assert helpers.largest(change) > 1e-2 * helpers.largest(full['policy'])
 
 

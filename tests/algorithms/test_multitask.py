@@ -113,9 +113,7 @@ def test_updates_against_numpy(state, batch):
       atol=2e-4 * np.abs(slope).max(),
       err_msg=group,
     )
-    moved = jax.tree.map(
-      lambda a, b: a - b, after.params[group], state.params[group]
-    )
+    moved = jax.tree.map(np.subtract, after.params[group], state.params[group])
     np.testing.assert_allclose(helpers.largest(moved), rate, rtol=1e-2)
   assert 1.0 < logs['policy/max_weight'] <= 4.0 + 1e-5
   assert int(after.step) == 1
@@ -166,7 +164,7 @@ def test_only_advantages_bootstrap(state, batch):
   (one, _), (other, _) = update(state, batch), update(state, moved)
   helpers.assert_same(one.params['value'], other.params['value'])
   change = jax.tree.map(
-    lambda a, b: a - b, one.opt_state['policy'], other.opt_state['policy']
+    np.subtract, one.opt_state['policy'], other.opt_state['policy']
   )
   assert helpers.largest(change) > 1e-4
 

@@ -258,7 +258,7 @@ def test_offline_actor_gradient_is_advantage_weighted_cloning(state, batch):
   offline = gradient(with_actor(False))
   helpers.assert_close(offline, gradient(cloning), 1e-3, 1e-4)
   online = gradient(with_actor(True))
-  difference = jax.tree.map(lambda a, b: a - b, online, offline)
+  difference = jax.tree.map(np.subtract, online, offline)
   assert helpers.largest(difference) > 1e-3
 
 
@@ -277,7 +277,7 @@ def test_context_networks_online(state, batch, trained):
   assert int(state.step) == 2
   for group in ('critic', 'actor'):
     change = jax.tree.map(
-      lambda a, b: a - b, state.params[group], before.params[group]
+      np.subtract, state.params[group], before.params[group]
     )
     assert helpers.largest(change) > 0
   helpers.assert_same(state.extras, before.extras)
@@ -287,7 +287,7 @@ def test_context_networks_online(state, batch, trained):
   )
   for now, then in pairs:
     if trained:
-      change = jax.tree.map(lambda a, b: a - b, now, then)
+      change = jax.tree.map(np.subtract, now, then)
       assert helpers.largest(change) > 0
     else:
       helpers.assert_same(now, then)

@@ -251,7 +251,7 @@ def test_the_decoder_trains_alike_whatever_trains_the_encoder(state, batch):
   ]
   helpers.assert_close(decoders[1], decoders[0], 1e-5)
   change = jax.tree.map(
-    lambda a, b: a - b, decoders[1], state.params['context']['decoder']
+    np.subtract, decoders[1], state.params['context']['decoder']
   )
   assert helpers.largest(change) > 1e-3
 
