@@ -164,20 +164,11 @@ def _dataset(
   if frames.are_once(setup.family.spec):
     row = row._replace(next_observation=None)
   changed = spec.stride > 1 or spec.mix_rewards or spec.context_part != 'all'
+  held = lambda data: data
   if setup.runtime.replay == 'host' and not changed:
-    on_disk = jax.ShapeDtypeStruct((0,), jnp.float32)
-    row = jax.tree.map(lambda _: on_disk, row._replace(extras={}))._replace(
-      reward=row.reward,
-      extras={k: v for k, v in row.extras.items() if k != 'time'},
-    )
+    held = lambda data: {k: v for k, v in data.extras.items() if k != 'time'}
   return memory.replay_demand(
-    row,
-    num_tasks,
-    strided,
-    places,
-    what,
-    table,
-    unit='place',
+    row, num_tasks, strided, places, what, table, 'place', held
   )
 
 

@@ -180,6 +180,12 @@ def _offline_loop(setup: Setup, name: str, evaluator: evaluators.Evaluator):
 
 def _online_replays(setup, config, data: Replay) -> Replay:
   """Replays [S, ...] at the phase switch, from the dataset."""
+  if data.query.data.next_observation is None:
+    raise configs.ConfigError(
+      f'config.family: {setup.family.spec.name!r} observes images, which are'
+      ' stored once; replays that grow hold whole transitions, so an algorithm'
+      ' with an online phase on logged data needs a family of vectors'
+    )
   shared = config.online.share_buffer
   if shared and data.context is not None:
     raise configs.ConfigError(

@@ -21,7 +21,7 @@ from offmeta.results import animation, records
 from offmeta.testing import probes
 from offmeta.training.config import ConfigError
 
-_ROOT = pathlib.Path(playback.__file__).parents[1]
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

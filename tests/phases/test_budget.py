@@ -123,9 +123,7 @@ def test_collect(asked, tmp_path, runtime):
 
 @pytest.mark.parametrize('runtime', _PLACES, ids=str)
 @pytest.mark.parametrize('one_buffer', [True, False])
-def test_offline_and_online(
-  finished_run, asked, tmp_path, monkeypatch, runtime, one_buffer
-):
+def test_offline_and_online(finished_run, asked, tmp_path, runtime, one_buffer):
   setup = tiny_run.make_setup(
     tmp_path,
     {
@@ -138,21 +136,17 @@ def test_offline_and_online(
     runtime=runtime,
   )
   algorithm = setup.algorithm('smac', setup.config.settings)
-  monkeypatch.setattr(
-    loop,
-    'final_states',
-    lambda setup, stage, algorithm, seeds: updates.init_states(
-      algorithm, seeds
-    ),
-  )
   dataset, test = phases.offline_replays(setup)
   assert (test is not None) == one_buffer
   data = {
     'dataset': dataset.query,
     'dataset of held-out tasks': test and test.query,
   }
-  progress = phases._online_start(
-    setup, configs.variant(setup.config, 'matched'), algorithm, dataset
+  progress = loop.start(
+    updates.init_states(algorithm, setup.seeds),
+    phases._online_replays(
+      setup, configs.variant(setup.config, 'matched'), dataset
+    ),
   )
   assert (progress.replay.context is None) == one_buffer
   budget.check(setup, ('offline',))

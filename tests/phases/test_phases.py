@@ -743,9 +743,8 @@ def test_shared_buffer_is_one(finished_run):
   setup = tiny_run.make_setup(finished_run)
   data = phases.offline_replays(setup).train
   assert data.context is None
-  algorithm = setup.algorithm('smac', setup.config.settings)
   config = configs.from_dict({'online': {'share_buffer': False}}, setup.config)
-  separate = phases._online_start(setup, config, algorithm, data).replay
+  separate = phases._online_replays(setup, config, data)
   size = data.query.data.reward.shape[1]
   for buffer in separate:
     assert buffer.data.reward.shape[2] > size

@@ -238,6 +238,12 @@ def test_what_is_no_data_of_frames(setup, changed):
     )
 
 
+def test_no_replay_of_frames_grows(setup):
+  data = phases.offline_replays(setup).train
+  with pytest.raises(configs.ConfigError, match="'blob' observes images"):
+    phases._online_replays(setup, setup.config, data)
+
+
 def test_what_frames_cannot_be_prepared_for(setup):
   stored = collecting.load_dataset(setup)
   asked = learner.make(_problem(), learner.Config()).data
