@@ -50,32 +50,32 @@ import pytest  # noqa: E402
 # work for pytest-xdist: the dearest go first, so that none of its
 # processes is left alone with one at the end.
 _SECONDS = {
-  'test_processes.py': 100,
-  'phases/test_phases.py': 100,
+  'test_processes.py': 110,
   'test_parallel.py': 95,
-  'envs/test_brax_families.py': 90,
-  'envs/test_dynamics_families.py': 85,
-  'test_end_to_end.py': 70,
-  'training/test_streaming.py': 65,
+  'training/test_streaming.py': 75,
   'envs/test_humanoid.py': 60,
   'experiments/test_benchmark_parts.py': 55,
+  'envs/test_dynamics_families.py': 54,
+  'phases/test_phases.py': 50,
   'experiments/test_benchmark.py': 50,
   'algorithms/test_csro_unicorn.py': 50,
+  'envs/test_brax_families.py': 45,
   'training/test_gather.py': 45,
-  'test_examples.py': 45,
+  'test_end_to_end.py': 40,
   'envs/test_manipulation.py': 40,
-  'collection/test_source_sac.py': 40,
-  'phases/test_finetune.py': 40,
-  'algorithms/test_algorithm_contract.py': 40,
+  'test_examples.py': 35,
   'experiments/test_render_command.py': 35,
+  'algorithms/test_algorithm_contract.py': 33,
+  'phases/test_finetune.py': 30,
   'envs/test_manipulation_script.py': 30,
-  'collection/test_single_task.py': 30,
   'algorithms/test_focal.py': 27,
   'algorithms/test_borel.py': 25,
   'phases/test_budget.py': 25,
   'training/test_precision_of_runs.py': 25,
   'experiments/test_compare.py': 25,
   'experiments/test_references.py': 25,
+  'networks/test_precision.py': 25,
+  'collection/test_single_task.py': 20,
   'test_learnability.py': 20,
   'algorithms/test_focal_learns.py': 20,
   'algorithms/test_borel_learns.py': 20,
@@ -83,7 +83,34 @@ _SECONDS = {
   'algorithms/test_ppo.py': 20,
   'phases/test_on_policy.py': 20,
   'training/test_image_replay.py': 20,
+  'collection/test_source_sac.py': 18,
+  'networks/test_weight_transform.py': 17,
+  'algorithms/test_smac.py': 15,
 }
+
+
+# These use the programs of the finished run (`tiny_run.shared_programs`): one
+# piece of work.
+_WHOLE_RUNS = {
+  'collection/test_collection.py',
+  'phases/test_phases.py',
+  'test_end_to_end.py',
+  'test_processes.py',
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """A file is a piece of work, and so are whole runs together."""
+  from xdist.scheduler import LoadFileScheduling
+
+  class Scheduling(LoadFileScheduling):
+    def _split_scope(self, nodeid):
+      file = super()._split_scope(nodeid)
+      whole = file.removeprefix('tests/') in _WHOLE_RUNS
+      return 'whole runs' if whole else file
+
+  return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items):

@@ -30,7 +30,11 @@ def _shaken(params):
   """Moves parameters off their small start."""
   leaves, tree = jax.tree.flatten(params)
   return jax.tree.unflatten(
-    tree, [leaf + 0.5 * _array(*leaf.shape) for leaf in leaves]
+    tree,
+    [
+      np.asarray(leaf) + 0.5 * np.asarray(_array(*leaf.shape))
+      for leaf in leaves
+    ],
   )
 
 
@@ -49,7 +53,7 @@ def test_points_against_numpy(next_observation, terminal):
   network = context.transition_encoder(
     3, 2, 5, (7,), next_observation, terminal
   )
-  params = _shaken(network.init(_KEY))
+  params = _shaken(jax.jit(network.init)(_KEY))
   columns = [_DATA.observation, _DATA.action, _DATA.reward[..., None]]
   columns += [_DATA.next_observation] * next_observation
   columns += [1 - _DATA.discount[..., None]] * terminal
@@ -74,7 +78,7 @@ def test_points_against_numpy(next_observation, terminal):
 )
 def test_stochastic_points(log_variance, variance):
   network = context.transition_encoder(3, 2, 2, (7,), stochastic=True)
-  params = network.init(_KEY)
+  params = jax.jit(network.init)(_KEY)
   np.testing.assert_array_equal(params['log_variance'], np.zeros(2))
   params = _shaken(params)
   params['log_variance'] = jnp.full(2, log_variance, jnp.float32)
@@ -107,7 +111,7 @@ def test_masked_mean():
 
 def test_bounded_gaussian_against_numpy():
   network = context.bounded_gaussian((3, 2), 4, (7,))
-  params = _shaken(network.init(_KEY))
+  params = _shaken(jax.jit(network.init)(_KEY))
   mean, variance = network.apply(params, _DATA.observation, _DATA.action)
   out = np.tanh(_mlp(params, _DATA.observation, _DATA.action))
   np.testing.assert_allclose(mean, out[..., :4], rtol=1e-4, atol=1e-5)
@@ -118,7 +122,7 @@ def test_bounded_gaussian_against_numpy():
 
 def test_gaussian_model_against_numpy():
   network = context.gaussian_model((3, 2), 2, (7,))
-  params = network.init(_KEY)
+  params = jax.jit(network.init)(_KEY)
   np.testing.assert_array_equal(params['low'], np.full(2, _LOW))
   np.testing.assert_array_equal(params['high'], np.full(2, _HIGH))
   params = _shaken(params)
@@ -137,7 +141,7 @@ def test_gaussian_model_against_numpy():
 
 def test_gaussian_model_stays_between_its_bounds():
   network = context.gaussian_model((1,), 1, ())
-  params = network.init(_KEY)
+  params = jax.jit(network.init)(_KEY)
   head = params['body']['params']['Dense_0']
   for raw, bound in ((200.0, _HIGH), (-200.0, _LOW)):
     head['kernel'] = jnp.array([[0.0, raw]])

@@ -1,5 +1,8 @@
 """Perceptrons, ensembles, actors and the set encoder against numpy."""
 
+import functools
+
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,22 +25,12 @@ def _layers(params):
   ]
 
 
-def _shaken(params):
-  """Moves parameters off their small start."""
-  leaves, tree = jax.tree.flatten(params)
-  rng = np.random.default_rng(0)
-  return jax.tree.unflatten(
-    tree,
-    [
-      leaf + jnp.array(0.5 * rng.normal(size=leaf.shape), jnp.float32)
-      for leaf in leaves
-    ],
-  )
+_shaken = functools.partial(helpers.shaken, scale=0.5)
 
 
 def test_mlp_against_numpy():
   network = base.mlp((2, 3), (7, 5), ((1, 0.1), (2, 0.2)))
-  params = _shaken(network.init(_KEY))
+  params = _shaken(jax.jit(network.init)(_KEY))
   rng = np.random.default_rng(1)
   a, b = rng.normal(size=(4, 2)), rng.normal(size=(4, 3))
   first, second = network.apply(params, jnp.array(a), jnp.array(b))
@@ -51,7 +44,7 @@ def test_mlp_against_numpy():
 @pytest.mark.parametrize('hidden_bias', [0.0, 0.1])
 def test_initialisers(hidden_bias):
   network = base.mlp((10,), (400, 100), ((6, 3e-3),), hidden_bias)
-  (w0, b0), (w1, b1), (w2, b2) = _layers(network.init(_KEY))
+  (w0, b0), (w1, b1), (w2, b2) = _layers(jax.jit(network.init)(_KEY))
   # U(+-1/sqrt(output width)): 1/20 and 1/10; the head U(+-3e-3), its bias too.
   for values, bound in ((w0, 0.05), (w1, 0.1), (w2, 3e-3)):
     assert 0.95 * bound < np.abs(values).max() <= bound
@@ -86,7 +79,9 @@ def test_last_biases_can_start_at_zero():
 def test_truncated_normal_start():
   """mbrl-lib's, of hidden layers too: std 1/(2 sqrt(inputs)), biases 0."""
   network = base.mlp((100,), (400,), ((200, 3e-3),), 0.1, 'truncated_normal')
-  for (kernel, bias), inputs in zip(_layers(network.init(_KEY)), (100, 400)):
+  for (kernel, bias), inputs in zip(
+    _layers(jax.jit(network.init)(_KEY)), (100, 400)
+  ):
     cut = 1 / np.sqrt(inputs)
     assert 0.95 * cut < np.abs(kernel).max() <= cut
     # A normal that is cut at 2 has 0.8796 of its standard deviation.
@@ -98,7 +93,7 @@ def test_truncated_normal_start():
 
 def test_ensemble_stacks_independent_members():
   network = critics.q_ensemble((2, 1), (4,), 3)
-  params = network.init(_KEY)
+  params = jax.jit(network.init)(_KEY)
   inputs = jnp.ones((5, 2)), jnp.ones((5, 1))
   q = network.apply(params, *inputs)
   assert q.shape == (3, 5)
@@ -110,7 +105,7 @@ def test_ensemble_stacks_independent_members():
 
 def test_actor_clips_log_std():
   network = actors.tanh_gaussian_actor((2,), 3, (4,))
-  params = network.init(_KEY)
+  params = jax.jit(network.init)(_KEY)
   assert network.apply(params, jnp.ones((5, 2))).mean.shape == (5, 3)
   heads = [
     np.abs(leaf).max() for layer in _layers(params)[1:] for leaf in layer
@@ -203,7 +198,7 @@ def test_product_clips_tiny_variances():
 @pytest.mark.parametrize('use_next', [False, True])
 def test_set_encoder_against_numpy(use_next):
   network = context.set_encoder(3, 2, 2, (6,), use_next)
-  params = _shaken(network.init(_KEY))
+  params = _shaken(jax.jit(network.init)(_KEY))
   rng = np.random.default_rng(2)
   n = 5
   s, a, r, s2 = (

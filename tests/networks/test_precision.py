@@ -56,10 +56,11 @@ def _operand_dtypes(fn, *args):
   ]
 
 
+@functools.cache
 def _network():
   """A perceptron with two heads, its parameters, and inputs [9, 3], [9, 2]."""
   network = base.mlp((3, 2), (7, 6), ((2, 0.1), (1, 0.1)))
-  params = helpers.shaken(network.init(jax.random.key(0)))
+  params = helpers.shaken(jax.jit(network.init)(jax.random.key(0)))
   return network, params, _random((9, 3), (9, 2))
 
 
