@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import jax
 import jax.numpy as jnp
 
-from experiments.configs import base as base_configs, recipes
+from experiments.configs import base as base_configs, recipes, smac_families
 from offmeta import envs
 from offmeta.envs import base, brax_family, simulator
 from offmeta.types import Array, Key, Task
@@ -132,7 +132,7 @@ def get_config():
   """SMAC on this family: the point robot's settings, other sizes."""
   if Reacher.name not in envs.FAMILIES:
     envs.register(Reacher.name, Reacher)
-  changes, profiles = base_configs.FAMILIES['point_robot']
+  changes, profiles = smac_families.parts('point_robot')
   changes = recipes.merge(
     changes,
     {

@@ -36,7 +36,6 @@ FAMILIES: dict[str, tuple[Changes, Profiles]] = {
   **robots.FAMILIES,
   **manipulation.FAMILIES,
 }
-_OF_SMAC = ('smac', 'online')
 # Which parts of an algorithm's file make up a profile, the last one winning.
 _LAYERS = {
   'smoke': ('all', 'cpu', 'smoke'),
@@ -45,7 +44,7 @@ _LAYERS = {
 }
 
 
-def family_parts(family: str) -> tuple[dict, dict[str, dict]]:
+def family_parts(family: str) -> tuple[Changes, Profiles]:
   """What a family's experiment is for any algorithm.
 
   Args:
@@ -57,17 +56,6 @@ def family_parts(family: str) -> tuple[dict, dict[str, dict]]:
   Raises:
     ValueError: an unknown family; names the known ones.
   """
-  changes, profiles = smac_parts(family)
-  common = lambda parts: {
-    key: value for key, value in parts.items() if key not in _OF_SMAC
-  }
-  return common(changes), {
-    name: common(parts) for name, parts in profiles.items()
-  }
-
-
-def smac_parts(family: str) -> tuple[Changes, Profiles]:
-  """The same with SMAC's own settings, which stand in the families' files."""
   if family not in FAMILIES:
     raise ValueError(
       f'no config for family {family!r}; known: {", ".join(FAMILIES)}'

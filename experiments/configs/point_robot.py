@@ -1,9 +1,9 @@
-"""SMAC on the point robot."""
+"""Point robots: tasks, data, evaluation; for any algorithm."""
 
 from experiments.configs import recipes
 
 # For rewards of magnitude 1, 20-step episodes and few updates.
-_SMALL = {
+SMALL = {
   'discount': 0.9,
   'kl_weight': 0.003,
   'context_lr': 1e-3,
@@ -35,7 +35,7 @@ POINT_ROBOT = {
     'behaviour': {
       **recipes.widths(64),
       'value_hidden': (64, 64, 64),
-      **_SMALL,
+      **SMALL,
       'value_lr': 1e-3,
       # One latent per episode, as in PEARL's first release: prior
       # episodes then head for other tasks' goals, and a task's data
@@ -48,38 +48,6 @@ POINT_ROBOT = {
         'context_size': 40,
         'task_repeat': 1,
       },
-    },
-  },
-  'smac': {
-    **recipes.widths(64),
-    **_SMALL,
-    'awac_temperature': 1.0,
-    'offline': {
-      'num_updates': 3000,
-      'num_tasks': 8,
-      'query_size': 32,
-      'context_size': 64,
-    },
-    'online': {
-      'num_updates': 1000,
-      'num_tasks': 8,
-      'query_size': 32,
-      'context_size': 64,
-      'task_repeat': 1,
-      'sequence_size': 40,
-    },
-  },
-  'online': {
-    'iterations': 3,
-    'headline': 'matched',
-    'oracle': 'oracle',
-    'variants': recipes.VARIANTS,
-    'gather': {
-      'tasks_per_iteration': 32,
-      'prior_steps': 40,
-      'posterior_steps': 60,
-      'context_size': 64,
-      'label_context_size': 64,
     },
   },
   'evaluation': {
@@ -98,9 +66,8 @@ _PUBLISHED_NETS = {
 }
 
 # PEARL's point robot (goals in a square, reward scale 100) at published network
-# and batch sizes. SMAC was not published on it: what is not listed here, the
-# online data per iteration among it, stays as in the family's `cpu` profile.
-_POINT_ROBOT_ALGORITHM = {
+# and batch sizes.
+PUBLISHED = {
   **_PUBLISHED_NETS,
   'discount': 0.99,
   'kl_weight': 0.1,
@@ -125,7 +92,7 @@ POINT_ROBOT_PAPER = {
       'posterior_steps': 200,
     },
     'behaviour': {
-      **_POINT_ROBOT_ALGORITHM,
+      **PUBLISHED,
       'value_hidden': (300, 300, 300),
       'value_lr': 3e-4,
       'online': {
@@ -135,22 +102,6 @@ POINT_ROBOT_PAPER = {
         'context_size': 64,
       },
     },
-  },
-  'smac': {
-    **_POINT_ROBOT_ALGORITHM,
-    'awac_temperature': 100.0,
-    'offline': {'num_updates': 50_000, 'num_tasks': 4, 'query_size': 128},
-    'online': {
-      'num_updates': 4000,
-      'num_tasks': 4,
-      'query_size': 256,
-      'task_repeat': 4,
-    },
-  },
-  'online': {
-    'iterations': 50,
-    'headline': 'smac',
-    'variants': recipes.PAPER_VARIANTS,
   },
   'evaluation': {'num_train_tasks': 20, 'every_updates': 10_000},
 }

@@ -191,7 +191,5 @@ SMOKE = {
     'behaviour': {'online': {'num_updates': 10}},
     'specialists': specialists(600, 200, 200, 4, 16, 16, 0.9),
   },
-  'smac': {'offline': {'num_updates': 20}, 'online': {'num_updates': 10}},
-  'online': {'iterations': 2, 'gather': {'tasks_per_iteration': 4}},
   'evaluation': {'num_repeats': 2, 'num_train_tasks': 4, 'every_updates': 10},
 }

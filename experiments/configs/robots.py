@@ -1,4 +1,4 @@
-"""SMAC on simulated bodies."""
+"""Simulated bodies: tasks, data, evaluation; for any algorithm."""
 
 from experiments.configs import recipes
 
@@ -21,11 +21,6 @@ CHEETAH_VEL = {
     'log_size': 1200,
     'context_size': 400,
   },
-  'online': {
-    'iterations': 51,
-    'share_buffer': False,
-    'variants': recipes.PAPER_VARIANTS,
-  },
   'evaluation': {'every_iterations': 5},
 }
 
@@ -41,11 +36,6 @@ ANT_DIR = {
     'num_test': 20,
   },
   'collect': {'iterations': 100, 'log_slice': 'last', 'log_size': 1200},
-  'online': {
-    'iterations': 501,
-    'share_buffer': True,
-    'variants': recipes.PAPER_VARIANTS,
-  },
   'evaluation': {'every_iterations': 5},
 }
 
@@ -63,7 +53,7 @@ PEARL_SMOKE_LOGS = {'log_slice': 'last', 'log_size': 200, 'context_size': 0}
 # (`behaviour`) are its first form of acting (one latent per episode), a
 # discount and a target rate for 24,000 updates: with 0.99 and 0.005 values
 # were still falling at the end, and the cheetah did not move.
-_ROBOT_CPU_ALGORITHM = {
+CPU_ALGORITHM = {
   **recipes.widths(128),
   'discount': 0.95,
   'target_rate': 0.01,
@@ -85,7 +75,7 @@ ROBOT_CPU = {
       40_000, 2000, 400, 300, width=64, batch_size=128, discount=0.97
     ),
     'behaviour': {
-      **_ROBOT_CPU_ALGORITHM,
+      **CPU_ALGORITHM,
       'value_hidden': (128, 128, 128),
       'latent_resample_period': 0,
       # At 5 the entropy outweighs what an action changes in 20 steps
@@ -94,32 +84,12 @@ ROBOT_CPU = {
       'online': {'num_updates': 600, 'query_size': 64},
     },
   },
-  'smac': {
-    **_ROBOT_CPU_ALGORITHM,
-    # At the published 0.1 the posterior collapsed onto the prior (KL 0.01
-    # halfway, 0.00 at the end) and every task got the same policy.
-    'kl_weight': 0.003,
-    'awac_temperature': 30.0,
-    'offline': {'num_updates': 6000, 'num_tasks': 8, 'query_size': 32},
-    'online': {'num_updates': 800, 'query_size': 64},
-  },
-  'online': {
-    'iterations': 3,
-    'share_buffer': False,
-    'headline': 'matched',
-    'gather': {'tasks_per_iteration': 16},
-  },
   'evaluation': {
     'num_repeats': 2,
     'num_train_tasks': 16,
     'every_updates': 5000,
     'every_iterations': 3,
   },
-}
-ROBOT_CPU['online']['variants'] = {
-  'matched': recipes.MATCHED,
-  'oracle': recipes.ORACLE,
-  'smac': recipes.RELEASED,
 }
 ROBOT_SMOKE = recipes.merge(
   recipes.merge(ROBOT_CPU, recipes.SMOKE),
@@ -131,17 +101,9 @@ ROBOT_SMOKE = recipes.merge(
       'initial_steps': 200,
       'gather': {'prior_steps': 200, 'posterior_steps': 400},
     },
-    'online': {
-      'iterations': 1,
-      'gather': {'prior_steps': 200, 'posterior_steps': 400},
-    },
     'evaluation': {'every_iterations': 1},
   },
 )
-ROBOT_SMOKE['online']['variants'] = {
-  'matched': recipes.MATCHED,
-  'oracle': recipes.ORACLE,
-}
 
 # The other families, as Ant-Direction. Published with SMAC (spec smac 3.2):
 # task counts, PEARL's iterations and the slice of humanoid_dir and the two
@@ -193,7 +155,6 @@ def _dynamics(name: str) -> dict:
         'iterations': 40,
         'behaviour': {'use_next_observation': True},
       },
-      'smac': {'use_next_observation': True},
     },
   )
 

@@ -1,15 +1,9 @@
-"""SMAC experiments: get_config('point_robot'), get_config('ant_dir'), ...
-
-Each family's file lists what differs from the defaults of
-`offmeta.training.config.ExperimentConfig` (the published sizes), and each
-size profile what differs from the family's own.
-"""
+"""SMAC experiments: get_config('point_robot'), get_config('ant_dir'), ..."""
 
 import ml_collections
 
-from experiments.configs import base, recipes
+from experiments.configs import base, recipes, smac_families
 
-FAMILIES = base.FAMILIES
 ABLATIONS = recipes.ABLATIONS  # name -> changes to the whole experiment
 
 
@@ -19,4 +13,4 @@ def get_config(family: str = 'point_robot') -> ml_collections.ConfigDict:
   Raises:
     ValueError: an unknown family; names the known ones.
   """
-  return base.make_config(*base.smac_parts(family))
+  return base.make_config(*smac_families.parts(family))

@@ -9,7 +9,7 @@ import pytest
 import tiny_run
 
 from experiments import compare
-from experiments.configs import base
+from experiments.configs import base, smac_families
 from experiments.runs import launch
 from offmeta.algorithms import ALGORITHMS
 from offmeta.collection import history, phase as collect
@@ -116,10 +116,16 @@ def _tiny():
   """Families, data and scores that cost nothing."""
   before = dict(ALGORITHMS)
   parts = {
-    key: value for key, value in tiny_run.CONFIG.items() if key != 'online'
+    key: value
+    for key, value in tiny_run.CONFIG.items()
+    if key not in ('online', 'smac')
   }
   with (
     mock.patch.dict(base.FAMILIES, {'point_robot': (parts, {'smoke': {}})}),
+    mock.patch.dict(
+      smac_families.FAMILIES,
+      {'point_robot': ({'smac': tiny_run.CONFIG['smac']}, {})},
+    ),
     mock.patch.dict(collect.SOURCES, {'pearl': _LOGS}),
     mock.patch.object(evaluators, 'Evaluator', _Evaluator),
     mock.patch.object(phases, '_paths', lambda *args: {}),

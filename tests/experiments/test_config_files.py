@@ -5,7 +5,7 @@ import dataclasses
 import helpers
 import pytest
 
-from experiments.configs import base, robots
+from experiments.configs import base, robots, smac
 from experiments.runs import configuration
 from offmeta.algorithms import ALGORITHMS
 from offmeta.types import Problem, Rollout
@@ -36,8 +36,7 @@ def test_every_family_and_profile_is_valid(algorithm):
       config = configuration.resolve(values, profile, {})
       assert config.algorithm == algorithm
       assert config.family.name == family
-      smac = base.smac_parts(family)
-      same = configuration.resolve(base.make_config(*smac), profile, {})
+      same = configuration.resolve(smac.get_config(family), profile, {})
       family_of_all = config.family
       if algorithm == 'ppo':  # one task of it
         assert (family_of_all.num_train, family_of_all.num_test) == (1, 1)
@@ -175,9 +174,7 @@ def test_data_of_a_source(profile):
     data = _resolve(lambda f: base.data_config(f, 'sac'), family, profile)
     assert data.collect.source == 'sac' and not data.collect.context_size
     own = _resolve(base.data_config, family, profile)
-    same = configuration.resolve(
-      base.make_config(*base.smac_parts(family)), profile, {}
-    )
+    same = configuration.resolve(smac.get_config(family), profile, {})
     assert own.collect == same.collect
     assert config.collect == data.collect
     config = _resolve(

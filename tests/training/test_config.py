@@ -11,7 +11,12 @@ from absl import flags
 from ml_collections import config_flags
 import pytest
 
-from experiments.configs import base, recipes, smac as smac_configs
+from experiments.configs import (
+  base,
+  recipes,
+  smac as smac_configs,
+  smac_families,
+)
 from experiments.runs import configuration
 from offmeta import algorithms, envs
 from offmeta.algorithms import ALGORITHMS
@@ -326,8 +331,8 @@ def test_bad_value_is_refused(key, value, message):
 
 _SIZES = [
   (family, profile)
-  for family, (_, profiles) in smac_configs.FAMILIES.items()
-  for profile in profiles
+  for family in smac_families.FAMILIES
+  for profile in smac_families.parts(family)[1]
 ]
 
 
@@ -556,13 +561,13 @@ def test_config_files_that_cannot_be_loaded(tmp_path):
 
 
 def test_resolving_leaves_the_profiles_alone():
-  before = copy.deepcopy(smac_configs.FAMILIES)
+  before = copy.deepcopy(smac_families.FAMILIES)
   configuration.resolve(
     smac_configs.get_config('point_robot'),
     'smoke',
     {'online.gather.rewards': 'true', 'chunk': 1},
   )
-  assert smac_configs.FAMILIES == before
+  assert smac_families.FAMILIES == before
 
 
 def test_unknown_profile_and_family():
