@@ -6,6 +6,7 @@ import pathlib
 import jax
 
 from offmeta import rollout
+from offmeta.collection import phase as collecting
 from offmeta.collection.sources import (
   pearl as collect_pearl,
   script as collect_script,
@@ -65,6 +66,7 @@ def meta_test(
       'collect'.
     PhaseError: the loop is not finished.
   """
+  setup = collecting.with_logs(setup)
   check_index('task', task_id, setup.config.family.num_test)
   task = jax.tree.map(lambda x: x[task_id], setup.test_tasks)
   policy, params, key = _policy(setup, folder, seed, task)

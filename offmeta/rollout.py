@@ -89,7 +89,8 @@ def without_reward(transition: Transition) -> Transition:
   )
 
 
-def _select(condition: Array, yes: Any, no: Any) -> Any:
+def select(condition: Array, yes: Any, no: Any) -> Any:
+  """Leaf by leaf; typed keys too."""
   return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)
 
 
@@ -169,18 +170,18 @@ def episode(
     if not spec.terminates:
       again = after.diverged > 0.5
       carry = (
-        _select(again, start, after),
+        select(again, start, after),
         new_belief,
         alive,
         jnp.where(again, 0, time + 1),
       )
       return carry, (transition, jnp.ones(()))
-    transition = _select(
+    transition = select(
       alive, transition, jax.tree.map(jnp.zeros_like, transition)
     )
     carry = (
-      _select(alive, after, env_state),
-      _select(alive, new_belief, belief),
+      select(alive, after, env_state),
+      select(alive, new_belief, belief),
       alive & (after.terminal < 0.5),
       time + 1,
     )
@@ -446,7 +447,7 @@ def continue_rollout(
       )
       fresh = _begin(family, policy, params, task, k_begin)
       going_on = Actors(after, belief, time + 1)
-      return _select(ends, fresh, going_on), transition
+      return select(ends, fresh, going_on), transition
 
     return jax.lax.scan(step, actor, jnp.arange(num_steps))
 

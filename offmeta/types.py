@@ -456,19 +456,22 @@ class Loop(NamedTuple):
   computes both branches in every update.)
 
   Attributes:
-    name: its phase ('offline', 'online', 'finetune'), or PHASE/NAME where a
-      phase has several; the folder under the workdir.
+    name: its phase, and its folder under the workdir: 'offline', 'online' or
+      'finetune', one of each at most; 'offline/NAME' for those before the
+      last of the phase 'offline'.
     stages: at least one.
     iterations: how many; None: the experiment says (`config.online.iterations`,
-      `config.finetune.iterations`).
+      `config.finetune.iterations`), as it must where data are gathered by
+      visits of tasks.
     gather: before every iteration. None: nothing in an 'offline' loop; in the
       others what the experiment says (`config.online.gather`: `Visits`).
       `Rollouts` are for an 'online' loop.
     begin: (LearnerState) -> LearnerState, at its start. Of 'finetune', which
       trains one learner per task: (LearnerState, context [N, ...], valid [N]).
     finished: (LearnerState) -> [] bool, asked before every iteration. A seed
-      for which it holds keeps its state, and the loop ends when it holds for
-      all; None: never.
+      for which it holds keeps its state and logs nothing more, and the loop
+      ends when it holds for all (noticed at the end of a compiled call, which
+      may be several iterations); None: never.
   """
 
   name: str
@@ -552,7 +555,7 @@ class Evidence(NamedTuple):
     own_mask: [M, W].
     rows: leaves [M, B, ...], consecutive steps of the query data, from
       a random start, or, with `DataSpec.sequence_episodes`, of one sequence
-      from its beginning; episodes begin where extras['time'] is 0.
+      from its beginning; there episodes begin where extras['time'] is 0.
     rows_mask: [M, B].
     key: random key.
   """

@@ -18,7 +18,7 @@ empty). Deviations that are no settings:
   release takes all in turn, the same sequence numbers for all tasks.
 * The release's terminals are 1 inside the goal of its sparse tasks and reset
   the belief; here they are true terminations, and nothing resets it.
-* Mixed rewards (`relabel_rewards`, `training.preparation`) are those of the
+* Mixed rewards (`relabel_rewards`, `data.prepare`) are those of the
   task; the release's cheetah-vel writes the task to where its reward function
   does not look.
 * Its CQL penalty (off by default) is left out: where CQL has exp(Q) / density

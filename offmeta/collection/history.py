@@ -1,7 +1,6 @@
 """Logged data: what all sources of them share.
 
-A source (`collect_pearl`, `collect_sac`, `collect_script`) makes the logs of
-the training and of the held-out tasks, in the order in which steps took place.
+A source (`sources/`) makes the logs of the training and of the held-out tasks, in the order in which steps took place.
 """
 
 from collections.abc import Callable, Mapping
@@ -67,7 +66,7 @@ def make(
     size: [M] int32.
     tasks: leaves [M, ...].
     horizon: see `episode_returns`.
-    context, context_size: what the encoder is fed, if not the same.
+    context, context_size: what contexts are drawn from, if not the same.
   """
   return MetaDataset(
     transitions=transitions,
@@ -163,7 +162,7 @@ def episode_returns(
 
 
 def num_diverged(data: MetaDataset) -> int:
-  """How many rows hold a step that blew up, those for the encoder included.
+  """How many rows hold a step that blew up, those of context data included.
 
   A step that is in both parts counts twice.
   """

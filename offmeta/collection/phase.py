@@ -5,6 +5,7 @@ of the sources below makes both, or the user brings them. Random and behaviour
 policies are scored on the way.
 """
 
+import dataclasses
 import pathlib
 
 import jax.numpy as jnp
@@ -107,6 +108,15 @@ def collect(setup: Setup):
     scores = made.scores
   _score_references(setup, scores)
   setup.mark_done('collect')
+
+
+def with_logs(setup: Setup) -> Setup:
+  """The run as algorithms are made for once there are logs (`Problem`)."""
+  known = setup.config.collect.dataset or setup.is_done('collect')
+  if not setup.logged or not known:
+    return setup
+  rows = int(np.min(load_dataset(setup).size))
+  return dataclasses.replace(setup, num_rows=rows)
 
 
 def dataset_sizes(setup: Setup) -> tuple[int, int]:

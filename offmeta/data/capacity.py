@@ -39,8 +39,8 @@ def sizes(
   gather: Visits,
   visited: np.ndarray,
   num_train: int,
-  start_rl: int,
-  start_encoder: int,
+  start_query: int,
+  start_context: int,
   shared: bool,
 ) -> Sizes:
   """Capacities that hold the start data and every scheduled visit.
@@ -50,7 +50,7 @@ def sizes(
     gather: what one visit collects.
     visited: [S, iterations, K] task numbers.
     num_train: M.
-    start_rl, start_encoder: rows at the start.
+    start_query, start_context: rows at the start.
     shared: one buffer serves both roles.
   """
   visited = np.asarray(visited)
@@ -60,7 +60,7 @@ def sizes(
   prior = longest(spec, gather.prior_steps)
   posterior = longest(spec, gather.posterior_steps)
   margin = spec.episode_length  # append writes whole episodes
-  rl = start_rl + most * (prior + posterior) + margin
+  rl = start_query + most * (prior + posterior) + margin
   per_visit = prior + (posterior if gather.posterior_to_context else 0)
   if gather.clear_context:  # at most one iteration's visits stay
     per_iteration = (
@@ -74,7 +74,7 @@ def sizes(
       else np.zeros((1, 1))
     )
     repeated = int(per_iteration.max())
-    encoder = max(start_encoder, repeated * per_visit) + margin
+    encoder = max(start_context, repeated * per_visit) + margin
   else:
-    encoder = start_encoder + most * per_visit + margin
+    encoder = start_context + most * per_visit + margin
   return Sizes(rl, rl if shared else encoder, max(most, 1))

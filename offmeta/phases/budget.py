@@ -142,7 +142,7 @@ def _dataset(
   Args:
     setup: of the run.
     spec: how they are prepared.
-    rows: per task, RL and context data.
+    rows: per task, query and context data.
     num_tasks: M.
     what: name of the demand.
   """
@@ -338,14 +338,14 @@ def _finetune(setup: Setup) -> _Phase:
   example = jax.eval_shape(lambda: finetuning.example_row(setup, algorithm))
   return _Phase(
     'finetune',
-    setup.seeds,
+    finetuning.one_learner_per_task(setup).seeds,
     [
       memory.replay_demand(
         example, 1, finetuning.rows(setup), number, 'replay', unit='learner'
       ),
       _learners(algorithm, number, 'learner'),
     ],
-    setup.runtime.replay == 'host',
+    False,  # these replays stay on the devices
     [_batches(setup, setup.config.settings, number)],
     'Shorten the phase (config.finetune.iterations, burn_in) or run fewer'
     ' --seeds at a time.',
@@ -436,7 +436,8 @@ def _training(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
     _evaluation(setup, num_seeds),
   ]
   offline = algorithm.in_phase('offline')
-  if 'offline' in phases and offline and not setup.is_done('offline'):
+  done = all(setup.is_done(loop.name) for loop in offline)
+  if 'offline' in phases and not done:
     yield _Phase(
       'offline',
       setup.seeds,

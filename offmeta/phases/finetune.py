@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from offmeta import disk, processes, rollout
+from offmeta.collection import phase as collecting
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.losses import returns
@@ -53,9 +54,13 @@ def finetune(setup: Setup):
   """
   if setup.is_done(_FOLDER):
     return
+  setup = collecting.with_logs(setup)
   algorithm = setup.learner()
-  states = loop.final_states(setup, 'offline', algorithm, setup.seeds)
-  own = _one_learner_per_task(setup)
+  position = algorithm.loops.index(algorithm.loop(_FOLDER))
+  states = loop.final_states(
+    setup, algorithm.loops[position - 1].name, algorithm, setup.seeds
+  )
+  own = one_learner_per_task(setup)
   score = _scorer(own, algorithm)
   num_tasks = setup.config.family.num_test
   meta = jax.tree.map(lambda x: jnp.repeat(x, num_tasks, axis=0), states)
@@ -104,7 +109,7 @@ def finetune(setup: Setup):
   setup.mark_done(_FOLDER)
 
 
-def _one_learner_per_task(setup: Setup) -> Setup:
+def one_learner_per_task(setup: Setup) -> Setup:
   """The setup of S x M learners, seed by seed, each with one task."""
   num_tasks = setup.config.family.num_test
   num_seeds = setup.seeds.layout.num_seeds

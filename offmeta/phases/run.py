@@ -9,7 +9,6 @@ rerun, resumed or replaced; `offmeta.results.report` reads what they wrote.
 
 from collections.abc import Mapping
 import contextlib
-import dataclasses
 import sys
 
 import jax
@@ -105,26 +104,24 @@ def _check_rows(setup: Setup, rows: int):
 
 def make_evaluator(setup: Setup) -> evaluators.Evaluator:
   """Compiled evaluations for all phases after `collect`."""
+  setup = collecting.with_logs(setup)
   return evaluators.Evaluator(setup, setup.learner(), setup.seeds)
 
 
-def _start_states(
-  setup: Setup, algorithm, loop: Loop, folder_of
-) -> LearnerState:
+def _start_states(setup: Setup, algorithm, loop: Loop) -> LearnerState:
   """What a loop begins from: states [S] that the loop before it left.
 
   Args:
     setup: of the run.
     algorithm: has the loop.
     loop: which.
-    folder_of: loop -> folder of a finished one.
   """
   position = algorithm.loops.index(loop)
   if position == 0:
     states = updates.init_states(algorithm, setup.seeds)
   else:
     states = loops.final_states(
-      setup, folder_of(algorithm.loops[position - 1]), algorithm, setup.seeds
+      setup, algorithm.loops[position - 1].name, algorithm, setup.seeds
     )
   return setup.seeds.layout.compile(loop.begin, (0,))(states)
 
@@ -136,6 +133,7 @@ def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
     setup: of the run.
     evaluator: see `make_evaluator`; phases of one process share it.
   """
+  setup = collecting.with_logs(setup)
   for loop in setup.learner().in_phase('offline'):
     if not setup.is_done(loop.name):
       _offline_loop(setup, loop.name, evaluator or make_evaluator(setup))
@@ -145,9 +143,6 @@ def offline(setup: Setup, evaluator: evaluators.Evaluator | None = None):
 def _offline_loop(setup: Setup, name: str, evaluator: evaluators.Evaluator):
   config = setup.config
   data = offline_replays(setup)
-  setup = dataclasses.replace(
-    setup, num_rows=int(jnp.min(data.train.query.num_steps))
-  )
   algorithm = setup.learner()
   loop = algorithm.loop(name)
   updater = updates.make_updater(
@@ -158,7 +153,7 @@ def _offline_loop(setup: Setup, name: str, evaluator: evaluators.Evaluator):
     shared_replay=True,
     gathers=False,
   )
-  states = _start_states(setup, algorithm, loop, lambda other: other.name)
+  states = _start_states(setup, algorithm, loop)
   loops.run_loop(
     setup,
     name,
@@ -225,11 +220,9 @@ def online(
   folder = f'online/{name}'
   if setup.is_done(folder):
     return
+  setup = collecting.with_logs(setup)
   config = configs.variant(setup.config, name)
   data = offline_replays(setup)
-  if data is not None:
-    rows = int(jnp.min(data.train.query.num_steps))
-    setup = dataclasses.replace(setup, num_rows=rows)
   algorithm = setup.learner(config=config)
   (loop,) = algorithm.in_phase('online')
   updater = updates.make_updater(
@@ -240,7 +233,7 @@ def online(
     shared_replay=False,
     gathers=True,
   )
-  states = _start_states(setup, algorithm, loop, lambda other: other.name)
+  states = _start_states(setup, algorithm, loop)
   evaluator = evaluator or make_evaluator(setup)
   if loop.gather is None:
     visited = visits_lib.online_visits(config, setup.seeds)
@@ -281,6 +274,7 @@ def online(
 
 def test(setup: Setup, evaluator: evaluators.Evaluator | None = None):
   """Scores the offline loops and every finished variant."""
+  setup = collecting.with_logs(setup)
   config = setup.config
   algorithm = setup.learner()
   evaluator = evaluator or make_evaluator(setup)
@@ -333,9 +327,10 @@ def _paths(setup: Setup, adaptation: rollout.Adaptation) -> dict:
   """
   family, tasks = setup.family, setup.test_tasks
   kept = adaptation.transitions.observation
-  if not hasattr(family, 'position') or kept is None:
+  after = adaptation.transitions.next_observation
+  if not hasattr(family, 'position') or kept is None or after is None:
     return {}
-  if kept.shape[4:] != family.spec.observation_shape:
+  if not kept.shape[4:] == after.shape[4:] == family.spec.observation_shape:
     return {}
   color = task_color(tasks)
   order = np.arange(setup.config.family.num_test)
@@ -379,9 +374,11 @@ def run(setup: Setup, phases: tuple[str, ...]):
   """
   if 'finetune' in phases and setup.config.finetune.iterations:
     finetuning.check(setup)
-  evaluator = make_evaluator(setup)
+  evaluator = None  # its algorithm may ask how long the logs are
   for phase in phases:
     _honour_stop(setup)
+    if phase in ('offline', 'online', 'test'):
+      evaluator = evaluator or make_evaluator(setup)
     if phase == 'collect':
       setup.timed('collect', lambda: collecting.collect(setup))
     elif phase == 'offline':

@@ -85,7 +85,7 @@ class CollectConfig:
   gather: Visits = Visits(clear_context=True, rewards='true')
   log_slice: Slice = 'last'  # part of each log that is kept
   log_size: limits.Count = 1200  # transitions per task for the losses
-  # Last so many of the context buffer; 0: rl slice.
+  # Last so many of the context buffer; 0: from the log.
   context_size: limits.CountOrZero = 0
   behaviour: pearl_lib.Config = pearl_lib.Config()
 
@@ -329,7 +329,7 @@ def _validate_collect(config: CollectConfig):
   ):
     raise ConfigError(
       'config.collect.gather: clear_context without prior_steps or'
-      ' posterior_to_context would leave the encoder nothing'
+      ' posterior_to_context would leave nothing for contexts'
     )
 
 

@@ -114,16 +114,19 @@ def run(
     if gather is not None and updates == 0:
       data, gathered = gather(state, data, iteration)
     current = data if replay is None else replay
-    before = at()
+    before, begun = at(), held
     state, iteration, updates, values = updater(
       state, current, iteration, updates, held
     )
     if not updates:
       held = updater.finished(state)
       ended = iteration >= updater.iterations or all_finished()
-    values = {f'{label}/{k}': v for k, v in values.items()} | gathered
-    values = layout.all_seeds(values)
-    metrics_lib.assert_finite(values, label, step=at())
+    values = layout.all_seeds({f'{label}/{k}': v for k, v in values.items()})
+    # Updates of seeds that had finished are computed and thrown away.
+    idle = False if begun is None else layout.all_seeds(begun)
+    replaced = lambda by: {k: np.where(idle, by, v) for k, v in values.items()}
+    metrics_lib.assert_finite(replaced(0.0), label, step=at())
+    values = replaced(np.nan) | layout.all_seeds(gathered)
     due = ended or (
       evaluate_every and at() // evaluate_every > before // evaluate_every
     )

@@ -255,6 +255,37 @@ def make_problem(
   )
 
 
+def _check_loops(made: Algorithm, config: ExperimentConfig):
+  """Refuses loops that the phases could not run; see `types.Loop`."""
+  name, seen = config.algorithm, [loop.name for loop in made.loops]
+  bare = [n for n in seen if n in ('offline', 'online', 'finetune')]
+  inner = [n for n in seen if n.startswith('offline/')]
+  after = seen.index('offline') if 'offline' in seen else 0
+  good = (
+    len(set(seen)) == len(seen) == len(bare) + len(inner)
+    and all(seen.index(n) < after for n in inner)
+    and not any(n.count('/') > 1 or n.endswith('/') for n in inner)
+  )
+  if not good:
+    raise ConfigError(
+      f'config.{name}: loops {seen}; name them "offline", "online" and'
+      ' "finetune", each at most once, and what comes before "offline"'
+      ' "offline/NAME"'
+    )
+  for loop in made.loops:
+    visits = loop.phase == 'online' and loop.gather is None
+    if (visits or loop.phase == 'finetune') and loop.iterations is not None:
+      raise ConfigError(
+        f'config.{name}: loop {loop.name!r} says iterations={loop.iterations},'
+        ' but the experiment does where tasks are visited; leave it None'
+      )
+    if visits and made.data is None:
+      raise ConfigError(
+        f'config.{name}: loop {loop.name!r} goes on from logged data, but the'
+        ' algorithm has no use for logs (data=None); give one of the two'
+      )
+
+
 def _check_gather(loop: Loop, config: ExperimentConfig, num_train: int):
   """Refuses rollouts that do not fit the tasks, and batches of none."""
   name = config.algorithm
@@ -303,6 +334,7 @@ def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
       made = ALGORITHMS[changed.algorithm].make(problem, changed.settings)
     except ValueError as error:
       raise ConfigError(f'config.{changed.algorithm}: {error}') from error
+    _check_loops(made, changed)
     for loop in made.loops:
       _check_gather(loop, changed, config.family.num_train)
     stages += [

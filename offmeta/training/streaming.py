@@ -81,8 +81,11 @@ def make_update(
     )(steps)
 
   def look_up(extras, drawn):
-    tasks = drawn.task_id[..., None]
-    return jax.tree.map(lambda x: x[tasks, drawn.query], extras)
+    rows = drawn.query  # [L, M, B], or [L, M, count, T] of windows
+    tasks = drawn.task_id.reshape(
+      drawn.task_id.shape + (1,) * (rows.ndim - drawn.task_id.ndim)
+    )
+    return jax.tree.map(lambda x: x[tasks, rows], extras)
 
   def one_seed(state, batches):
     local = parallel.local_slots(num_tasks, axis_name)
@@ -145,7 +148,7 @@ def make_update(
 
 
 def make_gather(setup: Any, algorithm: Any, seeds: Seeds, config: Any):
-  """`stage.make_gather` for a replay of `to_host`."""
+  """`gatherers.make_gather` for a replay of `to_host`."""
   layout, tasks = seeds.layout, setup.train_tasks
   prepare = jax.jit(
     jax.vmap(

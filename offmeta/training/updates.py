@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from offmeta import parallel
+from offmeta import parallel, rollout
 from offmeta.data import buffer as buffers, sampler
 from offmeta.data.buffer import Replay
 from offmeta.training import streaming
@@ -106,12 +106,17 @@ def make_iterations(
           matmul_precision,
         )
         metrics |= {f'{stage.name}/{k}': v for k, v in values.items()}
-      if loop.finished is not None:
-        state = _select(loop.finished(before), before, state)
-      return state, metrics
+      if loop.finished is None:
+        return state, (metrics, True)
+      idle = loop.finished(before)
+      return rollout.select(idle, before, state), (metrics, ~idle)
 
-    state, metrics = jax.lax.scan(iteration, state, None, length=num_iterations)
-    return state, jax.tree.map(jnp.mean, metrics)
+    state, (metrics, counts) = jax.lax.scan(
+      iteration, state, None, length=num_iterations
+    )
+    if loop.finished is None:
+      return state, jax.tree.map(jnp.mean, metrics)
+    return state, jax.tree.map(lambda x: jnp.mean(x, where=counts), metrics)
 
   compiled = seeds.layout.compile(
     one_seed, (0, None if shared_replay else 0, 0), donate=(0,)
@@ -136,11 +141,6 @@ def _updates(stage, number, state, replay, key, axis_name, matmul_precision):
   return state, jax.tree.map(jnp.mean, metrics)
 
 
-def _select(condition: Array, yes: Any, no: Any) -> Any:
-  """Leaf by leaf; typed keys too."""
-  return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)
-
-
 class Updater:
   """The compiled updates of one loop.
 
@@ -161,8 +161,7 @@ class Updater:
     seeds: whose.
 
   Raises:
-    ValueError: a stage of several iterations, or one with data that change,
-      asks for annotations.
+    ValueError: a stage of a loop of several iterations asks for annotations.
   """
 
   def __init__(
@@ -197,7 +196,7 @@ class Updater:
     self._per_call = chunk // self.total if together and iterations > 1 else 0
     self._compiled: dict[tuple[int, int], Callable] = {}
     self._finished = loop.finished and jax.jit(jax.vmap(loop.finished))
-    self._hold = jax.jit(jax.vmap(_select))
+    self._hold = jax.jit(jax.vmap(rollout.select))
 
   def finished(self, state: LearnerState) -> Array | None:
     """Which seeds [S] keep their state from here on; None if none ever do."""

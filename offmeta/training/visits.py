@@ -2,6 +2,7 @@
 
 import jax
 
+from offmeta import processes
 from offmeta.data import capacity
 from offmeta.training import memory
 from offmeta.training.config import ConfigError, ExperimentConfig
@@ -32,15 +33,19 @@ def _check_length(num_seeds: int, iterations: int, each: int, num_train: int):
     f'{memory.times(num_seeds, "seed")} x {iterations:,} iterations'
     f' x {each:,} visits',
   )
-  try:
-    memory.check(
-      [demand],
-      memory.available_bytes(jax.local_devices()),
-      'Make fewer iterations, or visit fewer tasks in each'
-      ' (gather.tasks_per_iteration).',
-    )
-  except memory.MemoryBudgetError as error:
-    raise ConfigError(str(error)) from error
+
+  def check():
+    try:
+      memory.check(
+        [demand],
+        memory.available_bytes(jax.local_devices()),
+        'Make fewer iterations, or visit fewer tasks in each'
+        ' (gather.tasks_per_iteration).',
+      )
+    except memory.MemoryBudgetError as error:
+      raise ConfigError(str(error)) from error
+
+  processes.in_all(check)
 
 
 def online_visits(config: ExperimentConfig, seeds: Seeds) -> Array:
@@ -57,8 +62,8 @@ def online_sizes(
   spec: EnvSpec,
   config: ExperimentConfig,
   seeds: Seeds,
-  start_rl: int,
-  start_encoder: int,
+  start_query: int,
+  start_context: int,
 ) -> capacity.Sizes:
   """Capacities of the online phase, the same in all processes.
 
@@ -66,7 +71,7 @@ def online_sizes(
     spec: of the family.
     config: of the variant.
     seeds: of the run.
-    start_rl, start_encoder: rows of the dataset; without context data of its
+    start_query, start_context: rows of the dataset; without context data of its
       own 0, and the query data serve.
   """
   return capacity.sizes(
@@ -74,7 +79,7 @@ def online_sizes(
     config.online.gather,
     online_visits(config, seeds),
     config.family.num_train,
-    start_rl,
-    start_encoder or start_rl,
+    start_query,
+    start_context or start_query,
     config.online.share_buffer,
   )
