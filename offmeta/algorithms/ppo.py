@@ -8,7 +8,9 @@ The policy is a Gaussian whose samples are clipped to [-1, 1] on the way into
 the environment, rather than a tanh of one: its entropy has a closed form, and
 log-probabilities are those of the samples themselves, which the data hold
 (atanh of an action near 1 has lost its digits).
-Networks have ReLU layers and start as everywhere here (the paper's: tanh).
+Networks have ReLU layers and start as everywhere here (the paper's: tanh). Not
+in the paper: clipped gradients, an epsilon of 1e-5 in Adam, and advantages that
+are standardised.
 Minibatches hold equally many steps of every environment, so that an update is
 the same on one device and on several.
 """

@@ -1,6 +1,7 @@
 """Logged data: what all sources of them share.
 
-A source (`sources/`) makes the logs of the training and of the held-out tasks, in the order in which steps took place.
+A source (`sources/`) makes the logs of the training and of the held-out tasks,
+in the order in which steps took place.
 """
 
 from collections.abc import Callable, Mapping
