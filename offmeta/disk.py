@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import stat
 from typing import Any, BinaryIO
 
@@ -28,7 +29,7 @@ def open_regular(path: pathlib.Path) -> BinaryIO:
     OSError: it cannot be opened, or is a folder, a pipe or a device; to read
       from these can fail, wait or go on for ever.
   """
-  _check_regular(path, os.stat(path))  # To open a device can change it.
+  check_regular(path)  # To open a device can change it.
   flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
   descriptor = os.open(path, flags)
   try:
@@ -37,6 +38,11 @@ def open_regular(path: pathlib.Path) -> BinaryIO:
     os.close(descriptor)
     raise
   return os.fdopen(descriptor, 'rb')
+
+
+def check_regular(path: pathlib.Path) -> None:
+  """Raises OSError unless there is a file (or a link to one) at `path`."""
+  _check_regular(path, os.stat(path))
 
 
 def _check_regular(path: pathlib.Path, found: os.stat_result):
@@ -56,9 +62,18 @@ def read_json(path: pathlib.Path) -> Any:
     content = file.read(_JSON_BYTES + 1)
   if len(content) > _JSON_BYTES:
     raise ValueError(f'more than {_JSON_BYTES >> 20} MiB')
+  return parse_json(content.decode())
+
+
+def parse_json(text: str) -> Any:
+  """What a text in JSON says.
+
+  Raises:
+    ValueError: it is not JSON, or too deeply nested to be ours.
+  """
   too_deep = f'brackets nested more than {_JSON_DEPTH} deep'
   try:
-    value = json.loads(content.decode())
+    value = json.loads(text)
   except RecursionError as error:
     raise ValueError(too_deep) from error
   level = [value]
@@ -80,9 +95,19 @@ def sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+def remove(path: pathlib.Path) -> None:
+  """Deletes a file or a folder as far as possible, and never fails."""
+  # `rmtree` opens what it is given, and waits for ever if that is a pipe.
+  if os.path.isdir(path) and not os.path.islink(path):
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    with contextlib.suppress(OSError):
+      path.unlink()
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file and flushes it to the disk."""
-  with _naming(path), path.open('w', encoding='utf-8') as file:
+  with naming(path), path.open('w', encoding='utf-8') as file:
     file.write(text)
     file.flush()
     os.fsync(file.fileno())
@@ -90,7 +115,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def sync(path: pathlib.Path) -> None:
   """Flushes a file or a directory to the disk."""
-  with _naming(path):
+  with naming(path):
     _sync(path)
 
 
@@ -104,7 +129,11 @@ def _sync(path: pathlib.Path) -> None:
 
 def write_json(path: pathlib.Path, value: Any):
   """Writes a file in one step: a crash leaves the old one or the new one."""
-  text = json.dumps(value, indent=1, default=list) + '\n'
+  replace_text(path, json.dumps(value, indent=1, default=list) + '\n')
+
+
+def replace_text(path: pathlib.Path, text: str):
+  """Writes a file in one step: a crash leaves the old one or the new one."""
   with _in_one_step(path, f'.{path.name}.tmp') as temporary:
     temporary.write_text(text, encoding='utf-8')
 
@@ -121,7 +150,7 @@ def _in_one_step(path: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(name)
   try:
-    with _naming(path):
+    with naming(path):
       yield temporary
       _sync(temporary)
       os.replace(temporary, path)
@@ -133,7 +162,7 @@ def _in_one_step(path: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _naming(path: pathlib.Path) -> Iterator[None]:
+def naming(path: pathlib.Path) -> Iterator[None]:
   """Errors that do not say which file they are about (a full disk) get it."""
   try:
     yield

@@ -44,12 +44,12 @@ _ALLOWED = {
   'checkpoints': {'types', 'disk', 'parallel', 'processes'},
   'rollout': {'types', 'parallel'},
   'evaluation': {'types', 'parallel', 'rollout', 'data', 'losses'},
-  'results': set(),
+  'results': {'disk'},
   'testing': {'types'},
   'training': _ENGINE,
   'collection': _ENGINE | {'training'},
   'phases': _ENGINE | {'training', 'collection'},
-  'playback': {'types', 'rollout', 'training', 'collection'},
+  'playback': {'types', 'disk', 'rollout', 'training', 'collection'},
   '__init__': {'types'},
 }
 

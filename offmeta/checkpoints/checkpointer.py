@@ -30,10 +30,9 @@ import warnings
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from offmeta import parallel, processes
+from offmeta import disk, parallel, processes
 from offmeta.checkpoints import files, leaves as leaves_lib
 from offmeta.checkpoints.files import CheckpointError
-from offmeta.disk import sync
 
 _STATE = 'state'
 # Before the step in names of what is being written, is being replaced, or was
@@ -131,7 +130,7 @@ class Checkpointer:
       raise CheckpointError(message) from error
     finally:
       if processes.is_main():
-        files.remove(temporary)
+        disk.remove(temporary)
 
   def latest_step(self) -> int | None:
     """The newest step that was saved completely; None if there is none.
@@ -230,10 +229,10 @@ class Checkpointer:
           stacklevel=3,
         )
       else:
-        files.remove(replaced)
+        disk.remove(replaced)
     for step, temporary in self._leftovers(_TEMPORARY):
       if self._path(step).exists() or not _has_record(temporary):
-        files.remove(temporary)  # It was never complete, or not needed.
+        disk.remove(temporary)  # It was never complete, or not needed.
       else:  # All that it lacked was its name.
         temporary.rename(self._path(step))
 
@@ -283,14 +282,14 @@ class Checkpointer:
       if final.exists():
         final.rename(replaced)
       temporary.rename(final)
-      sync(self._directory)
+      disk.sync(self._directory)
     except Exception:
       if replaced.exists() and not final.exists():
         replaced.rename(final)
       raise
-    files.remove(replaced)
+    disk.remove(replaced)
     for old in self._steps()[: -self._keep]:
-      files.remove(self._path(old))
+      disk.remove(self._path(old))
 
   def _choose(self, step: int | None) -> dict[str, Any]:
     """The checkpoint to restore, its leaves, and which newer are not used."""
@@ -340,7 +339,7 @@ class Checkpointer:
   def _set_aside(self, steps: list[int]) -> None:
     for step in steps:
       target = self._path(step, _DAMAGED)
-      files.remove(target)
+      disk.remove(target)
       self._path(step).rename(target)
 
   def _kept(self) -> str:

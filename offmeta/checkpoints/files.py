@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import pathlib
-import shutil
 from typing import Any
 import zlib
 
@@ -33,15 +32,8 @@ class DamagedError(Exception):
 
 def make_empty(path: pathlib.Path) -> None:
   """Makes a folder, in place of whatever is there."""
-  remove(path)
+  disk.remove(path)
   path.mkdir()
-
-
-def remove(path: pathlib.Path) -> None:
-  """Deletes a file or a folder as far as possible, and never fails."""
-  shutil.rmtree(path, ignore_errors=True)
-  with contextlib.suppress(OSError):  # What is no folder is still there.
-    path.unlink()
 
 
 def write_record(

@@ -20,7 +20,6 @@ import math
 import os
 import pathlib
 import re
-import shutil
 from typing import Any, BinaryIO
 import warnings
 
@@ -185,7 +184,7 @@ def save(
   leaves = {name: np.asarray(leaf) for name, leaf in _leaves(dataset)}
   temporary, replaced = _temporary(path), _replaced(path)
   try:
-    shutil.rmtree(temporary, ignore_errors=True)
+    disk.remove(temporary)
     temporary.mkdir(parents=True)
     facts = {}
     for name, leaf in leaves.items():
@@ -206,8 +205,8 @@ def save(
       ' left behind; make room or choose another directory'
     ) from error
   finally:
-    shutil.rmtree(temporary, ignore_errors=True)
-  shutil.rmtree(replaced, ignore_errors=True)
+    disk.remove(temporary)
+  disk.remove(replaced)
 
 
 def load(
@@ -545,10 +544,10 @@ def _replaced(path: pathlib.Path) -> pathlib.Path:
 def _finish_interrupted(path: pathlib.Path) -> None:
   """Cleans up after a `save` that was killed while replacing a dataset."""
   replaced = _replaced(path)
-  if replaced.exists() and not path.exists():
+  if replaced.is_dir() and not path.exists():
     replaced.rename(path)
-  elif replaced.exists():
-    shutil.rmtree(replaced)
+  else:
+    disk.remove(replaced)
 
 
 def _write_leaf(path: pathlib.Path, leaf: np.ndarray) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pathlib
 import tempfile
 from typing import Any
 
+from offmeta import disk
 from offmeta.results import (
   drawing,
   page,
@@ -73,7 +74,7 @@ def write_atomic(path: pathlib.Path, data: bytes) -> None:
   """Writes a file so that a reader sees the old or the new, never a part."""
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
   try:
-    with io.open(handle, 'wb') as stream:
+    with disk.naming(path), io.open(handle, 'wb') as stream:
       stream.write(data)
       stream.flush()
       os.fsync(stream.fileno())

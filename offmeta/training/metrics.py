@@ -20,6 +20,8 @@ from typing import Any, Protocol, TextIO
 import numpy as np
 import tensorboardX
 
+from offmeta import disk
+
 Values = Mapping[str, Any]  # name -> [] or [S], anything numpy can read
 
 _RATE_WINDOW = 20  # writes over which the console averages the rate
@@ -74,6 +76,7 @@ class JsonlWriter:
 
     Raises:
       MetricsFileError: if an earlier line is not a row of metrics.
+      OSError: the file is a folder, a pipe or a device, or cannot be written.
     """
     self._path = pathlib.Path(path)
     self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,8 +97,10 @@ class JsonlWriter:
       'wall_time_s': round(self._offset + time.monotonic() - self._start, 3),
       'values': {k: _jsonable(_as_array(k, v)) for k, v in values.items()},
     }
-    self._file.write(json.dumps(row, allow_nan=False) + '\n')
-    self._file.flush()
+    line = json.dumps(row, allow_nan=False) + '\n'
+    with disk.naming(self._path):
+      self._file.write(line)
+      self._file.flush()
 
   def truncate_after(self, step: int) -> None:
     """Drops the rows whose step is greater."""
@@ -103,9 +108,10 @@ class JsonlWriter:
 
   def close(self) -> None:
     """Closes the file."""
-    if self._file is not None:
-      self._file.close()
-      self._file = None
+    file, self._file = self._file, None
+    if file is not None:
+      with disk.naming(self._path):  # What could not be flushed is tried again.
+        file.close()
 
   def _keep_rows(self, last_step: int | None) -> None:
     """Rewrites the file with its good rows up to a step, and opens it."""
@@ -113,7 +119,8 @@ class JsonlWriter:
     lines = []
     if self._path.exists():
       # A killed write can end inside a multi-byte character.
-      text = self._path.read_text(encoding='utf-8', errors='replace')
+      with disk.open_regular(self._path) as file:
+        text = file.read().decode(errors='replace')
       lines = text.splitlines(keepends=True)
     kept, seconds = [], 0.0
     for number, line in enumerate(lines, 1):
@@ -129,9 +136,7 @@ class JsonlWriter:
         kept.append(line)
         seconds = max(seconds, float(row['wall_time_s']))
     if len(kept) != len(lines):
-      temporary = self._path.with_name(self._path.name + '.tmp')
-      temporary.write_text(''.join(kept), encoding='utf-8')
-      os.replace(temporary, self._path)
+      disk.replace_text(self._path, ''.join(kept))
     self._offset = seconds
     self._file = self._path.open('a', encoding='utf-8')
 
@@ -370,11 +375,15 @@ def _parse_row(line: str) -> dict[str, Any] | None:
   if not line.endswith('\n'):
     return None
   try:
-    row = json.loads(line)
-    float(row['wall_time_s']), int(row['step']), row['values'].items()
-  except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+    row = disk.parse_json(line)
+    is_row = (
+      type(row['step']) is int
+      and isinstance(row['values'], dict)
+      and math.isfinite(row['wall_time_s'])
+    )
+  except (ValueError, TypeError, KeyError, OverflowError):
     return None
-  return row
+  return row if is_row else None
 
 
 def _duration(seconds: float) -> str:

@@ -16,7 +16,10 @@ import socket
 import time
 import warnings
 
+from offmeta import disk
+
 FILE = '.lock'
+_MOST = 4096  # characters of it that are read; it has about 100
 # File systems without locks.
 _UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -31,9 +34,13 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
 
   Raises:
     WorkdirBusyError: another process holds it; says which, and since when.
+    OSError: the file cannot be written, or is a pipe or a folder; names it.
   """
   workdir.mkdir(parents=True, exist_ok=True)
-  with (workdir / FILE).open('a+', encoding='utf-8') as file:
+  path = workdir / FILE
+  if path.exists():
+    disk.check_regular(path)
+  with path.open('a+', encoding='utf-8') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -49,7 +56,8 @@ def hold(workdir: pathlib.Path) -> Iterator[None]:
         ' start two runs in one workdir',
         stacklevel=2,
       )
-    _describe(file)
+    with disk.naming(path):
+      _describe(file)
     yield
 
 
@@ -70,7 +78,7 @@ def _holder(file) -> str:
   """Who holds the lock, for people."""
   file.seek(0)
   try:
-    holder = json.load(file)
+    holder = disk.parse_json(file.read(_MOST))
     return (
       f'process {holder["pid"]} on {holder["host"]} (since {holder["since"]})'
     )

@@ -326,6 +326,7 @@ def test_interrupted_writes_are_cleared(folder):
   _write(folder / '.tmp-2', 2, b'other')
   _write(folder / '.old-2', 2, b'other')
   (folder / '.tmp-4').write_text('no folder')
+  os.mkfifo(folder / '.tmp-5')
   assert _restore(folder) == (2, [])
   assert sorted(p.name for p in folder.iterdir()) == ['1', '2']
   assert (folder / '2' / 'part').read_bytes() == b'content'

@@ -770,7 +770,7 @@ def test_killed_while_replacing(saved, data, monkeypatch, renames):
 
   with monkeypatch.context() as patch:
     # A killed process does not clean up either.
-    patch.setattr(dataset_lib.shutil, 'rmtree', lambda *a, **k: None)
+    patch.setattr(dataset_lib.disk.shutil, 'rmtree', lambda *a, **k: None)
     patch.setattr(pathlib.Path, 'rename', counted)
     if renames < 2:
       with pytest.raises(Killed):
@@ -780,6 +780,14 @@ def test_killed_while_replacing(saved, data, monkeypatch, renames):
   expected = changed if renames == 2 else data
   _assert_same(expected, dataset_lib.load(saved))
   dataset_lib.save(saved, changed, _SPEC, {}, overwrite=True)
+  assert [p.name for p in saved.parent.iterdir()] == ['data']
+
+
+@pytest.mark.parametrize('name', ['.data.old', '.data.tmp'])
+def test_a_pipe_under_a_temporary_name(saved, data, name):
+  os.mkfifo(saved.with_name(name))
+  _assert_same(data, dataset_lib.load(saved))
+  dataset_lib.save(saved, data, _SPEC, {}, overwrite=True)
   assert [p.name for p in saved.parent.iterdir()] == ['data']
 
 
