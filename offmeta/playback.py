@@ -1,11 +1,10 @@
 """What a finished run did, once more: its policies from their files."""
 
-import json
 import pathlib
 
 import jax
 
-from offmeta import rollout
+from offmeta import disk, rollout
 from offmeta.collection import phase as collecting
 from offmeta.collection.sources import (
   pearl as collect_pearl,
@@ -24,9 +23,9 @@ def read_config(workdir: pathlib.Path) -> configs.ExperimentConfig:
   """
   path = workdir / 'run.json'
   try:
-    record = json.loads(path.read_text())
+    record = disk.read_json(path)
     config, known = configs.from_dict(record['config']), record['config_hash']
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise configs.ConfigError(
       f'{path}: not readable as a run description ({error})'
     ) from error

@@ -1,7 +1,6 @@
 """Files of results: new, read again, and compared."""
 
 from collections.abc import Iterator, Mapping, Sequence
-import json
 import pathlib
 from typing import Any
 
@@ -11,6 +10,7 @@ from experiments.benchmarking import (
   machine as machines,
 )
 from experiments.benchmarking.report import table
+from offmeta import disk
 
 Result = dict[str, Any]
 
@@ -48,7 +48,7 @@ def read_result(path: pathlib.Path, flag: str) -> Result:
     BenchmarkError: no such file, damaged, or something else.
   """
   try:
-    result = json.loads(path.read_text())
+    result = disk.read_json(path)
   except OSError as error:
     raise BenchmarkError(f'--{flag}: {path}: {error.strerror}') from error
   except ValueError as error:

@@ -1,11 +1,11 @@
 """Where a run's time went."""
 
-import json
 import pathlib
 from typing import Any
 
 from experiments.benchmarking import BenchmarkError
 from experiments.benchmarking.timing import rounded
+from offmeta.results import records
 
 
 def timing_file(workdir: str) -> pathlib.Path:
@@ -31,11 +31,9 @@ def read_workdir(workdir: str) -> dict[str, Any]:
   """
   path = timing_file(workdir)
   try:
-    timing = {k: float(v) for k, v in json.loads(path.read_text()).items()}
-  except (ValueError, TypeError, AttributeError) as error:
-    raise BenchmarkError(
-      f'{path}: not a file of stage names and seconds: {error}'
-    ) from error
+    timing = records.load_timing(path)
+  except ValueError as error:
+    raise BenchmarkError(f'--workdir: {error}') from error
   total = sum(timing.values())
   return {
     'total_s': rounded(total),

@@ -80,7 +80,7 @@ def write(
   }
   if path.exists():
     try:
-      old = json.loads(path.read_text())
+      old = disk.read_json(path)
       known = old['config_hash']
     except (OSError, ValueError, KeyError, TypeError) as error:
       raise configs.ConfigError(

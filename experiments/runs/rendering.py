@@ -5,7 +5,6 @@ To be imported when flags have been parsed: it imports jax.
 
 import ast
 from collections.abc import Callable, Iterator
-import json
 import pathlib
 import sys
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.runs import configuration, jax_settings
-from offmeta import envs, limits, playback as restore, rollout
+from offmeta import disk, envs, limits, playback as restore, rollout
 from offmeta.checkpoints.checkpointer import CheckpointError
 from offmeta.envs import render
 from offmeta.results import animation, raycast
@@ -173,8 +172,8 @@ def restored(show: Show, workdir: str, loop: str) -> Performance:
   """
   folder = pathlib.Path(workdir).expanduser()
   config = restore.read_config(folder)
-  file = json.loads((folder / 'run.json').read_text()).get('config_file')
-  if config.family.name not in envs.FAMILIES and file:
+  file = disk.read_json(folder / 'run.json').get('config_file')
+  if config.family.name not in envs.FAMILIES and isinstance(file, str) and file:
     configuration.load_config(str(configuration.ROOT / file))
   setup = setups.make_setup(config, folder, runtime=setups.Runtime(quiet=True))
   adaptation = restore.meta_test(

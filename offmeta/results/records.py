@@ -16,14 +16,17 @@ that too where nothing is trained offline):
 
 from collections.abc import Mapping
 import dataclasses
-import json
 import logging
+import math
+import operator
 import pathlib
 from typing import Any, NamedTuple
 import zipfile
 import zlib
 
 import numpy as np
+
+from offmeta import disk
 
 # Array name -> axes. Axes of one letter must agree wherever returns are
 # compared (S, M, N, K); lower-case axes are free, digits are sizes.
@@ -213,8 +216,29 @@ def _has_offline(workdir: pathlib.Path, run: Run) -> bool:
   return not run.variants or (workdir / 'offline').exists()
 
 
+_TEXT, _GROUP = (str, 'a text'), (Mapping, 'a group')
+_RUN_TYPES = {
+  'headline_variant': _TEXT,
+  'oracle_variant': (str | None, 'a text or null'),
+  'variants': _GROUP,
+  'config': _GROUP,
+  'config_hash': _TEXT,
+  'command': _TEXT,
+  'profile': _TEXT,
+  'family': _TEXT,
+  'algorithm': _TEXT,
+  'versions': _GROUP,
+  'machine': _GROUP,
+}
+
+
 def load_run(path: pathlib.Path) -> Run:
-  """Reads run.json; unknown keys are ignored."""
+  """Reads run.json; unknown keys are ignored.
+
+  Raises:
+    ValueError: it is missing, cannot be read, or a field is not what `Run`
+      says.
+  """
   if not path.exists():
     raise ValueError(
       f'{path} is missing: this is not the workdir of a run; pass the '
@@ -229,10 +253,16 @@ def load_run(path: pathlib.Path) -> Run:
       f'{path} lacks num_seeds or headline_variant; write it again by '
       f'running the same command ({error})'
     ) from error
-  if not isinstance(run.num_seeds, int) or run.num_seeds < 1:
+  if type(run.num_seeds) is not int or run.num_seeds < 1:
     raise ValueError(
       f'{path}: num_seeds must be a positive integer, got {run.num_seeds!r}'
     )
+  for key in known - {'num_seeds'}:
+    value, (kind, what) = getattr(run, key), _RUN_TYPES[key]
+    if not isinstance(value, kind):
+      raise ValueError(f'{path}: {key} must be {what}, got {value!r:.40}')
+  if not all(isinstance(value, str) for value in run.variants.values()):
+    raise ValueError(f'{path}: variants must map names to descriptions')
   for role in ('headline_variant', 'oracle_variant'):
     name = getattr(run, role)
     if name and name not in run.variants:
@@ -244,13 +274,21 @@ def load_run(path: pathlib.Path) -> Run:
 
 
 def load_timing(path: pathlib.Path) -> dict[str, float]:
-  """Reads timing.json; empty if it is missing."""
+  """Reads timing.json; empty if it is missing.
+
+  Raises:
+    ValueError: it cannot be read, or has other values than finite numbers.
+  """
   if not path.exists():
     return {}
   fields = _load_json(path)
   try:
-    return {str(key): float(value) for key, value in fields.items()}
-  except (TypeError, ValueError) as error:
+    timing = {key: float(value) for key, value in fields.items()}
+    for key, value in timing.items():
+      if not math.isfinite(value):
+        raise ValueError(f'{key} is {value}')
+    return timing
+  except (TypeError, ValueError, OverflowError) as error:
     raise ValueError(
       f'{path} must map phases to seconds ({error}); delete '
       'it, the report does without'
@@ -274,7 +312,10 @@ def load_evaluation(path: pathlib.Path) -> dict[str, np.ndarray]:
       ' --phases=finetune,report'
     )
   try:
-    with np.load(path, allow_pickle=False) as archive:
+    with (
+      disk.open_regular(path) as file,
+      np.load(file, allow_pickle=False) as archive,
+    ):
       arrays = {
         name: archive[name]
         for name in archive.files
@@ -283,6 +324,7 @@ def load_evaluation(path: pathlib.Path) -> dict[str, np.ndarray]:
   except (
     OSError,
     EOFError,
+    TypeError,  # a single array
     ValueError,
     KeyError,
     zipfile.BadZipFile,
@@ -330,15 +372,25 @@ def load_metrics(path: pathlib.Path) -> dict[str, Series]:
 
   Args:
     path: <stage>/metrics.jsonl.
+
+  Raises:
+    ValueError: it cannot be read, or has metrics of two runs.
   """
   columns: dict[str, dict[int, np.ndarray]] = {}
-  lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
+  try:
+    with disk.open_regular(path) as file:
+      lines = file.read().decode(errors='replace').splitlines()
+  except OSError as error:
+    raise ValueError(
+      f'{path}: cannot be read: {error.strerror or error}'
+    ) from error
   for number, line in enumerate(lines, start=1):
     try:
-      row = json.loads(line)
-      step, values = int(row['step']), dict(row['values'])
-      values = {name: _vector(value) for name, value in values.items()}
-    except (ValueError, TypeError, KeyError):
+      row = disk.parse_json(line)
+      step = operator.index(row['step'])
+      np.int64(step)  # Steps are an array later.
+      values = {name: _vector(x) for name, x in dict(row['values']).items()}
+    except (ValueError, TypeError, KeyError, OverflowError):
       if number < len(lines) and line.strip():
         logging.warning('%s:%d is not a metrics row; skipped', path, number)
       continue
@@ -371,7 +423,7 @@ def _series(
 def _load_json(path: pathlib.Path) -> dict[str, Any]:
   """A JSON object."""
   try:
-    fields = json.loads(path.read_text(encoding='utf-8'))
+    fields = disk.read_json(path)
   except (OSError, ValueError) as error:
     raise ValueError(
       f'{path} is not valid JSON ({error}); delete it and run '

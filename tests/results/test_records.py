@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -137,6 +138,24 @@ def test_changing_number_of_seeds(tmp_path):
       '{"num_seeds": 1, "headline_variant": "b", "variants": {"a": ""}}',
       'not among',
     ),
+    ('[' * 5000, 'not valid JSON .*nested'),
+    ('{"num_seeds": true, "headline_variant": ""}', 'positive'),
+    (
+      '{"num_seeds": 1, "headline_variant": "", "variants": null}',
+      'variants must be a group, got None',
+    ),
+    (
+      '{"num_seeds": 1, "headline_variant": "", "variants": {"a": 3}}',
+      'variants must map names to descriptions',
+    ),
+    (
+      '{"num_seeds": 1, "headline_variant": ["a"]}',
+      r"headline_variant must be a text, got \['a'\]",
+    ),
+    (
+      '{"num_seeds": 1, "headline_variant": "", "oracle_variant": 3}',
+      'oracle_variant must be a text or null',
+    ),
   ],
 )
 def test_bad_run_json(workdir, text, message):
@@ -268,10 +287,66 @@ def test_fine_tuning_that_is_damaged(workdir, data, changes, message):
   assert 'finetune.npz' in str(error.value)
 
 
-def test_bad_timing(workdir):
-  (workdir / 'timing.json').write_text('{"collect": "soon"}')
-  with pytest.raises(ValueError, match='timing.json must map'):
-    records.load(workdir)
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('{"collect": "soon"}', 'timing.json must map'),
+    ('{"collect": NaN}', 'timing.json must map .*collect is nan'),
+    ('{"collect": 1e999}', 'timing.json must map .*collect is inf'),
+    (f'{{"collect": 1{400 * "0"}}}', 'timing.json must map'),
+    ('{"collect": null}', 'timing.json must map'),
+    ('[' * 5000, 'timing.json is not valid JSON .*nested'),
+  ],
+)
+def test_bad_timing(tmp_path, text, message):
+  (tmp_path / 'timing.json').write_text(text)
+  with pytest.raises(ValueError, match=message):
+    records.load_timing(tmp_path / 'timing.json')
+
+
+@pytest.mark.parametrize(
+  'read',
+  [
+    records.load_run,
+    records.load_timing,
+    records.load_evaluation,
+    records.load_metrics,
+  ],
+)
+def test_a_pipe_is_not_read(tmp_path, read):
+  """It would be waited for."""
+  path = tmp_path / 'offline.npz'
+  os.mkfifo(path)
+  with pytest.raises(ValueError, match='offline.npz.* a pipe or a device'):
+    read(path)
+
+
+def test_an_evaluation_of_one_array(tmp_path):
+  np.save(tmp_path / 'a.npy', np.zeros(3))
+  (tmp_path / 'a.npy').rename(tmp_path / 'offline.npz')
+  with pytest.raises(ValueError, match='cannot be read as plain arrays'):
+    records.load_evaluation(tmp_path / 'offline.npz')
+
+
+@pytest.mark.parametrize(
+  'line',
+  [
+    '[' * 5000,
+    '{"step": "3", "values": {"loss": 1}}',
+    '{"step": 1e999, "values": {"loss": 1}}',
+    f'{{"step": 1{400 * "0"}, "values": {{"loss": 1}}}}',
+    f'{{"step": 3, "values": {{"loss": 1{400 * "0"}}}}}',
+    '{"step": 3, "values": 4}',
+  ],
+)
+def test_a_line_of_something_else_is_skipped(tmp_path, caplog, line):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text(line + '\n')
+  with path.open('a') as file:
+    file.write(json.dumps(_row(4, loss=2.0)) + '\n')
+  with caplog.at_level(logging.WARNING):
+    assert records.load_metrics(path)['loss'].step.tolist() == [4]
+  assert 'metrics.jsonl:1 is not a metrics row' in caplog.text
 
 
 def test_online_only(workdir):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 
 import jax.numpy as jnp
@@ -90,13 +91,32 @@ def test_jsonl_drops_a_cut_last_line(tmp_path, tail):
   assert [p.name for p in tmp_path.iterdir()] == ['m.jsonl']
 
 
-def test_jsonl_refuses_a_file_broken_in_the_middle(tmp_path):
+@pytest.mark.parametrize(
+  'line',
+  [
+    'garbage',
+    '[' * 5000,
+    '{"step": "3", "wall_time_s": 0.0, "values": {}}',
+    '{"step": 1e999, "wall_time_s": 0.0, "values": {}}',
+    '{"step": 3, "wall_time_s": NaN, "values": {}}',
+    f'{{"step": 3, "wall_time_s": 1{400 * "0"}, "values": {{}}}}',
+    '{"step": 3, "wall_time_s": 0.0, "values": 4}',
+  ],
+)
+def test_jsonl_refuses_a_file_broken_in_the_middle(tmp_path, line):
   path = tmp_path / 'm.jsonl'
   good = '{"step": 1, "wall_time_s": 0.0, "values": {}}\n'
-  path.write_text(good + 'garbage\n' + good)
+  path.write_text(good + line + '\n' + good)
   with pytest.raises(ValueError, match='m.jsonl: line 2 is not a row'):
     JsonlWriter(path)
-  assert path.read_text() == good + 'garbage\n' + good
+  assert path.read_text() == good + line + '\n' + good
+
+
+def test_jsonl_does_not_wait_for_a_pipe(tmp_path):
+  os.mkfifo(tmp_path / 'm.jsonl')
+  with pytest.raises(OSError, match='a pipe or a device') as error:
+    JsonlWriter(tmp_path / 'm.jsonl')
+  assert error.value.filename == str(tmp_path / 'm.jsonl')
 
 
 def test_jsonl_resumed_run_has_no_doubled_rows(tmp_path, clock):
