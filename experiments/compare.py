@@ -16,7 +16,6 @@ WORKDIR holds `data`, a workdir of `experiments.run` for each algorithm, and
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import shlex
@@ -31,9 +30,10 @@ from absl import app, flags  # pylint: disable=g-import-not-at-top
 
 from experiments.configs import base, recipes
 from experiments.runs import configuration, jax_settings, launch
+from offmeta import disk
 from offmeta.phases import run as phases
 from offmeta.results import comparison
-from offmeta.training import config as configs, stopping
+from offmeta.training import config as configs, stopping, workdir_lock
 from offmeta.training.config import ConfigError, ExperimentConfig
 
 ALGORITHMS = (
@@ -101,6 +101,7 @@ def run(options: Options, command: str, stop: stopping.StopRequest) -> int:
 
   Raises:
     ConfigError: an option that cannot be met.
+    WorkdirBusyError: another process compares in the workdir.
     Interrupted: a stop was requested; the same call continues.
     Those of the phase `collect`, which makes the data.
   """
@@ -119,10 +120,12 @@ def run(options: Options, command: str, stop: stopping.StopRequest) -> int:
         '--algorithms: none can be run: '
         + '; '.join(f'{name}: {why}' for name, why in failed.items())
       )
-    _make_data(data, options, workdir, command, stop)
-    for number, experiment in enumerate(experiments, start=1):
-      print(f'\n{experiment.name} ({number} of {len(experiments)})', flush=True)
-      _run_one(experiment, options, workdir, command, stop, failed)
+    with workdir_lock.hold(workdir):
+      _make_data(data, options, workdir, command, stop)
+      for number, experiment in enumerate(experiments, start=1):
+        which = f'{experiment.name} ({number} of {len(experiments)})'
+        print(f'\n{which}', flush=True)
+        _run_one(experiment, options, workdir, command, stop, failed)
   for name, message in failed.items():
     print(f'failed: {name}: {message}', file=sys.stderr)
   _print_table(workdir, chosen, command, failed)
@@ -319,10 +322,11 @@ def _one_line(message: str) -> str:
 def _finished(experiment: Experiment, folder: pathlib.Path) -> bool:
   """Whether a run with this very configuration has written its report."""
   try:
-    summary = json.loads((folder / 'report' / 'summary.json').read_text())
+    summary = disk.read_json(folder / 'report' / 'summary.json')
   except (OSError, ValueError):
     return False
-  return summary.get('config_hash') == configs.config_hash(experiment.config)
+  known = summary.get('config_hash') if isinstance(summary, dict) else None
+  return known == configs.config_hash(experiment.config)
 
 
 def _print_table(workdir, chosen, command, failed):

@@ -32,9 +32,8 @@ from experiments.benchmarking import machine as machines
 from experiments.runs import jax_settings, launch
 from offmeta import disk, envs, limits, parallel
 from offmeta.algorithms import sac
-from offmeta.checkpoints.checkpointer import CheckpointError
 from offmeta.collection import single_task
-from offmeta.results import statistics
+from offmeta.results import records, statistics
 from offmeta.training import seeds as seeds_lib, stopping, workdir_lock
 from offmeta.training.config import (
   ConfigError,
@@ -235,9 +234,18 @@ def _earlier(path: pathlib.Path, options: Options) -> dict[str, Any]:
   if not path.exists():
     return new
   try:
-    old = json.loads(path.read_text())
+    old = disk.read_json(path)
     same = all(old[name] == new[name] for name in ('profile', 'seed'))
-  except (ValueError, KeyError, TypeError) as error:
+    if same:
+      _check_entries(old)
+  except (
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+  ) as error:
     raise ConfigError(
       f'{path}: not a file of references ({error!r}); give another --out'
     ) from error
@@ -247,6 +255,21 @@ def _earlier(path: pathlib.Path, options: Options) -> dict[str, Any]:
       ' give another --out'
     )
   return old
+
+
+def _check_entries(results: dict[str, Any]):
+  """Whether a file has all that is read from it later.
+
+  Raises:
+    ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError:
+      it has not.
+  """
+  for group in ('families', 'skipped', 'failed'):
+    if not isinstance(results[group], dict):
+      raise TypeError(f'{group!r} is a {type(results[group]).__name__}')
+  for entry in results['families'].values():
+    entry['config_hash'], entry['options']  # pylint: disable=pointless-statement
+  table(results)
 
 
 def _known(setup: Setup, results: dict[str, Any], path: pathlib.Path) -> bool:
@@ -332,9 +355,7 @@ def _add(setup: Setup, results: dict[str, Any], command: str):
     print(f'{name}: {error}', file=sys.stderr)
     results['failed'][name] = str(error)
     return
-  entry['wall_s'] = json.loads((setup.workdir / 'timing.json').read_text())[
-    'all'
-  ]
+  entry['wall_s'] = records.load_timing(setup.workdir / 'timing.json')['all']
   results['failed'].pop(name, None)
   results['families'][name] = entry
 
@@ -416,36 +437,27 @@ def _main():
     jax_settings.configure()
     stop = stopping.StopRequest()
     stop.install()
-    try:
+    options = Options(
+      tuple(families.value),
+      num_tasks.value,
+      env_steps.value,
+      profile.value,
+      seed.value,
+      workdir.value,
+      out.value,
+    )
+    command = f'python -m experiments.references {shlex.join(sys.argv[1:])}'
+    results: dict[str, Any] = {}
+
+    def work():
       if len(argv) > 1:
         raise ConfigError(f'unexpected arguments: {" ".join(argv[1:])}')
-      results = run(
-        Options(
-          tuple(families.value),
-          num_tasks.value,
-          env_steps.value,
-          profile.value,
-          seed.value,
-          workdir.value,
-          out.value,
-        ),
-        f'python -m experiments.references {shlex.join(sys.argv[1:])}'.strip(),
-        stop,
-      )
-    except stopping.Interrupted:
-      print(
-        '\nstopped on request; the same command continues from here',
-        file=sys.stderr,
-      )
-      return 143
-    except (
-      ConfigError,
-      CheckpointError,
-      OSError,
-      workdir_lock.WorkdirBusyError,
-    ) as error:
-      print(f'\nerror: {error}', file=sys.stderr)
-      return 1
+      results.update(run(options, command.strip(), stop))
+
+    status, message = launch.attempt(work)
+    if status:
+      print('\n' + 'error: ' * (status == 1) + message, file=sys.stderr)
+      return status
     print(table(results))
     return 1 if results['failed'] else 0
 

@@ -25,7 +25,7 @@ from offmeta.training.config import (
   SpecialistsConfig,
   Visits,
 )
-from offmeta.training.setup import Setup
+from offmeta.training.setup import PhaseError, Setup
 from offmeta.types import Algorithm, EnvSpec, LearnerState
 
 
@@ -234,6 +234,13 @@ def train(
 
 
 def curves(setup: Setup, stage: str = 'specialists') -> dict[str, np.ndarray]:
-  """What a training logged, by metric: [K, M] at its K logged updates."""
-  series = records.load_metrics(setup.workdir / stage / 'metrics.jsonl')
+  """What a training logged, by metric: [K, M] at its K logged updates.
+
+  Raises:
+    PhaseError: the file cannot be read.
+  """
+  try:
+    series = records.load_metrics(setup.workdir / stage / 'metrics.jsonl')
+  except ValueError as error:
+    raise PhaseError(str(error)) from error
   return {name: values for name, (_, values) in series.items()}

@@ -1,6 +1,7 @@
 """The comparison of algorithms: one dataset, resuming, failures, the table."""
 
 import json
+import os
 import shutil
 from unittest import mock
 
@@ -16,8 +17,12 @@ from offmeta.collection import history, phase as collect
 from offmeta.data.meta_dataset import MetaDataset
 from offmeta.phases import run as phases
 from offmeta.results import plots
-from offmeta.training import evaluator as evaluators, stopping
-from offmeta.training.config import ConfigError
+from offmeta.training import (
+  evaluator as evaluators,
+  stopping,
+  workdir_lock,
+)
+from offmeta.training.config import ConfigError, ExperimentConfig
 from offmeta.types import Transition
 
 pytestmark = pytest.mark.usefixtures('tiny')
@@ -339,6 +344,31 @@ def test_other_settings_need_another_workdir(finished, capsys):
   (line,) = capsys.readouterr().err.splitlines()
   assert 'holds a run of another configuration' in line
   assert 'num_seeds: 2 -> 3' in line
+
+
+def test_one_comparison_at_a_time(tmp_path):
+  options = _options(tmp_path, 'cloning')
+  with (
+    workdir_lock.hold(tmp_path / 'runs'),
+    mock.patch.object(launch, 'execute', pytest.fail),
+  ):
+    status, message = launch.attempt(lambda: _run(options))
+    assert status == 1
+    assert message.startswith(f'{tmp_path / "runs"}: process {os.getpid()} on')
+    # The table of what is there may be looked at meanwhile.
+    options = _options(tmp_path, 'cloning', only_table=True)
+    with pytest.raises(ConfigError, match='no run has been tested yet'):
+      _run(options)
+
+
+@pytest.mark.parametrize(
+  'text', ['[1]', '3', 'null', '[' * 5000, '{"config_hash": ["a"]}', '{']
+)
+def test_a_damaged_summary_is_none(tmp_path, text):
+  (tmp_path / 'report').mkdir()
+  (tmp_path / 'report' / 'summary.json').write_text(text)
+  experiment = compare.Experiment('x', '', ExperimentConfig())
+  assert not compare._finished(experiment, tmp_path)
 
 
 def test_an_algorithm_named_twice(tmp_path):

@@ -16,6 +16,7 @@ from experiments import references
 from offmeta.training import stopping
 from offmeta.training.config import ConfigError
 from offmeta.training.metrics import DivergenceError
+from offmeta.training.setup import PhaseError
 
 _ROOT = pathlib.Path(references.__file__).parents[1]
 
@@ -116,12 +117,36 @@ def test_other_settings_need_another_file(finished, changes, message):
     _run(_options(finished[0], **changes))
 
 
-def test_another_file_is_not_overwritten(tmp_path):
+_SAME = '"profile": "smoke", "seed": 0, "skipped": {}, "failed": {}'
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '[1]',
+    '[' * 5000,
+    '{"profile": "smoke", "seed": 0}',
+    f'{{{_SAME}, "families": []}}',
+    f'{{{_SAME}, "families": {{"point_robot": 3}}}}',
+    f'{{{_SAME}, "families": {{"point_robot": {{}}}}}}',
+    f'{{{_SAME}, "families": {{"x": {{"config_hash": "", "options": {{}}}}}}}}',
+  ],
+)
+def test_another_file_is_not_overwritten(tmp_path, text):
   path = tmp_path / 'references.json'
-  path.write_text('[1]')
-  with pytest.raises(ConfigError, match='not a file of references'):
+  path.write_text(text)
+  with pytest.raises(ConfigError, match='references.json: not a file of refer'):
     _run(_options(tmp_path))
-  assert path.read_text() == '[1]'
+  assert path.read_text() == text
+
+
+def test_damaged_logs_give_one_message(tmp_path):
+  """What `measure` reads of the training."""
+  setup = mock.Mock(workdir=tmp_path)
+  (tmp_path / 'specialists').mkdir()
+  os.mkfifo(tmp_path / 'specialists' / 'metrics.jsonl')
+  with pytest.raises(PhaseError, match='metrics.jsonl: cannot be read'):
+    references.single_task.curves(setup)
 
 
 def test_a_failure_is_noted_and_the_others_go_on(tmp_path):
@@ -139,7 +164,10 @@ def test_a_failure_is_noted_and_the_others_go_on(tmp_path):
     results = _run(_options(tmp_path, families=families))
     assert results['failed'] == {'point_robot': 'critic is NaN'}
     assert list(results['families']) == ['sparse_point_robot']
-  with mock.patch.object(references, 'measure', lambda setup: {}):
+  with (
+    mock.patch.object(references, 'measure', lambda setup: {}),
+    mock.patch.object(references, 'table'),
+  ):
     results = _run(_options(tmp_path, families=families))  # tried again
   assert not results['failed'] and set(results['families']) == set(families)
 
