@@ -180,9 +180,7 @@ def _choose(options: Options) -> tuple[list[Chosen], dict[str, str]]:
     if any(name == other.name for other in chosen):
       raise ConfigError(f'--algorithms: {name} is named twice')
     status, message = launch.attempt(
-      lambda f=file, n=name: known.update(
-        {n: getattr(configuration.load_file(f), 'ABLATIONS', {})}
-      )
+      lambda f=file, n=name: known.update({n: configuration.load_ablations(f)})
     )
     if status:
       failed[name] = message

@@ -96,7 +96,7 @@ def main(argv):
   def perform():
     family = _FAMILY.value
     if _CONFIG.value:
-      family = family or configuration.load_config(_CONFIG.value).family.name
+      family = family or configuration.load_family(_CONFIG.value)
     if _WORKDIR.value:
       return playback.restored(show, _WORKDIR.value, _LOOP.value)
     return playback.fresh(show, family, _OPTION.value, _POLICY.value)

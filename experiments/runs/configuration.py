@@ -55,7 +55,7 @@ def _one_message(work: Callable[[], Any]) -> Any:
   try:
     return work()
   except Exception as error:  # pylint: disable=broad-exception-caught
-    line = _line_of_file(error)
+    line = _line_of_file(_config_argument().split(':')[0], error)
     if line is not None and not isinstance(error, (OSError, ValueError)):
       traceback.print_exception(error)
       message = f'{_file_name()}, line {line}: {_kind(error)}'
@@ -84,16 +84,16 @@ def _unreadable(error: OSError) -> str:
   return error.strerror or _text(error)
 
 
-def _line_of_file(error: Exception) -> int | None:
+def _line_of_file(file: str, error: Exception) -> int | None:
   """Where in the config file an error came up; None if not in it."""
-  file = pathlib.Path(_config_argument().split(':')[0]).absolute()
+  path = pathlib.Path(file).absolute()
   lines = [
     frame.lineno
     for frame in traceback.extract_tb(error.__traceback__)
-    if pathlib.Path(frame.filename).absolute() == file
+    if pathlib.Path(frame.filename).absolute() == path
   ]
   if isinstance(error, SyntaxError) and error.filename:
-    if pathlib.Path(error.filename).absolute() == file:
+    if pathlib.Path(error.filename).absolute() == path:
       lines.append(error.lineno)
   return lines[-1] if lines else None
 
@@ -137,27 +137,16 @@ def _config_argument() -> str:
   return values.config
 
 
-# What a config file can do wrong.
-_BAD_FILE = (
-  OSError,
-  ImportError,
-  SyntaxError,
-  ValueError,
-  TypeError,
-  AttributeError,
-)
-
-
 def load_file(file: str) -> types.ModuleType:
   """A config file as a module.
 
   Raises:
-    ConfigError: the file is missing, or no Python.
+    ConfigError: the file is missing or fails, in whatever way.
   """
   module = types.ModuleType('config_file')
   try:
     machinery.SourceFileLoader(module.__name__, file).exec_module(module)
-  except _BAD_FILE as error:
+  except Exception as error:  # pylint: disable=broad-exception-caught
     raise _bad_file(file, error) from error
   return module
 
@@ -166,23 +155,82 @@ def load_config(name: str) -> Any:
   """What FILE or FILE:ARGUMENT says, and the family that it may register.
 
   Raises:
-    ConfigError: the file is missing, or no config file.
+    ConfigError: the file is missing, no config file, or fails, in whatever
+      way.
   """
   file, *argument = name.split(':', 1)
   module = load_file(file)
+  if not callable(getattr(module, 'get_config', None)):
+    raise _config_error(file, 'it has no function get_config')
   try:
     values = module.get_config(*argument)
-  except _BAD_FILE as error:
+  except Exception as error:  # pylint: disable=broad-exception-caught
     raise _bad_file(file, error) from error
   _check_returned(f'config file {file}', values)
   return values
 
 
+def load_family(name: str) -> str:
+  """The name of the family of FILE or FILE:ARGUMENT.
+
+  Raises:
+    ConfigError: see `load_config`, or it names none.
+  """
+  family = load_config(name).get('family')
+  is_group = isinstance(family, ml_collections.ConfigDict)
+  found = family.get('name') if is_group else family
+  if not (is_group and isinstance(found, str)):
+    raise _config_error(
+      name.split(':', 1)[0], f'family.name must be a text, not {found!r}'
+    )
+  return found
+
+
+def load_ablations(file: str) -> dict[str, dict[str, Any]]:
+  """ABLATIONS of a config file; empty if it has none.
+
+  Raises:
+    ConfigError: see `load_file`, or they are of another form.
+  """
+  ablations = getattr(load_file(file), 'ABLATIONS', {})
+  if not isinstance(ablations, Mapping):
+    raise _config_error(
+      file, f'ABLATIONS must map names to changes, not be {ablations!r}'
+    )
+  for name, changes in ablations.items():
+    if not isinstance(name, str) or not isinstance(changes, Mapping):
+      raise _config_error(
+        file,
+        'ABLATIONS must map names to changes of the settings,'
+        f' not {name!r} to {changes!r}',
+      )
+    if not all(isinstance(key, str) for key in changes) or not isinstance(
+      changes.get('description', ''), str
+    ):
+      raise _config_error(
+        file,
+        f'ABLATIONS[{name!r}]: keys and the description must be texts, got'
+        f' {changes!r}',
+      )
+  return dict(ablations)
+
+
 def _bad_file(file: str, error: Exception) -> Exception:
+  """A mistake in the file's code with its kind and line."""
+  line = _line_of_file(file, error)
+  if isinstance(error, ValueError):  # These say what is wrong: ConfigError.
+    return _config_error(file, str(error) or _kind(error))
+  if line is None and isinstance(error, OSError):  # Of the file itself.
+    return _config_error(file, error.strerror or str(error))
+  return _config_error(
+    file if line is None else f'{file}, line {line}', _kind(error)
+  )
+
+
+def _config_error(where: str, reason: str) -> Exception:
   from offmeta.training.config import ConfigError
 
-  reason = getattr(error, 'strerror', None) or error
-  return ConfigError(f'config file {file}: {reason}')
+  return ConfigError(f'config file {where}: {reason}')
 
 
 def _text(error: Exception) -> str:
@@ -272,10 +320,13 @@ def resolve(values: Any, profile: str, overrides: Mapping[str, Any]) -> Any:
   base = configs.from_dict(values)
   config = configs.from_dict(profiles[profile], base)
   merged = recipes.merge(configs.to_dict(config), _nest(overrides))
-  options = {**base.family.options, **merged['family']['options']}
-  merged['family']['options'] = {
-    name: value for name, value in options.items() if value is not None
-  }
+  family = merged['family']
+  given = family.get('options') if isinstance(family, Mapping) else None
+  if isinstance(given, Mapping):  # Else `from_dict` says what is wrong.
+    options = {**base.family.options, **given}
+    family['options'] = {
+      name: value for name, value in options.items() if value is not None
+    }
   config = configs.from_dict(merged, config)
   configs.validate(config)
   return config

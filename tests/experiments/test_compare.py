@@ -1,5 +1,6 @@
 """The comparison of algorithms: one dataset, resuming, failures, the table."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -303,6 +304,36 @@ def test_a_failure_is_one_line_and_the_others_run(tmp_path, capsys):
   table = _table(tmp_path)
   assert [row['name'] for row in table['rows']] == ['cloning']
   assert set(table['failed']) == {'wrong', 'broken'}
+
+
+def test_files_with_mistakes_cost_only_themselves(tmp_path):
+  texts = {
+    'a': ('nothing', 'a.py, line 1: NameError: '),
+    'b': ('1 / 0', 'b.py, line 1: ZeroDivisionError: '),
+    'c': ('ABLATIONS = [1]', 'c.py: ABLATIONS must map names'),
+    'd': ('ABLATIONS = {"x": 3}', 'd.py: ABLATIONS must map names'),
+    'e': ('get_config = lambda family: {}[family]', 'e.py, line 1: KeyError: '),
+    'f': (_CLONING.replace("'no_kl': {'desc", "'no_kl': 3, 'x': {'desc"), ''),
+  }
+  for name, (text, _) in texts.items():
+    (tmp_path / f'{name}.py').write_text(text)
+  files = [str(tmp_path / f'{name}.py') for name in texts]
+  options = dataclasses.replace(_options(tmp_path), algorithms=tuple(files))
+  chosen, failed = compare._choose(options)
+  experiments = compare._resolve(options, chosen, {}, failed)
+  assert not experiments and list(failed) == ['a', 'b', 'c', 'd', 'f', 'e']
+  for name, (_, message) in texts.items():
+    assert failed[name].startswith(f'config file {tmp_path}/{message}'), name
+
+
+@pytest.mark.parametrize('change', [3, None, [1], 'x', {'options': 3}])
+@pytest.mark.parametrize('group', ['collect', 'cloning', 'family', 'no_group'])
+def test_ablations_of_something_else(tmp_path, group, change):
+  options = _options(tmp_path, 'cloning')
+  file, failed = options.algorithms[0], {}
+  chosen = [compare.Chosen('cloning', file, {'x': {group: change}})]
+  assert not compare._resolve(options, chosen, {}, failed)
+  assert 'config' in failed['cloning/x'] and group in failed['cloning/x']
 
 
 def test_an_ablation_of_the_data_makes_its_own(tmp_path):

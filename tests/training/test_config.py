@@ -544,20 +544,81 @@ def test_bad_values_on_the_command_line(parse, key, value, message):
     parse(f'--config.{key}={value}')
 
 
-def test_config_files_that_cannot_be_loaded(tmp_path):
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    (None, ': No such file'),
+    ('import nowhere', ", line 1: ModuleNotFoundError: No module named 'nowh"),
+    ('x = 1', ': it has no function get_config'),
+    ('get_config = 3', ': it has no function get_config'),
+    ('def', ', line 1: SyntaxError: invalid syntax'),
+    ('\nnothing', ", line 2: NameError: name 'nothing' is not defined"),
+    ('{}["a"]', ", line 1: KeyError: 'a'"),
+    ('open("/nowhere")', ', line 1: FileNotFoundError: '),
+    ('raise ValueError("too many")', ': too many'),
+    ('raise ValueError', ': ValueError: '),
+    ('get_config = lambda: 1 / 0', ', line 1: ZeroDivisionError: division'),
+    ('def get_config():\n  return {}["a"]', ", line 2: KeyError: 'a'"),
+    # Raised elsewhere, on behalf of the file.
+    (
+      'import functools\nget_config = functools.partial({}.pop, "a")',
+      ": KeyError: 'a'",
+    ),
+  ],
+)
+def test_config_files_that_cannot_be_loaded(tmp_path, text, message):
   file = tmp_path / 'mine.py'
-  for text, message in (
-    (None, 'No such file'),
-    ('import nowhere', "'nowhere'"),
-    ('x = 1', "'get_config'"),
-    ('def', 'invalid syntax'),
-  ):
-    if text:
-      file.write_text(text)
-    with pytest.raises(ConfigError, match=f'{file}: .*{message}'):
-      configuration.load_config(str(file))
+  if text is not None:
+    file.write_text(text)
+  with pytest.raises(ConfigError) as error:
+    configuration.load_config(str(file))
+  assert str(error.value).startswith(f'config file {file}{message}')
+
+
+def test_a_family_without_a_config():
   with pytest.raises(ConfigError, match="'moon'; known: point_robot"):
     _load('experiments/configs/smac.py:moon')
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('', 'family.name must be a text, not None'),
+    ('values.family = 3', 'family.name must be a text, not 3'),
+    ('values.family = "ant"', "family.name must be a text, not 'ant'"),
+    ('values.family = {"name": 3}', 'family.name must be a text, not 3'),
+  ],
+)
+def test_config_files_that_name_no_family(tmp_path, text, message):
+  file = tmp_path / 'mine.py'
+  file.write_text(
+    'import ml_collections\nvalues = ml_collections.ConfigDict()\n'
+    f'{text}\nget_config = lambda: values\n'
+  )
+  with pytest.raises(ConfigError, match=f'config file {file}: {message}'):
+    configuration.load_family(str(file))
+
+
+def test_the_family_of_a_config_file():
+  file = f'{configuration.ROOT}/experiments/configs/smac.py:ant_dir'
+  assert configuration.load_family(file) == 'ant_dir'
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('[1]', r'ABLATIONS must map names to changes, not be \[1\]'),
+    ("{'a': 3}", "ABLATIONS must map names to changes .*, not 'a' to 3"),
+    ('{1: {}}', 'ABLATIONS must map names to changes .*, not 1 to {}'),
+    ("{'a': {1: 2}}", "ABLATIONS\\['a'\\]: keys and the description must be"),
+    ("{'a': {'description': 3}}", 'the description must be texts'),
+  ],
+)
+def test_ablations_of_another_form(tmp_path, text, message):
+  file = tmp_path / 'mine.py'
+  file.write_text(f'ABLATIONS = {text}')
+  with pytest.raises(ConfigError, match=f'config file {file}: .*{message}'):
+    configuration.load_ablations(str(file))
 
 
 def test_resolving_leaves_the_profiles_alone():
