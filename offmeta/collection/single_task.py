@@ -13,11 +13,11 @@ import numpy as np
 from offmeta import rollout
 from offmeta.data import buffer as buffers, capacity
 from offmeta.data.buffer import Replay
-from offmeta.results import records
 from offmeta.training import (
   gather as gathering,
   gatherers,
   loop,
+  metrics,
   updates,
 )
 from offmeta.training.config import (
@@ -25,7 +25,7 @@ from offmeta.training.config import (
   SpecialistsConfig,
   Visits,
 )
-from offmeta.training.setup import PhaseError, Setup
+from offmeta.training.setup import Setup
 from offmeta.types import Algorithm, EnvSpec, LearnerState
 
 
@@ -237,10 +237,7 @@ def curves(setup: Setup, stage: str = 'specialists') -> dict[str, np.ndarray]:
   """What a training logged, by metric: [K, M] at its K logged updates.
 
   Raises:
-    PhaseError: the file cannot be read.
+    MetricsFileError: the file cannot be read.
   """
-  try:
-    series = records.load_metrics(setup.workdir / stage / 'metrics.jsonl')
-  except ValueError as error:
-    raise PhaseError(str(error)) from error
+  series = metrics.read_series(setup.workdir / stage / 'metrics.jsonl')
   return {name: values for name, (_, values) in series.items()}

@@ -17,8 +17,13 @@ from offmeta.collection import phase as collecting
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
 from offmeta.losses import returns
-from offmeta.results import records
-from offmeta.training import gather as gathering, gatherers, loop, updates
+from offmeta.training import (
+  gather as gathering,
+  gatherers,
+  loop,
+  metrics,
+  updates,
+)
 from offmeta.training.config import ConfigError, Visits
 from offmeta.training.setup import Setup
 from offmeta.types import Algorithm, LearnerState, Task, Transition
@@ -222,7 +227,7 @@ def _scorer(own: Setup, algorithm: Algorithm):
 
 def _write(setup: Setup, first: list[np.ndarray]):
   """evaluations/finetune.npz: returns [S, M, K] and steps [S, M, K]."""
-  logged = records.load_metrics(setup.workdir / _FOLDER / 'metrics.jsonl')
+  logged = metrics.read_series(setup.workdir / _FOLDER / 'metrics.jsonl')
   values = np.concatenate([np.stack(first), logged['eval/return'].values]).T
   taken = np.concatenate(
     [np.zeros((2, values.shape[0])), logged['eval/env_steps'].values]

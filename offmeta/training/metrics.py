@@ -21,6 +21,7 @@ import numpy as np
 import tensorboardX
 
 from offmeta import disk
+from offmeta.results import records
 
 Values = Mapping[str, Any]  # name -> [] or [S], anything numpy can read
 
@@ -311,6 +312,18 @@ class MultiWriter:
     with contextlib.ExitStack() as stack:
       for writer in reversed(self._writers):
         stack.callback(writer.close)
+
+
+def read_series(path: pathlib.Path) -> dict[str, records.Series]:
+  """What a `JsonlWriter` wrote, by metric.
+
+  Raises:
+    MetricsFileError: the file cannot be read.
+  """
+  try:
+    return records.load_metrics(path)
+  except ValueError as error:
+    raise MetricsFileError(str(error)) from error
 
 
 def assert_finite(

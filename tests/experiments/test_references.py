@@ -15,8 +15,7 @@ import pytest
 from experiments import references
 from offmeta.training import stopping
 from offmeta.training.config import ConfigError
-from offmeta.training.metrics import DivergenceError
-from offmeta.training.setup import PhaseError
+from offmeta.training.metrics import DivergenceError, MetricsFileError
 
 _ROOT = pathlib.Path(references.__file__).parents[1]
 
@@ -145,7 +144,7 @@ def test_damaged_logs_give_one_message(tmp_path):
   setup = mock.Mock(workdir=tmp_path)
   (tmp_path / 'specialists').mkdir()
   os.mkfifo(tmp_path / 'specialists' / 'metrics.jsonl')
-  with pytest.raises(PhaseError, match='metrics.jsonl: cannot be read'):
+  with pytest.raises(MetricsFileError, match='metrics.jsonl: cannot be read'):
     references.single_task.curves(setup)
 
 
