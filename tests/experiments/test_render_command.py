@@ -242,9 +242,11 @@ def test_the_command(tmp_path):
 
 
 _OWN_FAMILY = """
+from experiments.configs import base
 from offmeta import envs
 def get_config(name):
   envs.register(name, envs.FAMILIES['point_robot'])
+  return base.make_config({'family': {'name': name}}, {})
 """
 
 
