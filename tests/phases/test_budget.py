@@ -1,6 +1,5 @@
 """Memory that phases announce, against the replays that they make."""
 
-import dataclasses
 import os
 import pathlib
 import shutil
@@ -287,7 +286,8 @@ _SAC = {
 }
 _MACAW = {
   'algorithm': 'macaw',
-  'macaw': {'hidden': (8,), 'latent_size': 2, 'head_hidden': 4},
+  'macaw': {'hidden': (8,), 'latent_size': 2, 'num_tasks': 2},
+  'online': {'variants': {}},
   'finetune': {'iterations': 2},
 }
 
@@ -303,10 +303,6 @@ def _plan(finished_run, tmp_path):
     for part in reversed(key.split('.')):
       value = {part: value}
     config = configs.from_dict(tiny_run.CONFIG)
-    if 'algorithm' in changes:
-      config = dataclasses.replace(
-        config, online=dataclasses.replace(config.online, variants={})
-      )
     config = configs.from_dict(recipes.merge(changes, value), config)
     configs.validate(config)
     return budget.check(setups.make_setup(config, tmp_path), asked)
