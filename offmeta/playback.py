@@ -65,7 +65,6 @@ def meta_test(
       'collect'.
     PhaseError: the loop is not finished.
   """
-  setup = collecting.with_logs(setup)
   check_index('task', task_id, setup.config.family.num_test)
   task = jax.tree.map(lambda x: x[task_id], setup.test_tasks)
   policy, params, key = _policy(setup, folder, seed, task)
@@ -120,7 +119,7 @@ def _policy(
     algorithm = setup.algorithm('pearl', config.collect.behaviour)
   else:
     seeds = setup.seeds
-    algorithm = setup.learner()
+    algorithm = collecting.with_logs(setup).learner()
   check_index('seed', seed, seeds.layout.num_seeds)
   key = seeds.streams('evaluation')[seed]
   if folder == 'collect' and config.collect.source == 'script':

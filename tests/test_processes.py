@@ -285,7 +285,7 @@ def test_a_failure_in_one_process_ends_both(tmp_path):
   assert 'holds a run of another configuration (abc, this is' in message
   (message,) = _errors(other)
   assert message.startswith('error: the main process failed: ')
-  assert os.listdir(tmp_path) == ['run.json']
+  assert sorted(os.listdir(tmp_path)) == ['.lock', 'run.json']
 
 
 def test_where_processes_do_not_agree_none_is_left_waiting(tmp_path):

@@ -13,7 +13,8 @@ from offmeta.algorithms import ALGORITHMS
 from offmeta.envs import simulator
 from offmeta.training.config import PRECISIONS
 
-_UPDATES = tuple(sorted(ALGORITHMS))
+# PPO's update is a whole iteration on rollouts; cases draw from a replay.
+_UPDATES = tuple(sorted(ALGORITHMS.keys() - {'ppo'}))
 DEFAULT_PARTS = (*_UPDATES, 'env', 'workdir')
 NAMED_PARTS = ('scaling', 'growth', 'startup')  # run only if named
 PARTS = DEFAULT_PARTS + NAMED_PARTS

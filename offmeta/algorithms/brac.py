@@ -66,7 +66,7 @@ class Config:
   divergence_weight_rate: limits.Weight = 1.0  # its step size
   target_divergence: limits.Weight = 0.05  # where alpha stays
   # Alpha is used clipped to [0, this].
-  max_divergence_weight: limits.Positive = 2000.0
+  max_divergence_weight: limits.PositiveOrInf = 2000.0
   value_penalty: bool = True  # -alpha Dhat in the target of Q
   policy_penalty: bool = True  # alpha Dhat in the policy loss
   divergence_hidden: limits.Widths = (256, 256)

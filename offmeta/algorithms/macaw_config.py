@@ -43,7 +43,7 @@ class Config:
   # Lambda at the start; 0: no advantage head.
   advantage_coef: limits.Weight = 0.01
   temperature: limits.Positive = 1.0  # of standardised advantages
-  max_weight: limits.Positive = 20.0
+  max_weight: limits.PositiveOrInf = 20.0
   # Added to the standard deviation of advantages.
   adv_std_eps: limits.Weight = 0.0
   # Share of the adapted value in its target.

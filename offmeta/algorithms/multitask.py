@@ -54,7 +54,7 @@ class Config:
   policy_lr: limits.Weight = 1e-4
   value_lr: limits.Weight = 1e-5
   temperature: limits.Positive = 1.0  # of standardised advantages
-  max_weight: limits.Positive = 20.0
+  max_weight: limits.PositiveOrInf = 20.0
   finetune_steps: limits.CountOrZero = 20  # of Adam at meta-test
   finetune_policy_lr: limits.Weight = 1e-3
   finetune_value_lr: limits.Weight = 1e-5

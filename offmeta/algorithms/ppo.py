@@ -62,7 +62,7 @@ class Config:
   max_grad_norm: limits.PositiveOrInf = 0.5  # of each network's gradient
   discount: limits.Share = 0.99
   gae_lambda: limits.Share = 0.95
-  clip: limits.Positive = 0.2  # of the ratio
+  clip: limits.PositiveOrInf = 0.2  # of the ratio
   clip_value: bool = False  # by the same number, in units of scaled returns
   entropy_weight: limits.Weight = 0.0
   # Over what advantages are standardised.

@@ -38,6 +38,7 @@ from offmeta.types import (
   Loop,
   Rollouts,
   Transition,
+  Visits,
 )
 
 _ADVICE = (
@@ -47,9 +48,10 @@ _ADVICE = (
 )
 
 _PASSING_ADVICE = (
-  'Make batches (num_tasks, context_size, query_size, batch_size) or'
-  ' evaluations (evaluation.num_repeats, num_steps, num_train_tasks) smaller,'
-  ' or run fewer --seeds at a time.'
+  'Make batches (num_tasks, context_size, query_size, batch_size), contexts'
+  ' (gather.context_size, label_context_size, finetune.context_size) or'
+  ' evaluations (evaluation.num_repeats, num_steps, num_train_tasks;'
+  ' num_episodes) smaller, or run fewer --seeds at a time.'
 )
 
 _ROLLOUT_ADVICE = (
@@ -238,10 +240,17 @@ def _rollouts(
 
 
 def _learners(
-  algorithm: Algorithm, number: int, unit: str = 'seed'
+  algorithm: Algorithm,
+  number: int,
+  unit: str = 'seed',
+  loops: tuple[Loop, ...] = (),
 ) -> memory.Demand:
+  """States, the largest that they are in any of the loops that are begun."""
   state: LearnerState = jax.eval_shape(algorithm.init, jax.random.key(0))
-  size = memory.nbytes(state)
+  size = max(
+    [memory.nbytes(state)]
+    + [memory.nbytes(jax.eval_shape(loop.begin, state)) for loop in loops]
+  )
   return memory.Demand(
     'learners', number * size, f'{memory.times(number, unit)} x {size:,} B'
   )
@@ -275,10 +284,47 @@ def _batches(setup: Setup, settings: Any, number: int) -> memory.Demand:
   )
 
 
-def _evaluation(setup: Setup, number: int) -> memory.Demand:
-  """All steps of a meta-test, and the contexts that are handed over."""
+def _contexts(setup: Setup, visits: Visits, number: int) -> memory.Demand:
+  """What a round of visits looks at, for its policy and for its labels."""
+  rows = visits.context_size
+  if limits.chosen(visits, 'rewards', 'decoder'):
+    rows += visits.label_context_size
+  size = memory.nbytes(_example(setup, False))
+  return memory.Demand(
+    'contexts of visits',
+    number * visits.tasks_per_iteration * rows * size,
+    f'{memory.times(number, "seed")} x {visits.tasks_per_iteration:,} tasks x'
+    f' {rows:,} transitions x {size:,} B',
+  )
+
+
+def _scores(setup: Setup, episodes: int, number: int) -> memory.Demand:
+  """Rewards of the episodes that every learner is scored in, side by side."""
+  steps = setup.family.spec.episode_length
+  size = memory.nbytes(_example(setup, False).reward)
+  return memory.Demand(
+    'scored episodes',
+    number * episodes * steps * size,
+    f'{memory.times(number, "learner")} x {episodes:,} episodes x'
+    f' {steps:,} rewards x {size:,} B',
+  )
+
+
+def _evaluation(
+  setup: Setup, number: int, all_tasks: bool = False
+) -> memory.Demand:
+  """All steps of a meta-test, and the contexts that are handed over.
+
+  Args:
+    setup: of the run.
+    number: of seeds.
+    all_tasks: whether all training tasks are scored, as in the phase 'test'.
+  """
   config, family = setup.config.evaluation, setup.config.family
-  tasks = family.num_test + min(config.num_train_tasks, family.num_train)
+  tasks = family.num_train
+  if not all_tasks:
+    tasks = min(config.num_train_tasks, tasks)
+  tasks += family.num_test
   steps = rollout.max_episodes(setup.family, config.num_steps)
   steps = steps * setup.family.spec.episode_length + config.context_size
   size = memory.nbytes(_example(setup, True))
@@ -288,6 +334,11 @@ def _evaluation(setup: Setup, number: int) -> memory.Demand:
     f'{memory.times(number, "seed")} x {tasks:,} tasks x'
     f' {config.num_repeats:,} repetitions x {steps:,} transitions x {size:,} B',
   )
+
+
+def _updates(loop: Loop) -> int:
+  """Of one iteration."""
+  return sum(stage.num_steps for stage in loop.stages)
 
 
 def _check_counter(name: str, loop: Loop, iterations: int, done: int = 0):
@@ -302,7 +353,7 @@ def _check_counter(name: str, loop: Loop, iterations: int, done: int = 0):
   Raises:
     ConfigError: says how many there would be.
   """
-  each = sum(stage.num_steps for stage in loop.stages)
+  each = _updates(loop)
   total = done + iterations * each
   if total > limits.MOST:
     raise ConfigError(
@@ -335,7 +386,12 @@ def _script(setup: Setup) -> _Phase:
 def _finetune(setup: Setup) -> _Phase:
   """Learners of all seeds and held-out tasks, with a replay each."""
   algorithm, number = setup.learner(), finetuning.learners(setup)
+  config = setup.config.finetune
+  for loop in algorithm.in_phase('finetune'):
+    _check_counter('finetune', loop, config.iterations)
   example = jax.eval_shape(lambda: finetuning.example_row(setup, algorithm))
+  steps = rollout.max_episodes(setup.family, config.context_size)
+  steps *= setup.family.spec.episode_length
   return _Phase(
     'finetune',
     finetuning.one_learner_per_task(setup).seeds,
@@ -346,7 +402,13 @@ def _finetune(setup: Setup) -> _Phase:
       _learners(algorithm, number, 'learner'),
     ],
     False,  # these replays stay on the devices
-    [_batches(setup, setup.config.settings, number)],
+    [
+      _batches(setup, setup.config.settings, number),
+      _scores(setup, config.num_episodes, number),
+      memory.replay_demand(
+        example, 1, steps, number, 'random transitions', unit='learner'
+      ),
+    ],
     'Shorten the phase (config.finetune.iterations, burn_in) or run fewer'
     ' --seeds at a time.',
   )
@@ -366,6 +428,8 @@ def _collect(setup: Setup) -> Iterator[_Phase]:
     number = len(seeds.layout.seeds)
     capacity = single_task.rows(setup.family.spec, config.specialists)
     sac = setup.algorithm('sac', config.specialists.sac)
+    plan = single_task.rounds(config.specialists)
+    _check_counter('collect', sac.loop('online'), plan.iterations)
     yield _Phase(
       'collect',
       seeds,
@@ -376,7 +440,10 @@ def _collect(setup: Setup) -> Iterator[_Phase]:
         _learners(sac, number, 'learner'),
       ],
       False,
-      [_batches(setup, config.specialists.sac, number)],
+      [
+        _batches(setup, config.specialists.sac, number),
+        _scores(setup, config.specialists.num_episodes, number),
+      ],
       _SAC_ADVICE,
     )
     return
@@ -407,7 +474,11 @@ def _collect(setup: Setup) -> Iterator[_Phase]:
       _learners(pearl, 1),
     ],
     setup.runtime.replay == 'host',
-    [_batches(setup, config.behaviour, 1), _evaluation(setup, 1)],
+    [
+      _batches(setup, config.behaviour, 1),
+      _contexts(setup, config.gather, 1),
+      _evaluation(setup, 1),
+    ],
   )
 
 
@@ -433,10 +504,14 @@ def _training(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
   num_seeds = len(setup.seeds.layout.seeds)
   passing = [
     _batches(setup, config.settings, num_seeds),
-    _evaluation(setup, num_seeds),
+    _evaluation(setup, num_seeds, 'test' in phases),
   ]
   offline = algorithm.in_phase('offline')
   done = all(setup.is_done(loop.name) for loop in offline)
+  before = 0  # updates
+  for loop in offline:
+    _check_counter(loop.name, loop, loop.iterations or 0, before)
+    before += (loop.iterations or 0) * _updates(loop)
   if 'offline' in phases and not done:
     yield _Phase(
       'offline',
@@ -444,7 +519,7 @@ def _training(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
       [
         *data,
         *_annotations(setup, algorithm, start[0], num_seeds),
-        _learners(algorithm, num_seeds),
+        _learners(algorithm, num_seeds, loops=offline),
       ],
       on_host,
       passing,
@@ -462,11 +537,7 @@ def _training(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
         changed.online.iterations
         if loop.iterations is None
         else loop.iterations,
-        sum(
-          (other.iterations or 0) * stage.num_steps
-          for other in offline
-          for stage in other.stages
-        ),
+        before,
       )
       if loop.gather is not None:
         yield _Phase(
@@ -475,7 +546,7 @@ def _training(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
           [
             _rollouts(setup, learner, loop.gather, num_seeds),
             *data,
-            _learners(learner, num_seeds),
+            _learners(learner, num_seeds, loops=(loop,)),
           ],
           False,
           passing,
@@ -498,10 +569,14 @@ def _training(setup: Setup, phases: tuple[str, ...]) -> Iterator[_Phase]:
             sizes.sequences,
           ),
           *data,
-          _learners(learner, num_seeds),
+          _learners(learner, num_seeds, loops=(loop,)),
         ],
         on_host,
-        [_batches(setup, changed.settings, num_seeds), *passing],
+        [
+          _batches(setup, changed.settings, num_seeds),
+          _contexts(setup, changed.online.gather, num_seeds),
+          *passing,
+        ],
       )
 
 

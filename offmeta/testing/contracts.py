@@ -333,7 +333,9 @@ def check_algorithm(
   Raises:
     AssertionError: says what failed.
   """
-  problem = spec if isinstance(spec, Problem) else Problem(spec, 3)
+  problem = (
+    spec if isinstance(spec, Problem) else Problem(spec, probes.NUM_TASKS)
+  )
   spec = problem.spec
   algorithm = make(problem, config, None)
   assert isinstance(algorithm, Algorithm), f'make gave {type(algorithm)}'

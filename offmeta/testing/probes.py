@@ -22,6 +22,9 @@ from offmeta.types import (
   Windows,
 )
 
+# Training tasks of the problems that `contracts` make and batches are of.
+NUM_TASKS = 3
+
 
 class CountingFamily:
   """Step t (1, 2, ...) of an episode has the reward `value` * t.
@@ -312,7 +315,8 @@ def random_batch(
     query = random_transitions(
       k_query, spec, (tasks, batch.query.size), data, length
     )
-  return MetaBatch(jnp.arange(tasks), jnp.arange(tasks), *context, query)
+  slots = jnp.arange(tasks)
+  return MetaBatch(slots % NUM_TASKS, slots, *context, query)
 
 
 def _random_windows(key, spec, tasks: int, asked: Windows, data) -> Trajectory:

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import sys
 from typing import Any, Literal, get_args
 
 from offmeta import limits
@@ -36,10 +37,12 @@ Slice = Literal['first', 'middle', 'last', 'all']
 Precision = Literal['float32', 'tensorfloat32', 'bfloat16']
 PRECISIONS = get_args(Precision)
 
-# What counts updates and what a batch holds, in any algorithm's settings.
+# What counts updates and what a batch holds, in any algorithm's settings:
+# where these whole numbers declare no limit of their own, they are counts.
 _SIZES = ('num_updates', 'num_tasks', 'query_size', 'context_size')
 # Of a variant, which is the name of a folder and of a file.
 _NAME = re.compile(r'\w[\w.-]*')
+_MOST_BYTES = 100  # of it; file systems take 255, with what is added to it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +186,7 @@ def _check_type(key: str, value: Any, default: Any) -> Any:
     good = isinstance(default, bool) and isinstance(value, bool)
   elif isinstance(default, float):
     good = isinstance(value, (int, float))
-    value = float(value) if good else value
+    value = _float(key, value) if good else value
   else:
     good = isinstance(value, type(default))
   if not good:
@@ -192,6 +195,17 @@ def _check_type(key: str, value: Any, default: Any) -> Any:
       f' {type(default).__name__} is needed (default {default!r})'
     )
   return value
+
+
+def _float(key: str, value: float) -> float:
+  """A number as a float, or ConfigError."""
+  try:
+    return float(value)
+  except OverflowError as error:
+    raise ConfigError(
+      f'config.{key}: a whole number above {sys.float_info.max:.2g} in size,'
+      ' which is more than a float holds'
+    ) from error
 
 
 def from_dict(values: Mapping, default: Any = None, prefix: str = '') -> Any:
@@ -230,12 +244,11 @@ def from_dict(values: Mapping, default: Any = None, prefix: str = '') -> Any:
   return dataclasses.replace(default, **changes)
 
 
-def _with_algorithm(
-  config: ExperimentConfig, name: str | None
-) -> ExperimentConfig:
+def _with_algorithm(config: ExperimentConfig, name: Any) -> ExperimentConfig:
   """`config` with the default settings of another algorithm, if it is one."""
   if name is None or name == config.algorithm:
     return config
+  _check_type('algorithm', name, config.algorithm)
   if name not in ALGORITHMS:
     raise ConfigError(
       f'config.algorithm: no algorithm {name!r}; known:'
@@ -274,6 +287,12 @@ def validate(config: ExperimentConfig):
       f'config.first_seed: {config.num_seeds} seeds from {config.first_seed} on'
       f' go beyond the last one, {limits.MOST_SEED}'
     )
+  for option in config.family.options:
+    if not isinstance(option, str):
+      raise ConfigError(
+        f'config.family.options: {option!r} is {type(option).__name__}, but'
+        ' names of options are text'
+      )
   _validate_collect(config.collect)
   if config.online.variants:
     _validate_online(config)
@@ -302,12 +321,15 @@ def _check(config: ExperimentConfig, where: str):
 
 
 def _check_sizes(settings: Any, where: str):
-  """The same counts in settings that declare nothing, in all groups."""
+  """Counts that declare no limit, in all groups; only whole numbers."""
+  declared = limits.declared(type(settings))
   for field in dataclasses.fields(settings):
     value = getattr(settings, field.name)
     if dataclasses.is_dataclass(value):
       _check_sizes(value, f'{where}.{field.name}')
-    elif field.name in _SIZES:
+    elif field.name not in _SIZES or field.name in declared:
+      continue
+    elif type(value) is int:
       limits.require(value, limits.COUNT, f'{where}.{field.name}')
 
 
@@ -342,7 +364,7 @@ def _validate_online(config: ExperimentConfig):
       ' the training tasks; set them to {}'
     )
   for name, changes in names.items():
-    _check_form(name, changes)
+    _check_form(name, changes, config.algorithm)
   for role in ('headline', 'oracle'):
     name = getattr(config.online, role)
     if role == 'oracle' and not name:  # there is none
@@ -356,13 +378,18 @@ def _validate_online(config: ExperimentConfig):
     _validate_variant(config, name)
 
 
-def _check_form(name: Any, changes: Any):
+def _check_form(name: Any, changes: Any, algorithm: str):
   """Whether this is a variant at all."""
   where = f'config.online.variants.{name}'
   if not isinstance(name, str) or not _NAME.fullmatch(name):
     raise ConfigError(
       f'config.online.variants: {name!r} is to be the name of a folder; only'
       ' letters, digits, "_", "-" and ".", not first'
+    )
+  if len(name.encode()) > _MOST_BYTES:
+    raise ConfigError(
+      f"config.online.variants: '{name[:20]}...' is to be the name of a folder"
+      f' and has {len(name.encode())} bytes; at most {_MOST_BYTES}'
     )
   if not isinstance(changes, Mapping):
     raise ConfigError(
@@ -372,6 +399,11 @@ def _check_form(name: Any, changes: Any):
   if not isinstance(changes.get('description', ''), str):
     raise ConfigError(
       f'{where}.description: {changes["description"]!r} is no text'
+    )
+  if changes.get('algorithm', algorithm) != algorithm:
+    raise ConfigError(
+      f'{where}.algorithm: {changes["algorithm"]!r}; a variant changes the'
+      f' online phase of {algorithm}, not config.algorithm'
     )
   online = changes.get('online', {})
   if isinstance(online, Mapping) and 'variants' in online:

@@ -82,9 +82,9 @@ def make_batch(config):
     died = jnp.zeros(rows.reward.shape).at[:, ::3].set(1.0)
     return rows._replace(extras={**rows.extras, 'last_discount': 1.0 - died})
 
-  mask = jnp.ones(batch.context_mask.shape)
-  if not config.disjoint_batches:
-    mask = mask.at[0, 2:4].set(0.0)
+  if batch.context is None:  # both batches are parts of the query
+    return batch._replace(query=fallen(batch.query))
+  mask = jnp.ones(batch.context_mask.shape).at[0, 2:4].set(0.0)
   context = jax.tree.map(
     lambda x: jnp.where(
       mask.reshape(mask.shape + (1,) * (x.ndim - 2)) > 0, x, jnp.nan

@@ -334,7 +334,7 @@ def test_the_code_tells_training_tasks_apart(trained):
 def test_fine_tuning_in_held_out_directions(trained):
   config, params = trained
   make = lambda config: bandit_logs.scorer(
-    multitask.make(Problem(bandit_logs.FAMILY.spec), config)
+    multitask.make(bandit_logs.PROBLEM, config)
   )
   contexts, score = bandit_logs.contexts(64), make(config)
   adapted = score(params, contexts)

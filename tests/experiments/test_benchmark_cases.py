@@ -163,10 +163,9 @@ def test_every_algorithm_has_its_cases(profile):
   found = cases.make_cases(profile)
   names = [(c.algorithm, c.stage, c.variant) for c in found]
   assert len(set(names)) == len(names)
-  assert (
-    {c.algorithm for c in found} == ALGORITHMS.keys() == (plots.MARKS.keys())
-  )
-  assert set(ALGORITHMS) <= set(options.DEFAULT_PARTS)
+  drawn = ALGORITHMS.keys() - {'ppo'}  # what is fed from a replay
+  assert {c.algorithm for c in found} == drawn == plots.MARKS.keys()
+  assert drawn <= set(options.DEFAULT_PARTS)
   batches = {name: c.get_stage().batch for name, c in zip(names, found)}
   if profile == 'paper':
     sizes = {

@@ -242,11 +242,11 @@ def test_the_command(tmp_path):
 
 
 _OWN_FAMILY = """
-import ml_collections
+from experiments.configs import base
 from offmeta import envs
 def get_config(name):
   envs.register(name, envs.FAMILIES['point_robot'])
-  return ml_collections.ConfigDict()
+  return base.make_config({'family': {'name': name}}, {})
 """
 
 

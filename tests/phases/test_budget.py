@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_run
 
+from experiments.configs import recipes
 from offmeta import disk
 from offmeta.collection.sources import pearl as collect_pearl
 from offmeta.data import dataset as datasets, prepare
@@ -22,6 +23,7 @@ from offmeta.training import (
   config as configs,
   loop,
   memory,
+  setup as setups,
   streaming,
   updates,
   visits as visits_lib,
@@ -44,7 +46,7 @@ def _asked(monkeypatch):
   def check(demands, available, advice):
     if demands[0].what == 'list of visits':
       asked.pop()
-    elif demands[0].what not in ('a batch', 'an evaluation'):
+    elif advice != budget._PASSING_ADVICE:
       asked[-1] = (demands, asked[-1])
 
   monkeypatch.setattr(memory, 'available_bytes', available)
@@ -272,6 +274,118 @@ def test_the_phase_that_does_not_fit_is_named(tmp_path, monkeypatch):
   )
   assert '2 seeds x 3 tasks x' in message and '70.0 kB  available' in message
   assert '--replay=host' in message
+
+
+_MOST = 2**31 - 1
+_SAC = {
+  'collect': {
+    'source': 'sac',
+    'specialists': {'env_steps': 80, 'initial_steps': 20, 'num_episodes': 2}
+    | {'steps_per_iteration': 20, 'sac': {'actor_hidden': (8,)}},
+  }
+}
+_MACAW = {
+  'algorithm': 'macaw',
+  'macaw': {'hidden': (8,), 'latent_size': 2, 'num_tasks': 2},
+  'online': {'variants': {}},
+  'finetune': {'iterations': 2},
+}
+
+
+@pytest.fixture(name='plan')
+def _plan(finished_run, tmp_path):
+  """(changes, key, value, phase) -> what its budget is."""
+
+  def plan(changes, key, value, *asked):
+    if asked[0] != 'collect':
+      dataset = {'dataset': str(finished_run / 'dataset')}
+      changes = recipes.merge({'collect': dataset}, changes)
+    for part in reversed(key.split('.')):
+      value = {part: value}
+    config = configs.from_dict(tiny_run.CONFIG)
+    config = configs.from_dict(recipes.merge(changes, value), config)
+    configs.validate(config)
+    return budget.check(setups.make_setup(config, tmp_path), asked)
+
+  return plan
+
+
+@pytest.mark.parametrize(
+  'changes, key, phase, message',
+  [
+    ({}, 'collect.gather.context_size', 'collect', 'contexts of visits'),
+    ({}, 'online.gather.context_size', 'online/matched', 'contexts of visits'),
+    (
+      {},
+      'online.gather.label_context_size',
+      'online/matched',
+      'contexts of visits',
+    ),
+    (
+      _SAC,
+      'collect.specialists.num_episodes',
+      'collect',
+      'scored episodes +5 learners x 2,147,483,647 episodes',
+    ),
+    (_MACAW, 'finetune.num_episodes', 'finetune', 'scored episodes'),
+    (_MACAW, 'finetune.context_size', 'finetune', 'random transitions'),
+    (
+      _SAC,
+      'collect.specialists.sac.num_updates',
+      'collect',
+      '4 iterations of 2,147,483,647 updates; a learner counts',
+    ),
+    (
+      _MACAW,
+      'macaw.finetune.value_updates',
+      'finetune',
+      '2 iterations of [0-9,]* updates; a learner counts',
+    ),
+  ],
+)
+def test_sizes_up_to_the_largest_are_counted(
+  plan, monkeypatch, changes, key, phase, message
+):
+  monkeypatch.setattr(memory, 'available_bytes', lambda devices: 5 * 10**9)
+  asked = phase.split('/')[0]
+  assert plan(changes, key, 3, asked)
+  with pytest.raises(
+    configs.ConfigError, match=rf'^phase {phase}: (.|\n)*{message}'
+  ):
+    plan(changes, key, _MOST, asked)
+
+
+def test_the_phase_test_scores_all_training_tasks(tmp_path):
+  setup = tiny_run.make_setup(tmp_path)  # 2 of 3, and 2 held-out ones
+  during, after = (budget._evaluation(setup, 1, x).nbytes for x in (0, 1))
+  assert after * 4 == during * 5
+  first, *_ = budget._training(setup, ('offline', 'test'))
+  assert 2 * after in [demand.nbytes for demand in first.passing]
+
+
+def test_updates_of_all_offline_loops_are_counted(tmp_path, monkeypatch):
+  setup = tiny_run.make_setup(tmp_path)
+  algorithm = setup.learner()
+  last, online = algorithm.loops
+  first = last._replace(name='offline/first', iterations=2**30)
+  made = algorithm._replace(loops=(first, last, online))
+  monkeypatch.setattr(setups.Setup, 'learner', lambda *args, **kw: made)
+  with pytest.raises(configs.ConfigError, match='^phase offline/first: 1,073'):
+    budget.check(setup, ('offline',))
+
+
+def test_the_memory_of_a_loop_is_counted(tmp_path):
+  """What `begin` makes; of several loops, the largest."""
+  algorithm = tiny_run.make_setup(tmp_path).learner()
+
+  def remembers(rows):
+    begin = lambda state: state.replace(memory=jnp.zeros((rows, 2)))
+    return algorithm.loops[0]._replace(begin=begin)
+
+  plain = budget._learners(algorithm, 3).nbytes
+  loops = (remembers(50), remembers(7))
+  held = budget._learners(algorithm, 3, loops=loops).nbytes
+  assert held == plain + 3 * 50 * 2 * 4
 
 
 def test_a_run_that_cannot_fit_ends_before_it_starts(tmp_path):

@@ -18,7 +18,7 @@ from experiments.configs import (
   smac_families,
 )
 from experiments.runs import configuration
-from offmeta import algorithms, envs
+from offmeta import algorithms, envs, limits
 from offmeta.algorithms import ALGORITHMS
 from offmeta.training import config as configs
 from offmeta.training.config import ConfigError
@@ -102,6 +102,8 @@ def test_unknown_key_is_named_in_full(key):
     ('family.name', 3),
     ('smac.actor_hidden', 64),
     ('online.variants', 'smac'),
+    ('algorithm', ['smac']),
+    ('algorithm', None),
   ],
 )
 def test_wrong_type_is_named_in_full(key, value):
@@ -121,6 +123,14 @@ def test_whole_numbers_serve_as_floats():
   assert isinstance(config.settings.reward_scale, float)
   same = configs.from_dict({'smac': {'reward_scale': 5.0}})
   assert configs.config_hash(config) == configs.config_hash(same)
+
+
+@pytest.mark.parametrize('value', [10**400, -(10**400)])
+def test_whole_numbers_that_no_float_holds(value):
+  with pytest.raises(
+    ConfigError, match=r'config\.smac\.discount: a whole numb'
+  ):
+    configs.from_dict({'smac': {'discount': value}})
 
 
 def test_lists_serve_as_tuples():
@@ -285,6 +295,34 @@ def test_an_algorithm_of_ones_own(registry):
     algorithms.register('sac', Config, lambda *args: 1)
   with pytest.raises(ValueError, match='not a Python identifier'):
     algorithms.register('my-own', Config, lambda *args: None)
+
+
+@pytest.mark.parametrize(
+  'kind, value, good',
+  [
+    (int, 0, False),
+    (limits.CountOrZero, 0, True),
+    (int, 3, True),
+    (tuple, (64, 128), True),
+    (int | None, None, True),
+    (bool, False, True),
+  ],
+  ids=str,
+)
+def test_counts_that_declare_nothing(registry, kind, value, good):
+  """What has such a name and is no whole number may be anything."""
+  config = dataclasses.make_dataclass(
+    'Config', [('context_size', kind, value)], frozen=True
+  )
+  algorithms.register('mine', config, lambda *args: None)
+  made = configs.from_dict({'algorithm': 'mine'})
+  if good:
+    configs.validate(made)
+    return
+  with pytest.raises(
+    ConfigError, match='mine.context_size: must be at least 1'
+  ):
+    configs.validate(made)
 
 
 # Values.

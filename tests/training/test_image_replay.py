@@ -9,6 +9,7 @@ import pytest
 import tiny_run
 
 from offmeta import envs, testing
+from offmeta.algorithms import ALGORITHMS
 from offmeta.collection import phase as collecting
 from offmeta.data import (
   buffer as buffers,
@@ -61,7 +62,7 @@ _PHASES = ('collect', 'offline')
 def _known():
   learner.register()
   yield
-  del envs.FAMILIES['blob']
+  del envs.FAMILIES['blob'], ALGORITHMS['frames']
 
 
 def _problem():

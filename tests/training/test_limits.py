@@ -88,9 +88,21 @@ def test_what_is_outside_is_refused_by_name(algorithm):
   assert tried > 100
 
 
-def test_infinity_where_it_means_something():
-  config = _changed(_default('smac'), 'smac.awac_temperature', math.inf)
-  configs.validate(config)
+@pytest.mark.parametrize(
+  'key',
+  [
+    'smac.awac_temperature',
+    'macaw.max_weight',
+    'multitask.max_weight',
+    'focal.max_divergence_weight',
+    'ppo.clip',
+  ],
+)
+def test_infinity_where_it_means_something(key):
+  default = _default(key.split('.')[0])
+  configs.validate(_changed(default, key, math.inf))
+  with pytest.raises(ConfigError, match=f'{key}: must be above 0'):
+    configs.validate(_changed(default, key, 0.0))
 
 
 _TWO = {'smac': {}, 'oracle': {'online': {'gather': {'rewards': 'true'}}}}
@@ -104,6 +116,13 @@ _TWO = {'smac': {}, 'oracle': {'online': {'gather': {'rewards': 'true'}}}}
     ({'..': {}}, "'..' is to be the name"),
     ({'a\\b': {}}, 'is to be the name of a folder'),
     ({'x': 1}, r'variants\.x: 1, but a group is needed'),
+    ({'x' * 101: {}}, 'is to be the name of a folder and has 101 bytes'),
+    ({'é' * 51: {}}, 'is to be the name of a folder and has 102 bytes'),
+    (
+      {'x': {'algorithm': 'pearl'}},
+      r"variants\.x\.algorithm: 'pearl'; a variant changes the online phase",
+    ),
+    ({'x': {'algorithm': ['smac']}}, r"variants\.x\.algorithm: \['smac'\]; a"),
     ({'x': {'description': 3}}, r'variants\.x\.description: 3 is no text'),
     (
       {'x': {'online': {'variants': {'y': {}}}}},
@@ -127,9 +146,18 @@ def test_what_is_no_variant(variants, message):
     configs.validate(config)
 
 
+def test_long_names_and_the_same_algorithm_are_taken():
+  variants = {**_TWO, 'x' * 100: {'algorithm': 'smac'}}
+  configs.validate(configs.from_dict({'online': {'variants': variants}}))
+
+
 @pytest.mark.parametrize(
   'changes, message',
   [
+    (
+      {'family': {'options': {1: 2}}},
+      'config.family.options: 1 is int, but names of options are text',
+    ),
     (
       {'first_seed': 2**32 - 2, 'num_seeds': 3},
       '3 seeds from 4294967294 on go beyond',
@@ -144,7 +172,7 @@ def test_what_is_no_variant(variants, message):
     ),
     (
       {'collect': {'gather': {'prior_steps': 0}}},
-      'config.collect.gather: .* leave the encoder nothing',
+      'config.collect.gather: .* leave nothing for contexts',
     ),
     (
       {'collect': {'gather': {'rewards': 'decoder'}}},
