@@ -294,6 +294,6 @@ def test_where_processes_do_not_agree_none_is_left_waiting(tmp_path):
   main, other = results = _run(tmp_path, '--phases=collect')
   assert main.returncode == 1, children.show(results)
   (message,) = _errors(main)
-  assert 'metrics.jsonl: Is a directory' in message
+  assert 'metrics.jsonl: is a folder, not a file' in message
   # jax ends it as soon as the main process is gone; -9 is `run_processes`.
   assert other.returncode not in (0, -9), children.show(results)

@@ -334,9 +334,9 @@ def _common_meta_batch(config: ExperimentConfig, family: EnvFamily) -> int:
       made = ALGORITHMS[changed.algorithm].make(problem, changed.settings)
     except ValueError as error:
       raise ConfigError(f'config.{changed.algorithm}: {error}') from error
-    _check_loops(made, changed)
     for loop in made.loops:
       _check_gather(loop, changed, config.family.num_train)
+    _check_loops(made, changed)
     stages += [
       stage
       for loop in made.loops

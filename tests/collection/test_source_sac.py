@@ -282,7 +282,10 @@ def test_memory(tmp_path, monkeypatch, replay):
   lines = budget.check(setup, ('collect',))
   (demands, available, advice), *passing = asked
   # What exists for a moment only: one of these at a time.
-  assert {only.what for (only,), *_ in passing} <= {'a batch', 'an evaluation'}
+  assert {only.what for (only,), *_ in passing} <= {
+    'a batch',
+    'scored episodes',
+  }
   everyone = collect_sac.learners(setup)
   config = setup.config.collect.specialists
   progress = single_task._start(
