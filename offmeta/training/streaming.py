@@ -2,8 +2,9 @@
 
 The functions are those of a replay on the device, compiled for jax's CPU
 backend, so rows and random numbers are the same. A replay of numpy arrays,
-which may be memory maps of files, is never loaded: rows are drawn by the same
-functions, and looked up by numpy.
+which may be memory maps of files, is not loaded for batches: rows are drawn by
+the same functions, and looked up by numpy. Annotations (`Stage.annotate`) do
+read all of it, on the devices.
 """
 
 from collections.abc import Callable
