@@ -20,7 +20,6 @@ import os
 import pathlib
 import shlex
 import sys
-import traceback
 from typing import Any, NamedTuple
 
 # Quiet before jax and its friends are imported.
@@ -29,9 +28,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 from absl import app, flags  # pylint: disable=g-import-not-at-top
 
 from experiments.configs import base, recipes
-from experiments.runs import configuration, jax_settings, launch
-from offmeta import disk
-from offmeta.phases import run as phases
+from experiments.runs import cells, configuration, jax_settings, launch
 from offmeta.results import comparison
 from offmeta.training import config as configs, stopping, workdir_lock
 from offmeta.training.config import ConfigError, ExperimentConfig
@@ -61,20 +58,6 @@ class Options:
   workdir: str = ''  # empty: runs/compare-FAMILY-PROFILE
   only_table: bool = False
   runtime: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-class Experiment(NamedTuple):
-  """One run of the comparison.
-
-  Attributes:
-    name: 'ALGORITHM' or 'ALGORITHM/ABLATION'.
-    config_file: FILE:FAMILY.
-    config: what it runs with.
-  """
-
-  name: str
-  config_file: str
-  config: ExperimentConfig
 
 
 class Chosen(NamedTuple):
@@ -114,18 +97,26 @@ def run(options: Options, command: str, stop: stopping.StopRequest) -> int:
   else:
     data = _data_config(options)
     collect = _with_dataset(data, workdir / comparison.DATA)
-    experiments = _resolve(options, chosen, collect, failed)
-    if not experiments:
+    runs = _resolve(options, chosen, collect, failed)
+    if not runs:
       raise ConfigError(
         '--algorithms: none can be run: '
         + '; '.join(f'{name}: {why}' for name, why in failed.items())
       )
     with workdir_lock.hold(workdir):
       _make_data(data, options, workdir, command, stop)
-      for number, experiment in enumerate(experiments, start=1):
-        which = f'{experiment.name} ({number} of {len(experiments)})'
-        print(f'\n{which}', flush=True)
-        _run_one(experiment, options, workdir, command, stop, failed)
+      for number, cell in enumerate(runs, start=1):
+        print(f'\n{cell.name} ({number} of {len(runs)})', flush=True)
+        message = cells.run(
+          cell,
+          workdir / comparison.folder_name(cell.name),
+          options.profile,
+          options.runtime,
+          command,
+          stop,
+        )
+        if message:
+          failed[cell.name] = message
   for name, message in failed.items():
     print(f'failed: {name}: {message}', file=sys.stderr)
   _print_table(workdir, chosen, command, failed)
@@ -240,9 +231,9 @@ def _resolve(
   chosen: list[Chosen],
   collect: dict[str, Any],
   failed: dict[str, str],
-) -> list[Experiment]:
+) -> list[cells.Cell]:
   """The runs, ablations after their algorithm; adds to `failed`."""
-  experiments = []
+  runs = []
   seeds = {'num_seeds': options.seeds} if options.seeds else {}
 
   def resolve(name, file, changes):
@@ -251,8 +242,8 @@ def _resolve(
       common = {**collect, 'dataset': '', 'test_dataset': ''}
     own = {k: v for k, v in changes.items() if k != 'description'}
     config_file = f'{file}:{options.family}'
-    experiments.append(
-      Experiment(
+    runs.append(
+      cells.Cell(
         name,
         configuration.from_root(config_file),
         configuration.resolve(
@@ -270,61 +261,12 @@ def _resolve(
         lambda n=name, f=algorithm.file, c=changes: resolve(n, f, c)
       )
       if status:
-        failed[name] = _one_line(message)
-  return experiments
+        failed[name] = cells.one_line(message)
+  return runs
 
 
 def _run_name(algorithm: str, ablation: str) -> str:
   return f'{algorithm}/{ablation}' if ablation else algorithm
-
-
-def _run_one(experiment, options, workdir, command, stop, failed):
-  """All phases of one run; notes in `failed` if it fails in any way.
-
-  Raises:
-    Interrupted: a stop was requested.
-  """
-  folder = workdir / comparison.folder_name(experiment.name)
-  if _finished(experiment, folder):
-    print('finished before', flush=True)
-    return
-  try:
-    status, message = launch.attempt(
-      lambda: launch.execute(
-        experiment.config,
-        folder,
-        phases.PHASES,
-        stop,
-        options.runtime,
-        options.profile,
-        command,
-        experiment.config_file,
-      )
-    )
-  except Exception as error:  # pylint: disable=broad-exception-caught
-    # A mistake in one algorithm must not cost the others their hours.
-    status, message = 1, f'{type(error).__name__}: {error}'
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'error.txt').write_text(traceback.format_exc())
-    message += f' (more in {folder / "error.txt"})'
-  if status == 143:
-    raise stopping.Interrupted
-  if status:
-    failed[experiment.name] = _one_line(message)
-
-
-def _one_line(message: str) -> str:
-  return '; '.join(filter(None, map(str.strip, message.splitlines())))
-
-
-def _finished(experiment: Experiment, folder: pathlib.Path) -> bool:
-  """Whether a run with this very configuration has written its report."""
-  try:
-    summary = disk.read_json(folder / 'report' / 'summary.json')
-  except (OSError, ValueError):
-    return False
-  known = summary.get('config_hash') if isinstance(summary, dict) else None
-  return known == configs.config_hash(experiment.config)
 
 
 def _print_table(workdir, chosen, command, failed):

@@ -1,6 +1,7 @@
 """From a dataset to the replay that an algorithm trains on (`DataSpec`)."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from offmeta.types import (
   Array,
   DataSpec,
   EnvFamily,
+  EnvSpec,
   Key,
   Task,
   Transition,
@@ -83,6 +85,81 @@ def replay(
   return Replay(
     rl, _mixed(log, episodes, spec.sequence_episodes, family, tasks, key)
   )
+
+
+class Planned(NamedTuple):
+  """What `replay` will make of a dataset, known before there is one.
+
+  Attributes:
+    replay: of ShapeDtypeStructs.
+    loaded: the part of it that is in memory where the dataset stays a memory
+      map: everything but rows that are neither picked nor changed.
+  """
+
+  replay: Replay
+  loaded: Replay
+
+
+def planned(
+  example: Transition,
+  spec: DataSpec,
+  family: EnvSpec,
+  num_tasks: int,
+  rows: tuple[int, int],
+) -> Planned:
+  """The shapes of what `replay` makes.
+
+  Args:
+    example: one logged transition, leaves [...], 'time' among its extras.
+    spec: how the data are prepared.
+    family: whose data they are.
+    num_tasks: M.
+    rows: per task, of the query and of the context data; 0 without.
+  """
+  once = frames.are_once(family)
+  length = spec.sequence_episodes * family.episode_length
+  ordered = spec.returns_discount is not None or length > 0
+
+  def sequences(count):
+    if once:
+      return count // (family.episode_length + 1)
+    return -(-count // length) if length else 0
+
+  def row(example):
+    extras = {}
+    if spec.returns_discount is not None:
+      log = jax.tree.map(lambda x: x[None], example)
+      noted = returns.annotate(log, jnp.ones(1), spec.returns_discount)
+      extras = jax.tree.map(lambda x: x[0], noted)
+    if length:
+      extras['time'] = example.extras['time']
+    after = None if once else example.next_observation
+    return example._replace(extras=extras, next_observation=after)
+
+  def buffer(count, picked, max_sequences=0):
+    """Shapes, and those of the part that is loaded."""
+    whole = jax.eval_shape(
+      lambda x: buffers.empty(row(x), num_tasks, count, max_sequences), example
+    )
+    if picked:
+      return whole, whole
+    extras = {k: v for k, v in whole.data.extras.items() if k != 'time'}
+    nothing = jax.tree.map(lambda x: None, whole.data)
+    return whole, whole._replace(data=nothing._replace(extras=extras))
+
+  query, context = rows
+  strided = spec.stride > 1
+  made = buffer(-(-query // spec.stride), strided, sequences(query))
+  contexts = None, None
+  if spec.mix_rewards:
+    contexts = buffer(sequences(query) * length, True, sequences(query))
+  elif spec.context_part != 'all':
+    contexts = buffer(spec.context_rows, True)
+  elif context and not ordered and not spec.shared:
+    contexts = buffer(
+      -(-context // spec.stride), strided, sequences(context) if once else 0
+    )
+  return Planned(*map(Replay, made, contexts))
 
 
 def _frames_once(data: MetaDataset, spec: DataSpec) -> Replay:

@@ -17,8 +17,7 @@ from offmeta.collection.sources import (
   pearl as collect_pearl,
   sac as collect_sac,
 )
-from offmeta.data import capacity, frames
-from offmeta.losses import returns
+from offmeta.data import capacity, prepare
 from offmeta.phases import finetune as finetuning
 from offmeta.training import (
   config as configs,
@@ -111,23 +110,13 @@ def _replay(
   ]
 
 
-def _prepared_row(setup: Setup, spec: DataSpec) -> Transition:
-  """A row of the query data that `prepare.replay` makes."""
-
-  def row():
-    example = gathering.example_transition(setup.family, setup.train_tasks)
-    extras = {}
-    if spec.returns_discount is not None:
-      log = jax.tree.map(lambda x: x[None], example)
-      extras = jax.tree.map(
-        lambda x: x[0],
-        returns.annotate(log, jnp.ones(1), spec.returns_discount),
-      )
-    if spec.sequence_episodes:
-      extras['time'] = example.extras['time']
-    return example._replace(extras=extras)
-
-  return jax.eval_shape(row)
+def _planned(
+  setup: Setup, spec: DataSpec, rows: tuple[int, int], num_tasks: int
+) -> prepare.Planned:
+  """What becomes of logged data."""
+  return prepare.planned(
+    _example(setup, True), spec, setup.family.spec, num_tasks, rows
+  )
 
 
 def _dataset(
@@ -152,25 +141,16 @@ def _dataset(
   places = len(layout.local_devices)
   if setup.runtime.replay == 'host' or layout.axis_name:
     places = 1  # all that devices share tasks of is multiplied later
-  rl, encoder = rows
-  length = spec.sequence_episodes * setup.family.spec.episode_length
-  table = -(-rl // length) if length else 0
-  if spec.mix_rewards:
-    encoder, table = table * length, 2 * table
-  elif length or spec.returns_discount is not None:
-    encoder = 0
-  strided = -(-rl // spec.stride) - (-encoder // spec.stride)
-  if spec.context_part != 'all':
-    strided = -(-rl // spec.stride) + spec.context_rows
-  row = _prepared_row(setup, spec)
-  if frames.are_once(setup.family.spec):
-    row = row._replace(next_observation=None)
-  changed = spec.stride > 1 or spec.mix_rewards or spec.context_part != 'all'
-  held = lambda data: data
-  if setup.runtime.replay == 'host' and not changed:
-    held = lambda data: {k: v for k, v in data.extras.items() if k != 'time'}
-  return memory.replay_demand(
-    row, num_tasks, strided, places, what, table, 'place', held
+  planned = _planned(setup, spec, rows, num_tasks)
+  held = planned.loaded if setup.runtime.replay == 'host' else planned.replay
+  count = sum(
+    buffer.data.reward.shape[1] for buffer in planned.replay if buffer
+  )
+  return memory.Demand(
+    what,
+    places * memory.nbytes(held),
+    f'{memory.times(places, "place")} x {num_tasks:,} tasks x {count:,}'
+    ' transitions',
   )
 
 
@@ -198,9 +178,10 @@ def _annotations(
   setup: Setup, algorithm: Algorithm, rows: int, num_seeds: int
 ) -> list[memory.Demand]:
   """The most that a stage adds to the queries of every seed."""
+  planned = _planned(setup, algorithm.data, (1, 0), 1)
   log = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype),
-    _prepared_row(setup, algorithm.data),
+    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+    planned.replay.query.data,
   )
   state = jax.eval_shape(algorithm.init, jax.random.key(0))
   sizes = [

@@ -3,7 +3,7 @@
 Sizes are in bytes; kB, MB and GB are powers of 1000.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +54,6 @@ def replay_demand(
   what: str,
   max_sequences: int = 0,
   unit: str = 'seed',
-  held: Callable[[Transition], Any] = lambda data: data,
 ) -> Demand:
   """What `num_seeds` buffers will take; makes none.
 
@@ -64,17 +63,16 @@ def replay_demand(
     num_seeds: S.
     what: name of the demand.
     unit: what there are `num_seeds` of.
-    held: data -> the part of them that is in memory; the others are maps.
   """
   replay = jax.eval_shape(
     lambda x: buffers.empty(x, num_tasks, capacity, max_sequences), example
   )
   return Demand(
     what,
-    num_seeds * nbytes(replay._replace(data=held(replay.data))),
+    num_seeds * nbytes(replay),
     f'{times(num_seeds, unit)} x {num_tasks:,} tasks'
     f' x {capacity:,} transitions'
-    f' x {nbytes(held(example)):,} B',
+    f' x {nbytes(example):,} B',
   )
 
 

@@ -172,7 +172,7 @@ def _idle(update, state, batch):
 @pytest.mark.parametrize(
   'changes, message',
   [
-    (dict(update=_impure), 'without jit'),
+    (dict(update=_impure), 'vmap over seeds'),
     (dict(update=_other_dtype), 'another form|traces'),
     (dict(update=_weak_type), 'traces'),
     (dict(update=_grows), 'another form|traces'),

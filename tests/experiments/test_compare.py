@@ -12,7 +12,7 @@ import tiny_run
 
 from experiments import compare
 from experiments.configs import base, smac_families
-from experiments.runs import launch
+from experiments.runs import cells, launch
 from offmeta.algorithms import ALGORITHMS
 from offmeta.collection import history, phase as collect
 from offmeta.data.meta_dataset import MetaDataset
@@ -398,8 +398,8 @@ def test_one_comparison_at_a_time(tmp_path):
 def test_a_damaged_summary_is_none(tmp_path, text):
   (tmp_path / 'report').mkdir()
   (tmp_path / 'report' / 'summary.json').write_text(text)
-  experiment = compare.Experiment('x', '', ExperimentConfig())
-  assert not compare._finished(experiment, tmp_path)
+  cell = cells.Cell('x', '', ExperimentConfig())
+  assert not cells.is_finished(cell, tmp_path)
 
 
 def test_an_algorithm_named_twice(tmp_path):

@@ -163,6 +163,8 @@ def test_offline_and_online(finished_run, asked, tmp_path, runtime, one_buffer):
 
 _PREPARED = [
   DataSpec(stride=7),
+  DataSpec(shared=True),
+  DataSpec(context_part='last', context_rows=30),
   DataSpec(returns_discount=0.9),
   DataSpec(returns_discount=0.9, stride=3),
   DataSpec(sequence_episodes=2),
@@ -183,10 +185,7 @@ def test_prepared_data(finished_run, tmp_path, spec, encoder):
     data, spec, setup.family, setup.test_tasks, jax.random.key(0)
   )
   demand = budget._dataset(setup, spec, (80, encoder), 2, 'log')
-  # The numbers of rows are kept once per buffer.
-  assert demand.nbytes == _held(made) - (made.context is not None) * 3 * _held(
-    made.query.size
-  )
+  assert demand.nbytes == _held(made)
 
 
 def test_annotations(finished_run, tmp_path):
