@@ -264,7 +264,8 @@ def adaptation_sequence(
   limit = max_episodes(family, num_steps)
   width = num_steps + horizon if family.spec.terminates else limit * horizon
 
-  def run_episode(belief, key):
+  @jax.jit  # so that `blank` does not trace it a second time
+  def run_episode(params, belief, task, key):
     return episode(
       family,
       policy,
@@ -279,7 +280,7 @@ def adaptation_sequence(
   def blank():
     def one(k):
       state = policy.init(params, k)
-      return run_episode(state, k)[1]
+      return run_episode(params, state, task, k)[1]
 
     shapes = jax.eval_shape(one, key)
     return jax.tree.map(
@@ -300,7 +301,7 @@ def adaptation_sequence(
     )
     belief = policy.init(params, k_adapt)
     belief = policy.adapt(params, belief, context, valid * adapt, k_adapt)
-    _, new, alive = run_episode(belief, k_episode)
+    _, new, alive = run_episode(params, belief, task, k_episode)
     count = jnp.sum(alive).astype(jnp.int32)
     store = jax.tree.map(
       lambda s, n: jax.lax.dynamic_update_slice(
