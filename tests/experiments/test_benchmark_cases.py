@@ -163,6 +163,11 @@ def test_every_algorithm_has_its_cases(profile):
   found = cases.make_cases(profile)
   names = [(c.algorithm, c.stage, c.variant) for c in found]
   assert len(set(names)) == len(names)
+  assert names[:3] == [
+    ('smac', 'offline', 'released'),
+    ('smac', 'online', 'released'),
+    ('smac', 'online', 'matched'),
+  ]
   drawn = ALGORITHMS.keys() - {'ppo'}  # what is fed from a replay
   assert {c.algorithm for c in found} == drawn == plots.MARKS.keys()
   assert drawn <= set(options.DEFAULT_PARTS)

@@ -262,7 +262,10 @@ def test_overhead_and_traces_of_updates(tmp_path, capsys):
     )
   )
   [row] = result['updates']
+  assert result['env_steps'] == []
   assert (row['updates_per_call'], row['updates_per_short_call']) == (4, 1)
+  for record in (row, result['ceiling']):
+    assert record['matmul_precision'] == 'float32'
   assert row['us_per_update'] == pytest.approx(
     1e6 / row['updates_per_s'], rel=0.01
   )
