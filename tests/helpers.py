@@ -6,6 +6,7 @@ import numpy as np
 
 from offmeta import parallel
 from offmeta.algorithms import pearl, smac
+from offmeta.testing import probes
 from offmeta.training.seeds import Seeds
 from offmeta.types import EnvSpec
 
@@ -65,18 +66,32 @@ def seeds(keys, **layout):
 
 
 def shaken(tree, seed=0, scale=0.3):
-  """Parameters moved off their small start, so that every term is at work."""
+  """Parameters moved off their small start, so that every term is at work.
+
+  In numpy: what a test computes of them costs no compilation.
+  """
   leaves, structure = jax.tree.flatten(tree)
   rng = np.random.default_rng(seed)
   return jax.tree.unflatten(
     structure,
     [
-      # Added in numpy: jax would compile a program for every shape.
-      jnp.asarray(
-        np.asarray(leaf) + np.float32(scale * rng.normal(size=leaf.shape))
-      )
+      np.asarray(leaf) + np.float32(scale * rng.normal(size=leaf.shape))
       for leaf in leaves
     ],
+  )
+
+
+def random_transitions(seed, *given):
+  """`probes.random_transitions` in numpy, of one program."""
+  return jax.device_get(
+    jax.jit(lambda: probes.random_transitions(jax.random.key(seed), *given))()
+  )
+
+
+def random_batch(seed, *given):
+  """`probes.random_batch` in numpy, of one program."""
+  return jax.device_get(
+    jax.jit(lambda: probes.random_batch(jax.random.key(seed), *given))()
   )
 
 
