@@ -81,18 +81,22 @@ def shaken(tree, seed=0, scale=0.3):
   )
 
 
-def random_transitions(seed, *given):
+_random_transitions = jax.jit(
+  probes.random_transitions, static_argnums=(1, 2, 3, 4)
+)
+_random_batch = jax.jit(probes.random_batch, static_argnums=(1, 2, 3))
+
+
+def random_transitions(seed, spec, *given):
   """`probes.random_transitions` in numpy, of one program."""
-  return jax.device_get(
-    jax.jit(lambda: probes.random_transitions(jax.random.key(seed), *given))()
-  )
+  spec = spec._replace(options=())  # to be hashed
+  return jax.device_get(_random_transitions(jax.random.key(seed), spec, *given))
 
 
-def random_batch(seed, *given):
+def random_batch(seed, spec, *given):
   """`probes.random_batch` in numpy, of one program."""
-  return jax.device_get(
-    jax.jit(lambda: probes.random_batch(jax.random.key(seed), *given))()
-  )
+  spec = spec._replace(options=())
+  return jax.device_get(_random_batch(jax.random.key(seed), spec, *given))
 
 
 def assert_close(actual, desired, rtol, atol=0.0, leaf_rtol=0.0):

@@ -307,6 +307,20 @@ def _numbers(leaf: Any) -> np.ndarray:
   return np.asarray(leaf)
 
 
+# Compiled once for all algorithms that ask for the same.
+_random_transitions = jax.jit(
+  probes.random_transitions, static_argnames=('spec', 'shape', 'data')
+)
+_random_batch = jax.jit(
+  probes.random_batch, static_argnames=('spec', 'batch', 'data')
+)
+
+
+def _hashable(spec: EnvSpec) -> EnvSpec:
+  """Without the options, which say nothing of sizes."""
+  return spec._replace(options=())
+
+
 def check_algorithm(
   make: Callable[..., Algorithm],
   config: Any,
@@ -396,8 +410,8 @@ def _drawing(
 ) -> Callable[[Key], MetaBatch]:
   """key -> a batch as the stage asks for, without any meaning."""
   if not isinstance(stage.batch.query, Rollout):
-    return jax.jit(
-      lambda key: probes.random_batch(key, spec, stage.batch, algorithm.data)
+    return lambda key: _random_batch(
+      key, _hashable(spec), stage.batch, algorithm.data
     )
   assert loop.gather is not None, (
     f'loop {loop.name!r}: stage {stage.name!r} is fed by rollouts, but nothing'
@@ -544,10 +558,9 @@ def _check_policy(
   data = algorithm.data
   if name != 'evaluate_given_context':  # collected by itself, in order
     data = DataSpec(sequence_episodes=1)
-  draw = jax.jit(
-    lambda key: probes.random_transitions(key, spec, (size,), data)
-  )
-  context, other = [draw(key) for key in keys[:2]]
+  context, other = [
+    _random_transitions(key, _hashable(spec), (size,), data) for key in keys[:2]
+  ]
   adapt = jax.jit(policy.adapt)
   prior = jax.jit(policy.init)(params, keys[2])
   state = adapt(params, prior, context, valid, keys[2])
@@ -628,9 +641,9 @@ def _check_finetune(
   tolerance: float,
   quick: bool,
 ) -> None:
-  context = jax.jit(
-    lambda key: probes.random_transitions(key, spec, (6,), algorithm.data)
-  )(jax.random.key(5))
+  context = _random_transitions(
+    jax.random.key(5), _hashable(spec), (6,), algorithm.data
+  )
   begin = jax.jit(loop.begin)
   begun = [begin(state, context, jnp.ones(6)) for state in states]
   _assert_finite(begun[0], 'begin of finetune')
@@ -648,12 +661,10 @@ def _check_relabel(
   algorithm: Algorithm, state: LearnerState, spec: EnvSpec
 ) -> None:
   keys = jax.random.split(jax.random.key(4), 3)
-  context, data = jax.jit(
-    lambda keys: [
-      probes.random_transitions(key, spec, (size,))
-      for key, size in zip(keys, (5, 7))
-    ]
-  )(keys)
+  context, data = [
+    _random_transitions(key, _hashable(spec), (size,))
+    for key, size in zip(keys, (5, 7))
+  ]
   relabel = jax.jit(algorithm.relabel)
   labels = relabel(state, context, jnp.ones(5), data, keys[2])
   assert labels.shape == data.reward.shape, (
