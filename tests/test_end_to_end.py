@@ -1,16 +1,18 @@
 """Whole runs: what they leave behind, and that nothing depends on luck."""
 
+import contextlib
+import io
 import json
 import math
 import os
 import pathlib
 import pprint
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +20,6 @@ import tiny_run
 
 from offmeta.collection import phase as collect
 from offmeta.phases import run as phases
-from offmeta.results import report
 from offmeta.training import evaluator
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -46,18 +47,157 @@ _PAIRED = {
 }
 
 
-# Report.
+def _command(workdir, *flags):
+  return [
+    sys.executable,
+    '-m',
+    'experiments.run',
+    f'--workdir={workdir}',
+    '--profile=smoke',
+    *flags,
+  ]
 
 
-@pytest.fixture(name='reported', scope='module')
-def _reported(finished_run, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('report') / 'run'
-  shutil.copytree(finished_run, workdir)
-  return workdir, report.build(workdir)
+def _environment():
+  path = os.pathsep.join(
+    x for x in (str(_ROOT), os.environ.get('PYTHONPATH')) if x
+  )
+  return {**os.environ, 'PYTHONPATH': path}
 
 
-def test_run_leaves_every_file(reported):
-  workdir, _ = reported
+# The command.
+
+
+class _Run(NamedTuple):
+  """A run that got a SIGTERM, and went on by the same command.
+
+  Attributes:
+    workdir: of the run.
+    flags: of the command.
+    first: its first line.
+    stopped: how the process ended, with what it printed on stderr.
+    steps: checkpoints of the stage that was stopped, before it went on.
+    status: of the second time.
+    printed: the second time, on stdout and stderr.
+  """
+
+  workdir: pathlib.Path
+  flags: list[str]
+  first: str
+  stopped: tuple[int, str]
+  steps: list[int]
+  status: int
+  printed: tuple[str, str]
+
+
+@pytest.fixture(name='commanded', scope='module')
+def _commanded(tmp_path_factory):
+  """The second time in this process, which has the programs."""
+  folder = tmp_path_factory.mktemp('command')
+  config = folder / 'tiny.py'
+  config.write_text(
+    'import ml_collections\n'
+    'from offmeta.training import config as configs\n'
+    f'CONFIG = {pprint.pformat(tiny_run.CONFIG)}\n\n\n'
+    'def get_config():\n'
+    '  config = configs.to_dict(configs.from_dict(CONFIG))\n'
+    "  return ml_collections.ConfigDict({**config, 'profiles': "
+    "{'smoke': {}}})\n"
+  )
+  workdir = folder / 'run'
+  command = _command(
+    workdir,
+    f'--config={config}',
+    '--checkpoint_every_s=900',
+    '--keep_checkpoints',
+  )
+  with subprocess.Popen(
+    command,
+    cwd=_ROOT,
+    env=_environment(),
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  ) as process:
+    first = process.stdout.readline()  # it listens by then
+    deadline = time.monotonic() + 120
+    while (
+      process.poll() is None
+      and time.monotonic() < deadline
+      and not (workdir / 'collect' / 'checkpoints').exists()
+    ):
+      time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=240)
+  steps = tiny_run.checkpoint_steps(workdir, 'collect')
+  out, err = io.StringIO(), io.StringIO()
+  with (
+    tiny_run.shared_programs(),
+    tiny_run.command() as same_command,
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(err),
+  ):
+    status = same_command(
+      workdir,
+      (*tiny_run.PHASES, 'report'),
+      checkpoint_every_s=900.0,
+      argv=command[3:],
+    )
+  return _Run(
+    workdir,
+    command[3:],
+    first,
+    (process.returncode, error),
+    steps,
+    status,
+    (out.getvalue(), err.getvalue()),
+  )
+
+
+def test_sigterm_then_the_same_command(commanded, finished_run):
+  status, error = commanded.stopped
+  assert 'workdir' in commanded.first, error
+  assert status == 143, error
+  assert 'the same command continues' in error
+  assert 'Traceback' not in error
+  (step,) = commanded.steps
+  assert 0 < step < 8
+  out, error = commanded.printed
+  assert commanded.status == 0, error
+  assert 'online' in out and 'index.html' in out
+  assert not tiny_run.differing(
+    tiny_run.results(finished_run), tiny_run.results(commanded.workdir)
+  )
+
+
+@pytest.mark.parametrize(
+  'flag, message',
+  [
+    ('--config.smac.kl_wieght=1.0', 'kl_wieght'),
+    ('--config.chunk=many', 'many'),
+  ],
+)
+def test_bad_flag_is_one_message(tmp_path, flag, message):
+  done = subprocess.run(
+    _command(tmp_path / 'run', flag),
+    cwd=_ROOT,
+    env=_environment(),
+    text=True,
+    capture_output=True,
+    timeout=120,
+  )
+  assert done.returncode == 1
+  lines = done.stderr.strip().splitlines()
+  assert len(lines) == 1 and lines[0].startswith('error:'), done.stderr
+  assert message in lines[0]
+  assert not (tmp_path / 'run').exists()
+
+
+# What it leaves.
+
+
+def test_run_leaves_every_file(commanded):
+  workdir = commanded.workdir
   for stage in tiny_run.STAGES:
     for name in (
       'metrics.jsonl',
@@ -86,10 +226,9 @@ def test_run_leaves_every_file(reported):
   assert min(timing.values()) > 0
 
 
-def test_summary_has_the_documented_schema(reported):
-  workdir, built = reported
+def test_summary_has_the_documented_schema(commanded):
+  workdir = commanded.workdir
   summary = json.loads((workdir / 'report' / 'summary.json').read_text())
-  assert summary == built
   assert summary.keys() >= {
     'rows',
     'paired',
@@ -115,13 +254,16 @@ def test_summary_has_the_documented_schema(reported):
   assert summary['paired']['online_minus_offline']['mean'] == pytest.approx(
     rows['online_self_context']['mean'] - rows['offline_self_context']['mean']
   )
-  assert summary['command'] == 'the command'
+  assert summary['command'] == 'python -m experiments.run ' + ' '.join(
+    commanded.flags
+  )
   assert summary['wall_time_s'] > 0
   assert re.fullmatch('[0-9a-f]{12}', summary['config_hash'])
 
 
-def test_page_is_self_contained(reported):
-  workdir, summary = reported
+def test_page_is_self_contained(commanded):
+  workdir = commanded.workdir
+  summary = json.loads((workdir / 'report' / 'summary.json').read_text())
   page = (workdir / 'report' / 'index.html').read_text()
   assert page.count('data:image/png;base64,') >= 3
   assert summary['config_hash'] in page
@@ -132,14 +274,6 @@ def test_page_is_self_contained(reported):
 
 
 # Determinism.
-
-
-def test_same_seed_gives_the_same_bits(finished_run, tmp_path):
-  with tiny_run.shared_programs():
-    phases.run(tiny_run.make_setup(tmp_path), tiny_run.PHASES)
-  assert not tiny_run.differing(
-    tiny_run.results(finished_run), tiny_run.results(tmp_path)
-  )
 
 
 @pytest.mark.parametrize(
@@ -194,11 +328,14 @@ def test_a_seed_alone_is_that_seed_among_others(finished_run, tmp_path):
       'num_seeds': 1,
       'collect': {'dataset': str(finished_run / 'dataset')},
     },
-    runtime={'share': 'tasks'},
+    runtime={'share': 'tasks', 'checkpoint_every_s': 900.0},
   )
   assert setup.seeds.layout.axis_name == 'task'
-  phases.run(setup, tiny_run.PHASES)
-  stages = ('offline', 'online/matched', 'online/oracle')
+  scorer = phases.make_evaluator(setup)
+  phases.offline(setup, scorer)
+  phases.online(setup, 'matched', scorer)
+  phases.test(setup, scorer)
+  stages = ('offline', 'online/matched')
   alone = tiny_run.results(tmp_path, stages)
   among = tiny_run.results(finished_run, stages)
   compared = 0
@@ -220,112 +357,3 @@ def enumerate_dataset(workdir):
   """(name, bytes) of every array of a dataset."""
   for path in (workdir / 'dataset').glob('*.npy'):
     yield path.name, path.read_bytes()
-
-
-# The command.
-
-
-def _command(workdir, *flags):
-  return [
-    sys.executable,
-    '-m',
-    'experiments.run',
-    f'--workdir={workdir}',
-    '--profile=smoke',
-    *flags,
-  ]
-
-
-@pytest.fixture(name='environment')
-def _environment():
-  path = os.pathsep.join(
-    x for x in (str(_ROOT), os.environ.get('PYTHONPATH')) if x
-  )
-  return {**os.environ, 'PYTHONPATH': path}
-
-
-def test_sigterm_then_the_same_command(
-  finished_run, tmp_path, environment, capsys
-):
-  """The second time in this process, which has the programs."""
-  config = tmp_path / 'tiny.py'
-  config.write_text(
-    'import ml_collections\n'
-    'from offmeta.training import config as configs\n'
-    f'CONFIG = {pprint.pformat(tiny_run.CONFIG)}\n\n\n'
-    'def get_config():\n'
-    '  config = configs.to_dict(configs.from_dict(CONFIG))\n'
-    "  return ml_collections.ConfigDict({**config, 'profiles': "
-    "{'smoke': {}}})\n"
-  )
-  workdir = tmp_path / 'run'
-  command = _command(
-    workdir,
-    f'--config={config}',
-    '--checkpoint_every_s=900',
-    '--keep_checkpoints',
-  )
-  with subprocess.Popen(
-    command,
-    cwd=_ROOT,
-    env=environment,
-    text=True,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-  ) as process:
-    first = process.stdout.readline()  # it listens by then
-    deadline = time.monotonic() + 120
-    while (
-      process.poll() is None
-      and time.monotonic() < deadline
-      and not (workdir / 'collect' / 'checkpoints').exists()
-    ):
-      time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=240)
-  assert 'workdir' in first, error
-  assert process.returncode == 143, error
-  assert 'the same command continues' in error
-  assert 'Traceback' not in error
-  (step,) = tiny_run.checkpoint_steps(workdir, 'collect')
-  assert 0 < step < 8
-  with tiny_run.shared_programs(), tiny_run.command() as same_command:
-    status = same_command(
-      workdir,
-      (*tiny_run.PHASES, 'report'),
-      checkpoint_every_s=900.0,
-      argv=command[3:],
-    )
-  out, error = capsys.readouterr()
-  assert status == 0, error
-  assert 'online' in out and 'index.html' in out
-  summary = json.loads((workdir / 'report' / 'summary.json').read_text())
-  assert summary['command'] == 'python -m experiments.run ' + ' '.join(
-    command[3:]
-  )
-  assert not tiny_run.differing(
-    tiny_run.results(finished_run), tiny_run.results(workdir)
-  )
-
-
-@pytest.mark.parametrize(
-  'flag, message',
-  [
-    ('--config.smac.kl_wieght=1.0', 'kl_wieght'),
-    ('--config.chunk=many', 'many'),
-  ],
-)
-def test_bad_flag_is_one_message(tmp_path, environment, flag, message):
-  done = subprocess.run(
-    _command(tmp_path / 'run', flag),
-    cwd=_ROOT,
-    env=environment,
-    text=True,
-    capture_output=True,
-    timeout=120,
-  )
-  assert done.returncode == 1
-  lines = done.stderr.strip().splitlines()
-  assert len(lines) == 1 and lines[0].startswith('error:'), done.stderr
-  assert message in lines[0]
-  assert not (tmp_path / 'run').exists()

@@ -65,7 +65,7 @@ def test_start_says_why_it_failed(error, monkeypatch):
 # A whole run: tasks shared out by two processes, then seeds, then one process
 # alone; and another one, which two processes score.
 
-_LAST = 'online/oracle'
+_STOPPED = 'online/matched'
 _PROGRAM = pathlib.Path(__file__).with_name('several_runs.py')
 _FLAGS = (
   '--config=tests/tiny_config.py',
@@ -106,7 +106,7 @@ def _two(finished_run, tmp_path_factory):
       workdir,
       'online',
       'seeds',
-      [f'{workdir / _LAST}/checkpoints', 1],
+      [f'{workdir / _STOPPED}/checkpoints', 1],
     ),
   }
   commands = [
@@ -148,7 +148,7 @@ def _two(finished_run, tmp_path_factory):
 @pytest.fixture(name='continued', scope='module')
 def _continued(two, tmp_path_factory):
   """The checkpoints that both left; then one process alone ends the run."""
-  steps = tiny_run.checkpoint_steps(two.workdir, _LAST)
+  steps = tiny_run.checkpoint_steps(two.workdir, _STOPPED)
   workdir = shutil.copytree(
     two.workdir, tmp_path_factory.mktemp('continued') / 'run'
   )
@@ -206,7 +206,7 @@ def test_one_process_continues(continued, finished_run):
   """It trains, and scores what all have left."""
   workdir, steps = continued
   assert steps and 0 < steps[-1] < 8
-  stages = 'online/matched', _LAST
+  stages = 'online/matched', 'online/oracle'
   ours, theirs = (
     tiny_run.results(path, stages) for path in (workdir, finished_run)
   )
@@ -253,7 +253,7 @@ def test_metrics_are_written_once_and_of_all_seeds(continued, finished_run):
         )
     # A writer that was opened again makes another file.
     files = list((workdir / stage / 'tensorboard').iterdir())
-    assert len(files) == (2 if stage == _LAST else 1), stage
+    assert len(files) == (2 if stage == _STOPPED else 1), stage
 
 
 # Failures.

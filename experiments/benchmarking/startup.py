@@ -16,7 +16,7 @@ _MAX_REPEATS = 3
 def measure_startup(options: Options) -> list[dict[str, Any]]:
   """With an empty and then with a filled cache of compiled programs.
 
-  One seed of SMAC's offline stage at the 'cpu' sizes (in 'smoke' at those),
+  One seed of SMAC's offline phase at the 'cpu' sizes (in 'smoke' at those),
   one update per call, on one device, with the compilation cache of real runs
   in a temporary folder. Seconds count from before the process was started.
   """

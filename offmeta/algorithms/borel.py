@@ -343,7 +343,7 @@ def make_stages(
 def make(
   problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
-  """BOReL for one family; it has no online stage.
+  """BOReL for one family; it has no online phase.
 
   Args:
     problem: what it is for.

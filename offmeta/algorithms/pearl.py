@@ -293,7 +293,7 @@ def init_state(
 def make(
   problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
-  """PEARL for one family; it has no offline stage.
+  """PEARL for one family; it has no offline phase.
 
   Args:
     problem: what it is for.

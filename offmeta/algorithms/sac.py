@@ -260,7 +260,7 @@ def update(
 def make(
   problem: Problem, config: Config, axis_name: str | None = None
 ) -> Algorithm:
-  """SAC for one task of a family; it has no offline stage.
+  """SAC for one task of a family; it has no offline phase.
 
   Args:
     problem: what it is for.

@@ -241,7 +241,7 @@ def init_state(
 
 
 def make_stages(config: Config, update: Callable) -> tuple[Stage, Stage]:
-  """The offline and the online stage.
+  """The offline and the online phase.
 
   Args:
     config: hyper-parameters.

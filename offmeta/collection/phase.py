@@ -120,7 +120,7 @@ def with_logs(setup: Setup) -> Setup:
 
 
 def dataset_sizes(setup: Setup) -> tuple[int, int]:
-  """Rows per task that the dataset has, or will have: query data, and encoder
+  """Rows per task that the dataset has, or will have: query data, and context
   data of its own (0 without). Where episodes can end early, at most."""
   config = setup.config.collect
   if config.dataset or setup.is_done('collect'):

@@ -60,7 +60,7 @@ def sizes(
   prior = longest(spec, gather.prior_steps)
   posterior = longest(spec, gather.posterior_steps)
   margin = spec.episode_length  # append writes whole episodes
-  rl = start_query + most * (prior + posterior) + margin
+  query = start_query + most * (prior + posterior) + margin
   per_visit = prior + (posterior if gather.posterior_to_context else 0)
   if gather.clear_context:  # at most one iteration's visits stay
     per_iteration = (
@@ -74,7 +74,7 @@ def sizes(
       else np.zeros((1, 1))
     )
     repeated = int(per_iteration.max())
-    encoder = max(start_context, repeated * per_visit) + margin
+    context = max(start_context, repeated * per_visit) + margin
   else:
-    encoder = start_context + most * per_visit + margin
-  return Sizes(rl, rl if shared else encoder, max(most, 1))
+    context = start_context + most * per_visit + margin
+  return Sizes(query, query if shared else context, max(most, 1))

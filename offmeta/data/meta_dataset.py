@@ -32,8 +32,8 @@ class MetaDataset(NamedTuple):
       'diverged' [M, C]. Without `next_observation` every frame is stored once
       (`data/frames.py`).
     size: [M] int32, how many leading entries of C are valid.
-    context: what the encoder is fed, leaves [M, Cc, ...]; None means the same
-      as `transitions`.
+    context: what adaptation may look at, leaves [M, Cc, ...]; None means the
+      same as `transitions`.
     context_size: [M] int32, None together with `context`.
     tasks: parameters of the training tasks, leaves [M, ...].
     episode_return: [M], mean return of the logged whole episodes, that is the

@@ -48,12 +48,12 @@ def replay(
     return _frames_once(data, spec)
   ordered = spec.returns_discount is not None or spec.sequence_episodes > 0
   if not ordered:
-    encoder = None
+    context = None
     if spec.context_part != 'all':
-      encoder = _context_part(log, data.size, spec)
+      context = _context_part(log, data.size, spec)
     elif data.context is not None and not spec.shared:
-      encoder = _strided(_floats(data.context), data.context_size, spec.stride)
-    return Replay(_strided(log, data.size, spec.stride), encoder)
+      context = _strided(_floats(data.context), data.context_size, spec.stride)
+    return Replay(_strided(log, data.size, spec.stride), context)
   if 'time' not in log.extras:
     raise DatasetError(
       "the dataset's extras lack 'time', the step within the episode, without"
@@ -64,10 +64,10 @@ def replay(
   if spec.returns_discount is not None:
     kept = _returns(log, data.size, spec)
   if not spec.sequence_episodes:
-    encoder = None
+    context = None
     if spec.context_part != 'all':
-      encoder = _context_part(log, data.size, spec)
-    return Replay(_strided(log, data.size, spec.stride, kept), encoder)
+      context = _context_part(log, data.size, spec)
+    return Replay(_strided(log, data.size, spec.stride, kept), context)
   if spec.stride != 1:
     raise ValueError('DataSpec: sequences of a strided log are not sequences')
   if spec.context_part != 'all':
@@ -77,13 +77,13 @@ def replay(
     frames.episodes(log.extras['time'][m], int(data.size[m]))
     for m in range(len(data.size))
   ]
-  rl = _with_sequences(
+  query = _with_sequences(
     _buffer(log, data.size, kept), episodes, spec.sequence_episodes
   )
   if not spec.mix_rewards:
-    return Replay(rl, None)
+    return Replay(query, None)
   return Replay(
-    rl, _mixed(log, episodes, spec.sequence_episodes, family, tasks, key)
+    query, _mixed(log, episodes, spec.sequence_episodes, family, tasks, key)
   )
 
 

@@ -122,7 +122,7 @@ def row_chart(summary: Mapping[str, Any]) -> Any | None:
 
 
 def _row_color(name: str, colors: Mapping[str, str]) -> str:
-  """Colour by stage, as in the other pictures."""
+  """Colour by loop, as in the other pictures."""
   base, _, variant = name.partition('/')
   if base == 'oracle':
     return drawing.ORACLE

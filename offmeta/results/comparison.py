@@ -57,7 +57,7 @@ class Row(NamedTuple):
     scores: by the keys of COLUMNS, as JSON-ready intervals with the scores of
       all seeds; what the run does not have is absent.
     gains: the scores in ADAPTED minus the un-adapted one, in the same form.
-    training_s: wall time of the offline stage, and of the online one if any.
+    training_s: wall time of the offline phase, and of the online one if any.
     description: of the variant, or of the run.
   """
 
@@ -154,11 +154,11 @@ def _load(
 
 
 def _rows(name: str, record: records.Record, description: str) -> list[Row]:
-  """The offline stage, if any, then every online variant that was tested."""
+  """The offline phase, if any, then every online variant that was tested."""
   run, timing, rows = record.run, record.timing, []
   for variant in ('', *run.variants):
-    stage = f'online/{variant}' if variant else 'offline'
-    scores = summary_lib.held_out_scores(record, stage.replace('/', '-'))
+    loop = f'online/{variant}' if variant else 'offline'
+    scores = summary_lib.held_out_scores(record, loop.replace('/', '-'))
     if not scores:
       continue
     tuned = summary_lib.finetune_scores(record)
@@ -169,7 +169,7 @@ def _rows(name: str, record: records.Record, description: str) -> list[Row]:
       for key in ADAPTED
       if key in scores and 'unadapted' in scores
     }
-    parts = ('offline', stage) if 'offline' in record.evaluations else (stage,)
+    parts = ('offline', loop) if 'offline' in record.evaluations else (loop,)
     spent = [timing.get(part) for part in dict.fromkeys(parts)]
     rows.append(
       Row(

@@ -60,7 +60,7 @@ CAPTIONS = {
 # What a run with an online phase adds to them.
 _ONLINE_CAPTIONS = {
   'training': (
-    'Left of the switch the offline stage, right of it each online '
+    'Left of the switch the offline phase, right of it each online '
     'variant, each half on its own scale of updates. Look at the upper '
     'panel: does the line rise after the switch, and how near does it '
     'come to the dashed oracle? The lower panels hand in logged '

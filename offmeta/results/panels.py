@@ -29,12 +29,12 @@ class _Panel(NamedTuple):
   draw: Callable[[Any], None]
 
 
-def colors(run: records.Run, stages: Iterable[str]) -> dict[str, str]:
+def colors(run: records.Run, loops: Iterable[str]) -> dict[str, str]:
   """The colour of each loop, as in the other pictures.
 
   Args:
     run: whose variants have theirs.
-    stages: folders of metrics, or evaluation points.
+    loops: folders of metrics, or evaluation points.
   """
   variants = drawing.variant_colors(
     run.variants, run.headline_variant, run.oracle_variant
@@ -42,10 +42,10 @@ def colors(run: records.Run, stages: Iterable[str]) -> dict[str, str]:
   known = {'collect': drawing.BEHAVIOUR, 'offline': drawing.OFFLINE}
   for name, color in variants.items():
     known[f'online/{name}'] = known[f'online-{name}'] = color
-  others = [stage for stage in stages if stage not in known]
+  others = [loop for loop in loops if loop not in known]
   return known | {
-    stage: drawing.OTHERS[i % len(drawing.OTHERS)]
-    for i, stage in enumerate(others)
+    loop: drawing.OTHERS[i % len(drawing.OTHERS)]
+    for i, loop in enumerate(others)
   }
 
 
@@ -111,11 +111,11 @@ def _draw_metric(
 ) -> None:
   """One metric of all loops that have it, against their updates."""
   means = []
-  for stage, metrics in record.metrics.items():
+  for loop, metrics in record.metrics.items():
     if name in metrics:
       step, values = _averaged(metrics[name])
       means.append(
-        drawing.line(axis, step, values, shades[stage], label=stage, lw=1.4)
+        drawing.line(axis, step, values, shades[loop], label=loop, lw=1.4)
       )
   _cut_outliers(axis, np.concatenate(means))
   axis.xaxis.set_major_formatter(lambda value, _: drawing.count(value))
@@ -161,9 +161,9 @@ def _cut_outliers(axis: Any, means: np.ndarray) -> None:
 def diagnoses(record: records.Record) -> Any | None:
   """All that `Algorithm.diagnose` returned, by shape (see there).
 
-  One number per seed: a dot with its 95% interval for each stage. [K]: a line
+  One number per seed: a dot with its 95% interval for each loop. [K]: a line
   with a band. [n, 2]: points of all seeds. [K, L]: a map of the mean over
-  seeds for each stage.
+  seeds for each loop.
   """
   found: dict[tuple[str, int], dict[str, np.ndarray]] = {}
   for point, arrays in record.evaluations.items():

@@ -113,8 +113,8 @@ def _logged(record: records.Record, metric: str) -> bool:
   """Whether any training logged it."""
   return any(
     metric in values
-    for stage, values in record.metrics.items()
-    if stage != 'collect'
+    for loop, values in record.metrics.items()
+    if loop != 'collect'
   )
 
 
@@ -158,7 +158,7 @@ def _draw_curves(
   parts = (
     []
     if offline is None
-    else [(axes[0], 'offline stage', offline, drawing.OFFLINE)]
+    else [(axes[0], 'offline phase', offline, drawing.OFFLINE)]
   )
   parts += [
     (axes[-1], name, online[name], colors[name])
@@ -239,7 +239,7 @@ def _phase_axes(grid: np.ndarray, last: Sequence[int]) -> None:
 
 
 def episode_curves(record: records.Record) -> Any | None:
-  """Return of each adaptation episode, offline stage and every variant.
+  """Return of each adaptation episode, offline phase and every variant.
 
   Left: held-out tasks. Right: training tasks, where dashed lines show the
   return with offline context. Bands are 95% t intervals over seeds. Episodes
@@ -253,7 +253,7 @@ def episode_curves(record: records.Record) -> Any | None:
     if f'online-{name}' in record.evaluations
   ]
   points.insert(
-    max(len(points) - 1, 0), ('offline', 'offline stage', drawing.OFFLINE)
+    max(len(points) - 1, 0), ('offline', 'offline phase', drawing.OFFLINE)
   )
   training = any(
     record.array(point, 'train_self_returns') is not None
@@ -336,7 +336,7 @@ def z_space(
   headline = record.run.headline_variant
   panels = []
   for point, title in (
-    ('offline', 'Before: offline stage' if headline else 'Offline stage'),
+    ('offline', 'Before: offline phase' if headline else 'Offline phase'),
     (f'online-{headline}', f'After: {headline}'),
   ):
     pair = [
@@ -479,7 +479,7 @@ def trajectories(record: records.Record, max_tasks: int = 6) -> Any | None:
       record.array(point, 'trajectory_goals'),
     )
     for title, point in (
-      ('before (offline)' if headline else 'offline stage', 'offline'),
+      ('before (offline)' if headline else 'offline phase', 'offline'),
       ('after (online)', f'online-{headline}'),
     )
   ]

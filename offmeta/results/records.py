@@ -8,8 +8,8 @@ that too where nothing is trained offline):
 
   run.json                       what ran: config, variants, versions
   timing.json                    {phase: seconds}
-  <stage>/metrics.jsonl          stage: collect, offline, online/<variant>,
-                                 finetune, or any other loop
+  <loop>/metrics.jsonl           loop: collect, offline, online/<variant>,
+                                 finetune, or any other
   evaluations/<point>.npz        point: the same, with - for /; of the four, and
                                  of other loops of the offline phase
 """
@@ -130,7 +130,7 @@ class Record:
     run: contents of run.json.
     timing: phase -> seconds; empty if there is no timing.json.
     evaluations: point -> array name -> array.
-    metrics: stage -> metric name -> Series.
+    metrics: loop -> metric name -> Series.
   """
 
   workdir: pathlib.Path
@@ -159,14 +159,14 @@ def load(workdir: str | pathlib.Path, tested: bool = True) -> Record:
 
   Args:
     workdir: what `experiments.run --workdir` was given.
-    tested: whether it must have been tested: its offline stage, if it has one.
+    tested: whether it must have been tested: its offline phase, if it has one.
 
   Raises:
     ValueError: with what is wrong, where, and what to do.
   """
   workdir = pathlib.Path(workdir)
   run = load_run(workdir / 'run.json')
-  stages = [
+  known = [
     'collect',
     'offline',
     *(f'online/{n}' for n in run.variants),
@@ -174,15 +174,15 @@ def load(workdir: str | pathlib.Path, tested: bool = True) -> Record:
   ]
   loops = _loops(workdir)
   # Offline loops beside the last are scored, too.
-  scored = [*stages, *(x for x in loops if x.startswith('offline/'))]
+  scored = [*known, *(x for x in loops if x.startswith('offline/'))]
   evaluations, metrics = {}, {}
-  for point in (stage.replace('/', '-') for stage in scored):
+  for point in (name.replace('/', '-') for name in scored):
     path = workdir / 'evaluations' / f'{point}.npz'
     if path.exists():
       evaluations[point] = load_evaluation(path)
     elif point == 'offline' and tested and _has_offline(workdir, run):
       raise ValueError(
-        f'{path} is missing: the offline stage has not been tested; run '
+        f'{path} is missing: the offline phase has not been tested; run '
         'again with --phases=collect,offline,test,report'
       )
   if tested and not any(
@@ -193,10 +193,10 @@ def load(workdir: str | pathlib.Path, tested: bool = True) -> Record:
       ' run again with --phases=collect,online,test,report'
     )
   _check_axes(evaluations, run.num_seeds, workdir / 'evaluations')
-  for stage in dict.fromkeys([*stages, *loops]):
-    path = workdir / stage / 'metrics.jsonl'
+  for name in dict.fromkeys([*known, *loops]):
+    path = workdir / name / 'metrics.jsonl'
     if path.exists():
-      metrics[stage] = load_metrics(path)
+      metrics[name] = load_metrics(path)
   return Record(
     workdir, run, load_timing(workdir / 'timing.json'), evaluations, metrics
   )
@@ -371,7 +371,7 @@ def load_metrics(path: pathlib.Path) -> dict[str, Series]:
   elsewhere is dropped with a warning.
 
   Args:
-    path: <stage>/metrics.jsonl.
+    path: <loop>/metrics.jsonl.
 
   Raises:
     ValueError: it cannot be read, or has metrics of two runs.

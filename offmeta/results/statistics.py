@@ -225,7 +225,7 @@ def gap_closed(
       None,
       None,
       gap.size,
-      'no gap: the oracle is not better than the offline stage',
+      'no gap: the oracle is not better than the offline phase',
     )
   result = ratio_of_means(online - offline, gap, confidence)
   if result.reason is None or result.seeds == 1:

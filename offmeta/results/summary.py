@@ -61,7 +61,7 @@ def summarize(record: records.Record) -> dict[str, Any]:
 def seed_scores(record: records.Record) -> dict[str, np.ndarray]:
   """Row name -> [S] scores, in the order of the table.
 
-  Rows whose stage has not run are absent.
+  Rows of a phase that has not run are absent.
   """
   run, scores = record.run, {}
 
@@ -78,13 +78,13 @@ def seed_scores(record: records.Record) -> dict[str, np.ndarray]:
     record.array('collect', 'specialist_test_returns'),
     one_number,
   )
-  for stage, point in (
+  for phase, point in (
     ('offline', 'offline'),
     ('online', f'online-{headline}'),
   ):
     scores.update(
       {
-        f'{stage}_{name}': values
+        f'{phase}_{name}': values
         for name, values in held_out_scores(record, point).items()
       }
     )
@@ -179,13 +179,13 @@ def _all_paired(scores: SeedScores, online: bool) -> dict[str, Any]:
   )
   if online:
     results['shift_after'] = headline['shift_after']
-  for stage in ('offline', 'online') if online else ('offline',):
+  for phase in ('offline', 'online') if online else ('offline',):
     for name, context in (('', 'self'), ('_given', 'given')):
-      results[f'{stage}_adaptation{name}'] = _paired(
+      results[f'{phase}_adaptation{name}'] = _paired(
         statistics.paired_difference,
         scores,
-        f'{stage}_{context}_context',
-        f'{stage}_unadapted',
+        f'{phase}_{context}_context',
+        f'{phase}_unadapted',
       )
   return results
 
@@ -307,7 +307,7 @@ def _diagnostics(record: records.Record) -> dict[str, Any]:
 def _diverged(record: records.Record) -> dict[str, int]:
   """Simulation steps that blew up: where -> count, over seeds; no zeros.
 
-  The places overlap: a step gathered in a stage may be in the dataset, too.
+  The places overlap: a step gathered in a loop may be in the dataset, too.
   """
   arrays = {
     'dataset': record.array('collect', 'dataset_diverged'),
@@ -320,8 +320,8 @@ def _diverged(record: records.Record) -> dict[str, int]:
     for place, array in arrays.items()
     if array is not None
   }
-  for stage, metrics in record.metrics.items():
-    counts[stage] = sum(
+  for loop, metrics in record.metrics.items():
+    counts[loop] = sum(
       int(series.values.sum())
       for name, series in metrics.items()
       if name.endswith('/diverged')

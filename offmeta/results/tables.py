@@ -24,8 +24,8 @@ _HELD_OUT_ROWS = (
   'specialists',
   'oracle',
   *(
-    f'{stage}_{name}'
-    for stage in ('offline', 'online')
+    f'{phase}_{name}'
+    for phase in ('offline', 'online')
     for name in summary_lib.HELD_OUT
   ),
 )
@@ -36,10 +36,10 @@ _DESCRIPTIONS = {
   'random': 'uniform random actions',
   'behaviour': 'the policy that collected the data, adapting on its own',
   'specialists': 'one SAC learner per task, each trained in its own',
-  'offline_unadapted': f'offline stage, {_UNADAPTED}',
-  'offline_self_context': 'offline stage, context it collected itself',
-  'offline_given_context': f'offline stage, {_GIVEN}',
-  'offline_random_context': f'offline stage, {_RANDOM}',
+  'offline_unadapted': f'offline phase, {_UNADAPTED}',
+  'offline_self_context': 'offline phase, context it collected itself',
+  'offline_given_context': f'offline phase, {_GIVEN}',
+  'offline_random_context': f'offline phase, {_RANDOM}',
   'online_unadapted': _UNADAPTED,
   'online_self_context': '',
   'online_given_context': _GIVEN,
@@ -52,16 +52,16 @@ _DESCRIPTIONS = {
   'finetune_end': 'at the end',
   'behaviour_data': 'the logged data of training tasks, mean per episode',
   'train_specialists': 'one SAC learner per task: those that made the data',
-  'offline_offline_context': 'offline stage only, context from the data',
-  'train_offline_self_context': 'offline stage only, own context',
+  'offline_offline_context': 'offline phase only, context from the data',
+  'train_offline_self_context': 'offline phase only, own context',
   'online_offline_context': 'context from the data',
   'train_online_self_context': 'own context',
   'online_minus_offline': 'held-out gain of the online phase',
   'gap_closed': 'share of the gap from offline to oracle closed (1: all)',
   'shift_before': 'training tasks: context from the data minus own',
   'shift_after': 'context from the data minus own, after the online phase',
-  'offline_adaptation': 'held-out gain by own context, offline stage',
-  'offline_adaptation_given': 'held-out gain by given context, offline stage',
+  'offline_adaptation': 'held-out gain by own context, offline phase',
+  'offline_adaptation_given': 'held-out gain by given context, offline phase',
   'online_adaptation': 'held-out gain by own context, online phase',
   'online_adaptation_given': 'held-out gain by given context, online phase',
 }

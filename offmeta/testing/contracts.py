@@ -278,12 +278,14 @@ def _check_vmap(
   tasks: Task,
   tolerance: float,
 ) -> None:
-  """One batched reset and step against the single ones."""
-  state = jax.jit(jax.vmap(family.reset))(keys, tasks)
-  step = jax.jit(jax.vmap(family.step))
-  for t in range(2):
-    if t:
-      state = step(state, actions[:, 0], tasks)
+  """One batched reset and step, in one program, against the single ones."""
+
+  def begin(key, action, task):
+    start = family.reset(key, task)
+    return start, family.step(start, action, task)
+
+  batched = jax.jit(jax.vmap(begin))(keys, actions[:, 0], tasks)
+  for t, state in enumerate(batched):
     batch = jax.tree.map(np.asarray, state._replace(physics=()))
     for i, states in enumerate(single):
       for name in ('observation', 'reward', 'terminal', 'features'):

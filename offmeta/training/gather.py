@@ -93,13 +93,13 @@ def prepare(
 ) -> tuple[Replay, Visit, Counts]:
   """The start of a visit to the tasks `task_id` [K] of all `tasks`."""
   if config.clear_context and replay.context is not None:
-    encoder = jax.lax.fori_loop(
+    context = jax.lax.fori_loop(
       0,
       task_id.shape[0],
       lambda i, b: buffers.clear(b, task_id[i]),
       replay.context,
     )
-    replay = replay._replace(context=encoder)
+    replay = replay._replace(context=context)
   keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(
     jnp.arange(task_id.shape[0])
   )
@@ -240,20 +240,20 @@ def keep(
   )
 
 
-def _append(replay, task_id, data, counts, to_encoder):
+def _append(replay, task_id, data, counts, to_context):
   """Appends K episodes one after the other (a task may be drawn twice)."""
   kept = {name: data.extras[name] for name in replay.query.data.extras}
   data = data._replace(extras=kept)
 
   def one(replay, item):
     task_id, transitions, count = item
-    rl = buffers.append(replay.query, task_id, transitions, count)
-    encoder = replay.context
-    if encoder is not None:
-      encoder = buffers.append(
-        encoder, task_id, transitions, jnp.where(to_encoder, count, 0)
+    query = buffers.append(replay.query, task_id, transitions, count)
+    context = replay.context
+    if context is not None:
+      context = buffers.append(
+        context, task_id, transitions, jnp.where(to_context, count, 0)
       )
-    return Replay(rl, encoder), None
+    return Replay(query, context), None
 
   return jax.lax.scan(one, replay, (task_id, data, counts))[0]
 

@@ -333,7 +333,7 @@ def assert_finite(
 
   Args:
     values: name -> number or [S].
-    where: what was running, for the message, e.g. 'offline stage smac'.
+    where: what was running, for the message, e.g. 'offline phase smac'.
     step: the update at which it was seen; None if `where` says so.
 
   Raises:

@@ -46,7 +46,7 @@ class Runtime:
 
   Attributes:
     checkpoint_every_s: wall time between checkpoints.
-    keep_checkpoints: of finished stages, with their replays; what later
+    keep_checkpoints: of finished loops, with their replays; what later
       phases need is kept in any case.
     quiet: no progress on the console.
     max_devices: per process; None for all.
@@ -135,72 +135,72 @@ class Setup:
     )
 
   def checkpointer(
-    self, stage: str, seeds: seeds_lib.Seeds, kind: str = 'checkpoints'
+    self, name: str, seeds: seeds_lib.Seeds, kind: str = 'checkpoints'
   ) -> Checkpointer:
-    """Of one stage, e.g. 'offline' or 'online/smac'.
+    """Of one loop, e.g. 'offline' or 'online/smac', or of the phase 'collect'.
 
     Args:
-      stage: folder under the workdir.
+      name: of the loop or phase: its folder under the workdir.
       seeds: whose learners.
       kind: 'checkpoints' (to resume from) or 'final' (learner states only).
     """
     return Checkpointer(
-      self.workdir / stage / kind, config_hash(self.config), layout=seeds.layout
+      self.workdir / name / kind, config_hash(self.config), layout=seeds.layout
     )
 
   def writer(
-    self, stage: str, total: int, show: tuple[str, ...] = ()
+    self, name: str, total: int, show: tuple[str, ...] = ()
   ) -> metrics_lib.MultiWriter:
-    """JSONL, TensorBoard and console writers of one stage.
+    """JSONL, TensorBoard and console writers of one loop or phase.
 
     Only the main process writes anything.
     """
     if not processes.is_main():
       return metrics_lib.MultiWriter([])
-    folder = self.workdir / stage
+    folder = self.workdir / name
     writers = [
       metrics_lib.JsonlWriter(folder / 'metrics.jsonl'),
       metrics_lib.TensorBoardWriter(folder / 'tensorboard'),
     ]
     if not self.runtime.quiet:
-      writers.append(metrics_lib.ConsoleWriter(total, stage, show=show))
+      writers.append(metrics_lib.ConsoleWriter(total, name, show=show))
     return metrics_lib.MultiWriter(writers)
 
-  def is_done(self, stage: str) -> bool:
-    """Whether a stage has been finished in this workdir."""
-    path = self.workdir / stage / 'done.json'
+  def is_done(self, name: str) -> bool:
+    """Whether a loop or phase has been finished in this workdir."""
+    path = self.workdir / name / 'done.json'
     return processes.on_main(path.exists)
 
-  def mark_done(self, stage: str):
-    """Notes that a stage is finished, and drops what only it would need."""
+  def mark_done(self, name: str):
+    """Notes that a loop or phase is finished; drops what only it would need."""
 
     def mark():
-      disk.write_json(self.workdir / stage / 'done.json', {'stage': stage})
+      disk.write_json(self.workdir / name / 'done.json', {'name': name})
       if not self.runtime.keep_checkpoints:
-        shutil.rmtree(self.workdir / stage / 'checkpoints', ignore_errors=True)
+        shutil.rmtree(self.workdir / name / 'checkpoints', ignore_errors=True)
 
     processes.on_main(mark)
 
-  def add_time(self, stage: str, seconds: float):
-    """Adds to the wall time of a stage (it may run in several slices)."""
+  def add_time(self, name: str, seconds: float):
+    """Adds to the wall time of a loop or phase, which may run in slices."""
     if not processes.is_main():
       return
     path = self.workdir / 'timing.json'
     timing = _read_timing(path)
-    timing[stage] = round(timing.get(stage, 0.0) + seconds, 3)
+    timing[name] = round(timing.get(name, 0.0) + seconds, 3)
     disk.write_json(path, timing)
 
-  def timed(self, stage: str, work: Callable[[], None]):
+  def timed(self, name: str, work: Callable[[], None]):
     """Runs `work` and books its wall time, also when it is interrupted."""
     begin = time.monotonic()
     try:
       work()
     finally:
-      self.add_time(stage, time.monotonic() - begin)
+      self.add_time(name, time.monotonic() - begin)
 
 
 def _read_timing(path: pathlib.Path) -> dict[str, float]:
-  """Seconds by stage; a file that cannot be read is not worth a run."""
+  """Seconds by loop or phase; a file that cannot be read is not worth a run."""
   try:
     return records.load_timing(path)
   except ValueError as error:

@@ -54,7 +54,7 @@ def lives(offset, key) -> Buffer:
 
 
 def train(make, config):
-  """What the policies take as params, after the offline stage."""
+  """What the policies take as params, after the offline phase."""
   keys = jax.random.split(jax.random.key(1), 1)
   algorithm = make(PROBLEM, config)
   update = updates.make_update(

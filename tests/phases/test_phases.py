@@ -192,7 +192,9 @@ def test_stopped_in_every_phase(finished_run, tmp_path):
   ]
   for stage, step in asked:
     setup = tiny_run.make_setup(
-      tmp_path, stop=tiny_run.StopAt(tmp_path / stage, step)
+      tmp_path,
+      stop=tiny_run.StopAt(tmp_path / stage, step),
+      runtime={'checkpoint_every_s': 900.0},
     )
     with pytest.raises(Interrupted):
       phases.run(setup, tiny_run.PHASES)

@@ -114,12 +114,12 @@ def _check_cuts(setup, visited):
   visits = np.sum(np.asarray(visited)[0, :, :, None] == tasks, axis=1)
   history.check_cut(config, initial + visits.sum(0) * (prior + posterior))
   per_visit = prior + (posterior if gather.posterior_to_context else 0)
-  encoder = initial + visits.sum(0) * per_visit
+  context = initial + visits.sum(0) * per_visit
   if gather.clear_context:  # the last iteration's visits stay
-    encoder = np.full(tasks.shape, initial)
+    context = np.full(tasks.shape, initial)
     for counts in visits:
-      encoder = np.where(counts > 0, counts * per_visit, encoder)
-  history.check_rows('context_size', config.context_size, encoder)
+      context = np.where(counts > 0, counts * per_visit, context)
+  history.check_rows('context_size', config.context_size, context)
 
 
 def _visits(setup, seeds):
