@@ -6,6 +6,7 @@ import numpy as np
 
 from offmeta import parallel
 from offmeta.algorithms import pearl, smac
+from offmeta.testing import probes
 from offmeta.training.seeds import Seeds
 from offmeta.types import EnvSpec
 
@@ -65,19 +66,37 @@ def seeds(keys, **layout):
 
 
 def shaken(tree, seed=0, scale=0.3):
-  """Parameters moved off their small start, so that every term is at work."""
+  """Parameters moved off their small start, so that every term is at work.
+
+  In numpy: what a test computes of them costs no compilation.
+  """
   leaves, structure = jax.tree.flatten(tree)
   rng = np.random.default_rng(seed)
   return jax.tree.unflatten(
     structure,
     [
-      # Added in numpy: jax would compile a program for every shape.
-      jnp.asarray(
-        np.asarray(leaf) + np.float32(scale * rng.normal(size=leaf.shape))
-      )
+      np.asarray(leaf) + np.float32(scale * rng.normal(size=leaf.shape))
       for leaf in leaves
     ],
   )
+
+
+_random_transitions = jax.jit(
+  probes.random_transitions, static_argnums=(1, 2, 3, 4)
+)
+_random_batch = jax.jit(probes.random_batch, static_argnums=(1, 2, 3))
+
+
+def random_transitions(seed, spec, *given):
+  """`probes.random_transitions` in numpy, of one program."""
+  spec = spec._replace(options=())  # to be hashed
+  return jax.device_get(_random_transitions(jax.random.key(seed), spec, *given))
+
+
+def random_batch(seed, spec, *given):
+  """`probes.random_batch` in numpy, of one program."""
+  spec = spec._replace(options=())
+  return jax.device_get(_random_batch(jax.random.key(seed), spec, *given))
 
 
 def assert_close(actual, desired, rtol, atol=0.0, leaf_rtol=0.0):
@@ -117,6 +136,11 @@ def numbers(leaf):
   if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.random.key_data(leaf)
   return np.asarray(leaf)
+
+
+def in_numpy(tree):
+  """`numbers` of every leaf: to index and cut without compiling anything."""
+  return jax.tree.map(numbers, tree)
 
 
 def largest(tree):

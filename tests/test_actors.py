@@ -28,8 +28,8 @@ _COUNTS = Policy(
 
 def _tasks(number, lifetime=3.0):
   return {
-    'value': 1.0 + jnp.arange(number, dtype=jnp.float32),
-    'lifetime': jnp.full((number,), lifetime),
+    'value': 1.0 + np.arange(number, dtype=np.float32),
+    'lifetime': np.full((number,), lifetime, np.float32),
   }
 
 
@@ -48,9 +48,13 @@ def _run(family, tasks, sizes, axis_name=None):
   return actors, jax.tree.map(join, *parts)
 
 
+def _collect(*given):
+  return jax.device_get(_run(*given))
+
+
 def test_time_limits():
   """The last observation is the true one, the next episode starts anew."""
-  actors, steps = _run(probes.CountingFamily(), _tasks(2), (7, 5))
+  actors, steps = _collect(probes.CountingFamily(), _tasks(2), (7, 5))
   time = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1])
   for e in range(2):
     np.testing.assert_array_equal(steps.extras['time'][e], time)
@@ -74,8 +78,11 @@ def test_time_limits():
 def test_terminations():
   """At the time limit too: what terminates there is not truncated."""
   family = probes.CountingFamily(terminates=True)
-  tasks = {'value': jnp.ones(2), 'lifetime': jnp.array([3.0, 5.0])}
-  _, steps = _run(family, tasks, (7, 3))
+  tasks = {
+    'value': np.ones(2, np.float32),
+    'lifetime': np.float32([3.0, 5.0]),
+  }
+  _, steps = _collect(family, tasks, (7, 3))
   for e, lifetime in enumerate((3, 5)):
     time = np.arange(10) % lifetime
     np.testing.assert_array_equal(steps.extras['time'][e], time)
@@ -88,7 +95,7 @@ def test_terminations():
 def test_simulations_that_blow_up(terminates):
   """A termination, or a time limit after a step that went nowhere."""
   family = probes.BlowsUp(terminates=terminates)
-  _, steps = _run(family, _tasks(1, 9.0), (7, 2))
+  _, steps = _collect(family, _tasks(1, 9.0), (7, 2))
   blown = np.arange(9) % 3 == 2
   np.testing.assert_array_equal(steps.extras['diverged'][0], blown)
   np.testing.assert_array_equal(steps.discount[0], ~(blown & terminates))
@@ -103,13 +110,13 @@ def test_simulations_that_blow_up(terminates):
 
 def test_neither_neighbours_nor_devices_matter():
   family = probes.CountingFamily()
-  _, few = _run(family, _tasks(2), (4, 3))
-  actors, many = _run(family, _tasks(6), (4, 3))
+  _, few = _collect(family, _tasks(2), (4, 3))
+  actors, many = _collect(family, _tasks(6), (4, 3))
   helpers.assert_same(jax.tree.map(lambda x: x[:2], many), few)
   layout = parallel.make_layout(1, 2, max_devices=2, share='tasks')
   shared = layout.compile(
     lambda tasks: _run(family, tasks, (4, 3), axis_name=layout.axis_name),
     (0,),
   )(jax.tree.map(lambda x: x[None], _tasks(6)))
-  one = jax.tree.map(lambda x: x[0], shared)
+  one = jax.tree.map(lambda x: np.asarray(x)[0], shared)
   helpers.assert_same(one, (actors, many))

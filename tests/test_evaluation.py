@@ -1,5 +1,6 @@
 """Meta-test and shift diagnostics on families with known answers."""
 
+import functools
 import types
 
 import jax
@@ -13,7 +14,10 @@ from offmeta.testing import probes
 from offmeta.types import Policy, Transition
 
 _FAMILY = probes.CountingFamily()
-_TASKS = {'value': jnp.array([1.0, -2.0, 0.5]), 'lifetime': jnp.full(3, 5.0)}
+_TASKS = {
+  'value': np.float32([1.0, -2.0, 0.5]),
+  'lifetime': np.full(3, 5.0, np.float32),
+}
 _KEY = jax.random.key(0)
 
 
@@ -32,12 +36,15 @@ def _mean_reward_policy():
   )
 
 
-def _test(tasks, repeats=2):
-  return jax.jit(
-    lambda tasks: evaluation.meta_test(
-      _FAMILY, _mean_reward_policy(), (), tasks, _KEY, repeats, 15, 2
-    )
-  )(tasks)
+@jax.jit
+def _meta_test(tasks):
+  return evaluation.meta_test(
+    _FAMILY, _mean_reward_policy(), (), tasks, _KEY, 2, 15, 2
+  )
+
+
+def _test(tasks):
+  return jax.device_get(_meta_test(tasks))
 
 
 def test_meta_test_batches_tasks_and_repetitions():
@@ -68,7 +75,8 @@ def test_a_subset_of_tasks_scores_as_in_the_whole():
   )
 
 
-def _buffer():
+@jax.jit
+def _make_buffer():
   """Offline rewards 10 * task + (0 to 3); what came later is NaN."""
   reward = 10.0 * jnp.arange(3.0)[:, None] + jnp.arange(4.0)
   wide = reward[..., None]
@@ -83,6 +91,18 @@ def _buffer():
   return buffer
 
 
+@functools.cache
+def _buffer():
+  return jax.device_get(_make_buffer())
+
+
+# One program each; outside jit, jax compiles one per operation and shape.
+_offline_contexts = jax.jit(evaluation.offline_contexts, static_argnums=(3, 4))
+_offline_sequences = jax.jit(
+  evaluation.offline_sequences, static_argnums=(3, 4, 5)
+)
+
+
 def test_given_context_is_offline_data_of_the_task():
   """Spec smac 1.3 (a): also the first episode has it, and all have the same."""
   spied = []
@@ -90,22 +110,25 @@ def test_given_context_is_offline_data_of_the_task():
 
   def adapt(params, state, context, valid, key):
     jax.debug.callback(
-      lambda *x: spied.append(x), context.reward, valid, ordered=False
+      lambda *x: spied.append(jax.device_get(x)),
+      context.reward,
+      valid,
+      ordered=False,
     )
     return policy.adapt(params, state, context, valid, key)
 
-  ids = jnp.array([2, 0])
+  ids, buffer = np.array([2, 0]), _buffer()
   returns = jax.jit(
-    lambda: evaluation.meta_test_given_context(
+    lambda buffer: evaluation.meta_test_given_context(
       _FAMILY,
       policy._replace(adapt=adapt),
       (),
       jax.tree.map(lambda x: x[ids], _TASKS),
-      evaluation.offline_contexts(_buffer(), ids, _KEY, 2, 6),
+      evaluation.offline_contexts(buffer, ids, _KEY, 2, 6),
       _KEY,
       15,
     )
-  )()
+  )(buffer)
   jax.effects_barrier()
   np.testing.assert_array_equal(
     returns, np.array([7.5, 15.0])[:, None, None] * np.ones((2, 2, 3))
@@ -134,8 +157,8 @@ def test_a_held_policy_learns_nothing_while_it_acts(held):
   policy = _mean_reward_policy()._replace(
     act=act, observe=lambda params, state, transition, key: state + 1
   )
-  contexts = evaluation.offline_contexts(_buffer(), jnp.arange(3), _KEY, 1, 6)
-  contexts = contexts._replace(mask=0 * contexts.mask)
+  contexts = _offline_contexts(_buffer(), np.arange(3), _KEY, 1, 6)
+  contexts = contexts._replace(mask=np.zeros_like(contexts.mask))
   jax.jit(
     lambda held: evaluation.meta_test_given_context(
       _FAMILY, policy, (), _TASKS, contexts, _KEY, 10, held=held
@@ -150,14 +173,14 @@ def test_a_held_policy_learns_nothing_while_it_acts(held):
 
 def test_given_sequences_are_recorded_ones_in_order():
   buffer = _buffer()
-  time = jnp.broadcast_to(jnp.arange(8) % 2, (3, 8))
+  time = np.broadcast_to(np.arange(8) % 2, (3, 8))
   buffer = buffer._replace(
     data=buffer.data._replace(extras={'time': time}),
-    sequence_start=jnp.array([[0, 1], [2, 0], [0, 0]]),
-    sequence_length=jnp.array([[4, 2], [2, 0], [0, 0]]),
-    num_sequences=jnp.array([2, 1, 0]),
+    sequence_start=np.int32([[0, 1], [2, 0], [0, 0]]),
+    sequence_length=np.int32([[4, 2], [2, 0], [0, 0]]),
+    num_sequences=np.int32([2, 1, 0]),
   )
-  contexts = evaluation.offline_sequences(buffer, jnp.arange(3), _KEY, 20, 1, 3)
+  contexts = _offline_sequences(buffer, np.arange(3), _KEY, 20, 1, 3)
   known = [
     {tuple(reward[valid > 0]) for reward, valid in zip(rewards, mask)}
     for rewards, mask in zip(
@@ -170,13 +193,14 @@ def test_given_sequences_are_recorded_ones_in_order():
 
 def _adaptation(reward):
   """[M, R, W] self-collected rewards, the last two not of any step."""
-  reward = jnp.asarray(reward, jnp.float32)
-  size = jnp.full(reward.shape[:2], reward.shape[2] - 2, jnp.int32)
-  wide = reward[..., None]
+  reward = np.asarray(reward, np.float32)
+  size = np.full(reward.shape[:2], reward.shape[2] - 2, np.int32)
+  wide, valid = reward[..., None], np.ones_like(reward)
+  valid[..., -2:] = 0.0
   return rollout.Adaptation(
-    jnp.zeros(reward.shape[:2] + (3,)),
-    Transition(wide, wide, reward, jnp.ones_like(reward), wide),
-    jnp.ones(reward.shape).at[..., -2:].set(0.0),
+    np.zeros(reward.shape[:2] + (3,), np.float32),
+    Transition(wide, wide, reward, np.ones_like(reward), wide),
+    valid,
     size,
   )
 
@@ -192,12 +216,12 @@ def test_distribution_shift(offset, expected):
   # Offline rewards of task m are exactly 10 m, so that draws do not differ.
   buffer = _buffer()
   buffer = buffer._replace(
-    data=buffer.data._replace(reward=jnp.floor(buffer.data.reward / 10) * 10)
+    data=buffer.data._replace(reward=np.floor(buffer.data.reward / 10) * 10)
   )
-  own = (10.0 * jnp.arange(3)[:, None, None] + offset) * jnp.ones((3, 2, 6))
-  own = own.at[:, :, 4:].set(1e6)  # not valid
+  own = (10.0 * np.arange(3)[:, None, None] + offset) * np.ones((3, 2, 6))
+  own[:, :, 4:] = 1e6  # not valid
   shift = jax.jit(
-    lambda: evaluation.distribution_shift(
+    lambda buffer: evaluation.distribution_shift(
       types.SimpleNamespace(posterior=posterior),
       (),
       _adaptation(own),
@@ -206,7 +230,8 @@ def test_distribution_shift(offset, expected):
         for key in jax.random.split(_KEY)
       ],
     )
-  )()
+  )(buffer)
+  shift = jax.device_get(shift)
   np.testing.assert_allclose(
     shift.offline_mean[..., 0], [[0, 0], [10, 10], [20, 20]]
   )
@@ -234,11 +259,11 @@ def test_distribution_shift_is_kl_from_the_self_collected_posterior():
 
   buffer = _buffer()
   buffer = buffer._replace(
-    data=buffer.data._replace(reward=jnp.floor(buffer.data.reward / 10) * 10)
+    data=buffer.data._replace(reward=np.floor(buffer.data.reward / 10) * 10)
   )
-  own = 10.0 * jnp.arange(3)[:, None, None] * jnp.ones((3, 2, 6))
+  own = 10.0 * np.arange(3)[:, None, None] * np.ones((3, 2, 6))
   shift = jax.jit(
-    lambda: evaluation.distribution_shift(
+    lambda buffer: evaluation.distribution_shift(
       types.SimpleNamespace(posterior=posterior),
       (),
       _adaptation(own),
@@ -247,7 +272,7 @@ def test_distribution_shift_is_kl_from_the_self_collected_posterior():
         for key in jax.random.split(_KEY)
       ],
     )
-  )()
+  )(buffer)
   # KL(N(0, 1/4) || N(0, 1)) = 0.5 (1/4 - 1 + ln 4) over the mean of
   # 0.5 difference^2 = 0.5 * 200 between tasks.
   expected = 0.5 * (0.25 - 1 + np.log(4)) / 100

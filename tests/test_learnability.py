@@ -36,9 +36,9 @@ _CONFIG = smac.Config(
 )
 
 
-@pytest.fixture(name='trained', scope='module')
-def _trained():
-  """(algorithm, state, tasks, buffer) after offline training."""
+@jax.jit
+def _data():
+  """Tasks, and what random actions gave in each."""
   angle = jnp.arange(_M) * (2 * jnp.pi / _M)
   tasks = {'direction': jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)}
   action = jax.random.uniform(jax.random.key(0), (_M, _ROWS, 2), minval=-1.0)
@@ -49,6 +49,13 @@ def _trained():
     jnp.full(_M, _ROWS),
     _ROWS,
   )
+  return tasks, buffer
+
+
+@pytest.fixture(name='trained', scope='module')
+def _trained():
+  """(algorithm, state, tasks, buffer) after offline training."""
+  tasks, buffer = _data()
   algorithm = smac.make(Problem(_FAMILY.spec), _CONFIG)
   keys = jax.random.split(jax.random.key(1), 1)
   update = updates.make_update(
@@ -62,8 +69,12 @@ def _trained():
   state, _ = update(
     jax.jit(jax.vmap(algorithm.init))(keys), Replay(buffer, None)
   )
-  state = jax.tree.map(lambda x: x[0], state)
-  return algorithm, algorithm.loop('online').begin(state), tasks, buffer
+  begin = jax.jit(
+    lambda state: algorithm.loop('online').begin(
+      jax.tree.map(lambda x: x[0], state)
+    )
+  )
+  return algorithm, begin(state), tasks, buffer
 
 
 def test_decoder_recovers_the_task(trained):

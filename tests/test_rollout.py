@@ -20,7 +20,7 @@ _MORTAL = probes.CountingFamily(terminates=True)
 
 
 def _task(value=2.0, lifetime=3.0):
-  return {'value': jnp.float32(value), 'lifetime': jnp.float32(lifetime)}
+  return {'value': np.float32(value), 'lifetime': np.float32(lifetime)}
 
 
 def _spy():
@@ -50,11 +50,12 @@ def _spy():
 
 
 def _episode(family, policy, task, key=_KEY, reward_free=False):
-  return jax.jit(
+  run = jax.jit(
     lambda task, key: rollout.episode(
       family, policy, (), policy.init((), key), task, key, reward_free
     )
-  )(task, key)
+  )
+  return jax.device_get(run(task, key))
 
 
 def test_an_episode_by_hand():
@@ -118,8 +119,10 @@ def test_the_same_key_gives_the_same_episode():
 
 def test_uniform_policy():
   policy = rollout.uniform_policy(2)
-  actions = jax.vmap(lambda k: policy.act((), (), (), k)[0])(
-    jax.random.split(_KEY, 500)
+  actions = np.asarray(
+    jax.jit(jax.vmap(lambda k: policy.act((), (), (), k)[0]))(
+      jax.random.split(_KEY, 500)
+    )
   )
   assert actions.shape == (500, 2)
   assert -1 <= actions.min() < -0.95 and 0.95 < actions.max() <= 1
@@ -164,6 +167,7 @@ def test_what_is_recorded_is_the_state_after_a_step():
       record=lambda state: {'count': state.observation[0]},
     )
   )()
+  done = jax.device_get(done)
   np.testing.assert_array_equal(
     done.transitions.extras['count'][:6], [1, 2, 3, 1, 2, 3]
   )
@@ -175,11 +179,12 @@ def test_what_is_recorded_is_the_state_after_a_step():
 
 @functools.cache
 def _adapting(family, num_steps, num_prior):
-  return jax.jit(
+  run = jax.jit(
     lambda task, key: rollout.adaptation_sequence(
       family, _spy(), (), task, key, num_steps, num_prior
     )
   )
+  return lambda task, key: jax.device_get(run(task, key))
 
 
 def test_meta_test_protocol():
@@ -242,7 +247,10 @@ def test_the_context_is_exactly_what_was_gathered():
 
   def context_fn(transitions, valid, key):
     jax.debug.callback(
-      lambda *x: seen.append(x), transitions.reward, valid, ordered=True
+      lambda *x: seen.append(jax.device_get(x)),
+      transitions.reward,
+      valid,
+      ordered=True,
     )
     return transitions, valid
 
@@ -252,7 +260,7 @@ def test_the_context_is_exactly_what_was_gathered():
     )
   )()
   jax.effects_barrier()
-  np.testing.assert_array_equal(done.returns[:3], [12, 12, 12])
+  np.testing.assert_array_equal(np.asarray(done.returns)[:3], [12, 12, 12])
   assert len(seen) == 3
   for number, (reward, valid) in enumerate(seen):
     used = 3 * number
@@ -262,11 +270,10 @@ def test_the_context_is_exactly_what_was_gathered():
 
 def test_final_return_is_the_last_episode_that_took_place():
   nan = np.nan
-  returns = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, nan], [6.0, nan, nan]])
-  np.testing.assert_array_equal(rollout.final_return(returns), [3, 5, 6])
-  np.testing.assert_array_equal(
-    rollout.final_return(returns[None]), [[3, 5, 6]]
-  )
+  returns = np.float32([[1.0, 2.0, 3.0], [4.0, 5.0, nan], [6.0, nan, nan]])
+  final_return = jax.jit(rollout.final_return)
+  np.testing.assert_array_equal(final_return(returns), [3, 5, 6])
+  np.testing.assert_array_equal(final_return(returns[None]), [[3, 5, 6]])
 
 
 # Latents.
@@ -297,7 +304,7 @@ def test_latents_are_drawn_anew(period, distinct):
       _FOREVER, _latent_policy(period), (), _task(), _KEY, 15, 2
     )
   )()
-  z = np.arctanh(np.asarray(done.transitions.action[:, 0])).reshape(3, 5)
+  z = np.arctanh(np.asarray(done.transitions.action)[:, 0]).reshape(3, 5)
   for episode in z:
     assert len(set(episode)) == distinct
     if period == 2:  # 0 1 | 2 3 | 4
@@ -310,16 +317,21 @@ def test_latents_are_drawn_anew(period, distinct):
 
 
 def test_deterministic_and_stochastic_actions():
-  belief = _latent_policy(0).init((), _KEY)
-  observation = jnp.zeros(2)
+  belief = jax.jit(_latent_policy(0).init)((), _KEY)
+  observation = np.zeros(2, np.float32)
+  act = {
+    deterministic: jax.jit(_latent_policy(0, deterministic).act)
+    for deterministic in (True, False)
+  }
   for deterministic in (True, False):
-    act = _latent_policy(0, deterministic).act
     actions = {
-      float(act((), belief, observation, jax.random.key(i))[0][0])
+      float(
+        act[deterministic]((), belief, observation, jax.random.key(i))[0].item()
+      )
       for i in range(4)
     }
     assert len(actions) == (1 if deterministic else 4)
-  mode = _latent_policy(0).act((), belief, observation, _KEY)[0]
+  mode = act[True]((), belief, observation, _KEY)[0]
   np.testing.assert_allclose(mode, np.tanh(belief.latent), rtol=1e-6)
 
 
@@ -327,30 +339,39 @@ def test_uniform_until_something_is_known():
   """Either the policy's own action or the uniform policy's, then its own."""
   config = sac.Config(critic_hidden=(4,), actor_hidden=(4,))
   algorithm = sac.make(Problem(helpers.SPEC), config)
-  params = algorithm.actor_params(algorithm.init(jax.random.key(0)))
+  params = algorithm.actor_params(jax.jit(algorithm.init)(jax.random.key(0)))
   policy = rollout.uniform_at_first(algorithm.explore, 2)
-  observation, key = jnp.ones(3), jax.random.key(1)
-  context = probes.random_transitions(key, helpers.SPEC, (3,))
-  own = algorithm.explore.act(params, (), observation, key)[0]
-  random = rollout.uniform_policy(2).act((), (), observation, key)[0]
+  observation, key = np.ones(3, np.float32), jax.random.key(1)
+  context = helpers.random_transitions(1, helpers.SPEC, (3,))
+  own, random = jax.device_get(
+    jax.jit(
+      lambda: (
+        algorithm.explore.act(params, (), observation, key)[0],
+        rollout.uniform_policy(2).act((), (), observation, key)[0],
+      )
+    )()
+  )
   assert np.all(own != random)
-  two = jnp.array([1.0, 1.0, 0.0])
-  for steps, valid, expected in (
-    (2, None, random),
-    (2, jnp.zeros(3), random),
-    (2, two, own),
-    (3, two, random),
-    (0, None, own),
-    (0, jnp.zeros(3), own),
-  ):
-    acting = rollout.Acting(params, jnp.array(steps))
+
+  @jax.jit
+  def act(steps, valid):
+    acting = rollout.Acting(params, steps)
     belief = policy.init(acting, key)
     if valid is not None:
       belief = policy.adapt(acting, belief, context, valid, key)
     belief = policy.observe(acting, belief, context, key)
-    np.testing.assert_array_equal(
-      policy.act(acting, belief, observation, key)[0], expected
-    )
+    return policy.act(acting, belief, observation, key)[0]
+
+  two, none = np.float32([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+  for steps, valid, expected in (
+    (2, None, random),
+    (2, none, random),
+    (2, two, own),
+    (3, two, random),
+    (0, None, own),
+    (0, none, own),
+  ):
+    np.testing.assert_array_equal(act(np.int32(steps), valid), expected)
 
 
 def test_a_filter_sees_every_observation_and_keeps_what_it_asks_for():
@@ -388,6 +409,7 @@ def test_a_filter_sees_every_observation_and_keeps_what_it_asks_for():
       record=lambda state: {'position': state.physics},
     )
   )(_task(), _KEY)
+  done = jax.device_get(done)
   kept = done.transitions
   assert kept.next_observation == () and kept.observation.shape[-1] == 1
   np.testing.assert_array_equal(kept.extras['position'][:3], [1.0, 2.0, 3.0])

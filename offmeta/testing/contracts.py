@@ -66,17 +66,20 @@ def check_env_family(
   tasks = family.sample_tasks(jax.random.key(0), num_tasks)
   _check_tasks(family, tasks, num_tasks, task_lists)
   # Actions beyond 1 show whether all parts clip alike.
-  actions = jax.random.uniform(
-    jax.random.key(1),
-    (num_tasks, num_steps, family.spec.action_size),
-    minval=-1.2,
-    maxval=1.2,
-  )
-  keys = jax.random.split(jax.random.key(2), num_tasks)
+  actions, keys = jax.jit(
+    lambda: (
+      jax.random.uniform(
+        jax.random.key(1),
+        (num_tasks, num_steps, family.spec.action_size),
+        minval=-1.2,
+        maxval=1.2,
+      ),
+      jax.random.split(jax.random.key(2), num_tasks),
+    )
+  )()
+  actions = np.asarray(actions)
   # Cut in numpy: jax would compile a program for every shape.
-  take = lambda tree, i: jax.tree.map(
-    lambda leaf: jnp.asarray(np.asarray(leaf)[i]), tree
-  )
+  take = lambda tree, i: jax.tree.map(lambda leaf: np.asarray(leaf)[i], tree)
 
   traces = {'reset': 0, 'step': 0}
 
@@ -93,8 +96,8 @@ def check_env_family(
   def episode(i):
     states = [reset(keys[i], take(tasks, i))]
     _check_state(family, states[0], 'reset')
-    for action in np.asarray(actions[i]):
-      if states[-1].terminal > 0.5:
+    for action in actions[i]:
+      if float(states[-1].terminal) > 0.5:
         break
       states.append(step(states[-1], action, take(tasks, i)))
       _check_state(family, states[-1], f'step {len(states) - 1}')
@@ -116,8 +119,9 @@ def check_env_family(
       jax.tree.leaves((single[1][-1].observation, take(tasks, 1))),
     )
   ), 'different keys gave the same task and the same episode'
+  reward = jax.jit(family.reward)
   for i, states in enumerate(single):
-    _check_reward(family, states, actions[i], take(tasks, i), tolerance)
+    _check_reward(reward, states, actions[i], take(tasks, i), tolerance)
     _check_position(family, states)
   _check_vmap(family, single, keys, actions, tasks, tolerance)
 
@@ -211,7 +215,9 @@ def _check_state(family: EnvFamily, state: EnvState, where: str) -> None:
     value = float(getattr(state, name))
     assert value in (0.0, 1.0), f'{where}: {name} is {value}, not 0 or 1'
   assert not (
-    spec.terminates and state.diverged > 0.5 and state.terminal < 0.5
+    spec.terminates
+    and float(state.diverged) > 0.5
+    and float(state.terminal) < 0.5
   ), f'{where}: diverged without being terminal'
   if where == 'reset':
     for name in ('reward', 'terminal', 'diverged'):
@@ -225,18 +231,17 @@ def _check_state(family: EnvFamily, state: EnvState, where: str) -> None:
 
 
 def _check_reward(
-  family: EnvFamily,
+  reward: Callable[..., Array],
   states: list[EnvState],
-  actions: Array,
+  actions: np.ndarray,
   task: Task,
   tolerance: float,
 ) -> None:
   stepped = np.array([state.reward for state in states[1:]])
-  features = jnp.asarray(np.stack([state.features for state in states[1:]]))
-  taken = np.asarray(actions)[: len(features)]
+  features = np.stack([state.features for state in states[1:]])
+  taken = actions[: len(features)]
   for what, given in (('raw', taken), ('clipped', np.clip(taken, -1, 1))):
-    given = jnp.asarray(given)
-    rewards = family.reward(features, given, task)
+    rewards = reward(features, given, task)
     assert rewards.shape == stepped.shape, (
       f'reward of features {features.shape} has shape {rewards.shape}, '
       f'expected {stepped.shape}'
@@ -254,7 +259,7 @@ def _check_reward(
 def _check_position(family: EnvFamily, states: list[EnvState]) -> None:
   if not hasattr(family, 'position'):
     return
-  observations = jnp.stack([state.observation for state in states])
+  observations = jnp.asarray(np.stack([state.observation for state in states]))
   places = np.asarray(family.position(observations))
   assert places.shape == (len(states), 2) and np.all(np.isfinite(places)), (
     f'position(observation) of observations {observations.shape} has shape'
@@ -269,7 +274,7 @@ def _check_vmap(
   family: EnvFamily,
   single: list[list[EnvState]],
   keys: Array,
-  actions: Array,
+  actions: np.ndarray,
   tasks: Task,
   tolerance: float,
 ) -> None:
@@ -279,8 +284,9 @@ def _check_vmap(
     start = family.reset(key, task)
     return start, family.step(start, action, task)
 
-  batched = jax.jit(jax.vmap(begin))(keys, np.asarray(actions)[:, 0], tasks)
+  batched = jax.jit(jax.vmap(begin))(keys, actions[:, 0], tasks)
   for t, state in enumerate(batched):
+    batch = jax.tree.map(np.asarray, state._replace(physics=()))
     for i, states in enumerate(single):
       for name in ('observation', 'reward', 'terminal', 'features'):
         # A pixel is cut off to a whole number: rounding may make it the next.
@@ -288,7 +294,7 @@ def _check_vmap(
           family.spec.observation_dtype != 'float32'
         )
         np.testing.assert_allclose(
-          np.asarray(getattr(state, name)[i], np.float32),
+          np.asarray(getattr(batch, name)[i], np.float32),
           np.asarray(getattr(states[t], name), np.float32),
           rtol=tolerance,
           atol=1.0 if pixels else tolerance,
@@ -301,6 +307,20 @@ def _numbers(leaf: Any) -> np.ndarray:
   if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.random.key_data(leaf)
   return np.asarray(leaf)
+
+
+# Compiled once for all algorithms that ask for the same.
+_random_transitions = jax.jit(
+  probes.random_transitions, static_argnames=('spec', 'shape', 'data')
+)
+_random_batch = jax.jit(
+  probes.random_batch, static_argnames=('spec', 'batch', 'data')
+)
+
+
+def _hashable(spec: EnvSpec) -> EnvSpec:
+  """Without the options, which say nothing of sizes."""
+  return spec._replace(options=())
 
 
 def check_algorithm(
@@ -392,8 +412,8 @@ def _drawing(
 ) -> Callable[[Key], MetaBatch]:
   """key -> a batch as the stage asks for, without any meaning."""
   if not isinstance(stage.batch.query, Rollout):
-    return jax.jit(
-      lambda key: probes.random_batch(key, spec, stage.batch, algorithm.data)
+    return lambda key: _random_batch(
+      key, _hashable(spec), stage.batch, algorithm.data
     )
   assert loop.gather is not None, (
     f'loop {loop.name!r}: stage {stage.name!r} is fed by rollouts, but nothing'
@@ -540,10 +560,9 @@ def _check_policy(
   data = algorithm.data
   if name != 'evaluate_given_context':  # collected by itself, in order
     data = DataSpec(sequence_episodes=1)
-  draw = jax.jit(
-    lambda key: probes.random_transitions(key, spec, (size,), data)
-  )
-  context, other = [draw(key) for key in keys[:2]]
+  context, other = [
+    _random_transitions(key, _hashable(spec), (size,), data) for key in keys[:2]
+  ]
   adapt = jax.jit(policy.adapt)
   prior = jax.jit(policy.init)(params, keys[2])
   state = adapt(params, prior, context, valid, keys[2])
@@ -624,9 +643,9 @@ def _check_finetune(
   tolerance: float,
   quick: bool,
 ) -> None:
-  context = jax.jit(
-    lambda key: probes.random_transitions(key, spec, (6,), algorithm.data)
-  )(jax.random.key(5))
+  context = _random_transitions(
+    jax.random.key(5), _hashable(spec), (6,), algorithm.data
+  )
   begin = jax.jit(loop.begin)
   begun = [begin(state, context, jnp.ones(6)) for state in states]
   _assert_finite(begun[0], 'begin of finetune')
@@ -644,12 +663,10 @@ def _check_relabel(
   algorithm: Algorithm, state: LearnerState, spec: EnvSpec
 ) -> None:
   keys = jax.random.split(jax.random.key(4), 3)
-  context, data = jax.jit(
-    lambda keys: [
-      probes.random_transitions(key, spec, (size,))
-      for key, size in zip(keys, (5, 7))
-    ]
-  )(keys)
+  context, data = [
+    _random_transitions(key, _hashable(spec), (size,))
+    for key, size in zip(keys, (5, 7))
+  ]
   relabel = jax.jit(algorithm.relabel)
   labels = relabel(state, context, jnp.ones(5), data, keys[2])
   assert labels.shape == data.reward.shape, (
@@ -699,14 +716,16 @@ def _assert_like(
 def _check_diagnose(
   algorithm: Algorithm, state: LearnerState, spec: EnvSpec
 ) -> None:
-  keys = jax.random.split(jax.random.key(7), 4)
-  logged, own, rows = [
-    probes.random_transitions(key, spec, (3, 5), algorithm.data)
-    for key in keys[:3]
-  ]
-  mask = jnp.ones((3, 5)).at[:, 4].set(0.0)
-  evidence = Evidence(logged, mask, own, mask, rows, mask, keys[3])
-  found = jax.jit(algorithm.diagnose)(state, evidence)
+  def evidence():
+    keys = jax.random.split(jax.random.key(7), 4)
+    logged, own, rows = [
+      probes.random_transitions(key, spec, (3, 5), algorithm.data)
+      for key in keys[:3]
+    ]
+    mask = jnp.ones((3, 5)).at[:, 4].set(0.0)
+    return Evidence(logged, mask, own, mask, rows, mask, keys[3])
+
+  found = jax.jit(algorithm.diagnose)(state, jax.jit(evidence)())
   try:
     checked_diagnosis(found)
   except ValueError as error:

@@ -24,6 +24,7 @@ def tasks(offset):
   return {'direction': jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)}
 
 
+@jax.jit
 def lives(offset, key) -> Buffer:
   """Logs that begin with random actions and end with fairly good ones."""
   direction = tasks(offset)['direction']
@@ -67,18 +68,17 @@ def train(make, config):
     Replay(lives(0.0, jax.random.key(0)), None),
     {},
   )
-  return algorithm.actor_params(jax.tree.map(lambda x: x[0], state))
+  first = jax.jit(lambda state: jax.tree.map(lambda x: x[0], state))
+  return algorithm.actor_params(first(state))
 
 
 def contexts(size):
   """Draws from logs of held-out tasks, leaves [M, 2, size, ...]."""
-  return evaluation.offline_contexts(
-    lives(HELD_OUT, jax.random.key(2)),
-    jnp.arange(NUM_TASKS),
-    jax.random.key(3),
-    2,
-    size,
-  )
+  return jax.jit(
+    lambda logs: evaluation.offline_contexts(
+      logs, jnp.arange(NUM_TASKS), jax.random.key(3), 2, size
+    )
+  )(lives(HELD_OUT, jax.random.key(2)))
 
 
 def scorer(algorithm):

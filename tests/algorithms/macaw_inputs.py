@@ -1,14 +1,14 @@
 """A tiny MACAW, its states and what its updates are fed."""
 
 import dataclasses
+import functools
 
 import helpers
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from offmeta.algorithms import macaw
 from offmeta.losses import returns
-from offmeta.testing import probes
 from offmeta.types import Problem
 
 SPEC = helpers.SPEC  # O 3, A 2
@@ -72,36 +72,37 @@ def make_state(config):
 def make_batch(config):
   """Annotated rows; of the contexts two do not count, and are not finite."""
   algorithm = macaw.make(Problem(SPEC, 7), config)
-  batch = jax.jit(
-    lambda key: probes.random_batch(
-      key, SPEC, algorithm.loop('offline').stages[0].batch, algorithm.data
-    )
-  )(jax.random.key(1))
+  batch = helpers.random_batch(
+    1, SPEC, algorithm.loop('offline').stages[0].batch, algorithm.data
+  )
 
   def fallen(rows):
-    died = jnp.zeros(rows.reward.shape).at[:, ::3].set(1.0)
-    return rows._replace(extras={**rows.extras, 'last_discount': 1.0 - died})
+    lives = np.ones(rows.reward.shape, np.float32)
+    lives[:, ::3] = 0.0
+    return rows._replace(extras={**rows.extras, 'last_discount': lives})
 
   if batch.context is None:  # both batches are parts of the query
     return batch._replace(query=fallen(batch.query))
-  mask = jnp.ones(batch.context_mask.shape).at[0, 2:4].set(0.0)
-  context = jax.tree.map(
-    lambda x: jnp.where(
-      mask.reshape(mask.shape + (1,) * (x.ndim - 2)) > 0, x, jnp.nan
-    ),
-    fallen(batch.context),
-  )
+  mask = np.ones(batch.context_mask.shape, np.float32)
+  mask[0, 2:4] = 0.0
+  context = jax.tree.map(np.array, fallen(batch.context))
+  for leaf in jax.tree.leaves(context):
+    leaf[mask == 0] = np.nan
   return batch._replace(
     context=context, context_mask=mask, query=fallen(batch.query)
   )
 
 
+@functools.cache
 def make_context(annotated):
   """Two episodes of the real form, six rows, and two that do not count."""
-  rows = probes.random_transitions(jax.random.key(3), SPEC, (8,))
-  time = jnp.array([0.0, 1, 2, 0, 1, 2, 3, 4])
+  rows = helpers.random_transitions(3, SPEC, (8,))
+  time = np.float32([0, 1, 2, 0, 1, 2, 3, 4])
   rows = rows._replace(extras={'time': time})
-  valid = jnp.array([1.0] * 6 + [0.0] * 2)
+  valid = np.float32([1] * 6 + [0] * 2)
   if annotated:
-    rows = rows._replace(extras=returns.annotate(rows, valid, CONFIG.discount))
+    extras = jax.jit(returns.annotate, static_argnums=2)(
+      rows, valid, CONFIG.discount
+    )
+    rows = rows._replace(extras=jax.device_get(extras))
   return rows, valid

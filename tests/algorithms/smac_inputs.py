@@ -2,11 +2,9 @@
 
 import helpers
 import jax
-import jax.numpy as jnp
 
 from offmeta.algorithms import latent, smac
 from offmeta.networks.distributions import task_noise
-from offmeta.testing import probes
 from offmeta.types import Problem
 
 
@@ -30,18 +28,20 @@ def make_batch():
     .stages[0]
     .batch
   )
-  batch = jax.jit(
-    lambda key: probes.random_batch(key, helpers.SPEC, composition)
-  )(jax.random.key(1))
+  batch = helpers.random_batch(1, helpers.SPEC, composition)
   # An action on the edge, where the likelihood must stay finite.
-  query = batch.query._replace(
-    action=batch.query.action.at[0, 0].set(jnp.array([1.0, -1.0]))
-  )
-  return batch._replace(query=query)
+  action = batch.query.action.copy()
+  action[0, 0] = [1.0, -1.0]
+  return batch._replace(query=batch.query._replace(action=action))
 
 
 def make_noise(state, batch):
   """The noise that `update` draws: stream i of every task slot."""
+  return jax.device_get(_draw(state.key, state.step, batch.slot))
+
+
+@jax.jit
+def _draw(key, step, slots):
   shapes = {
     'latent': (2,),
     'next_latent': (2,),
@@ -49,9 +49,7 @@ def make_noise(state, batch):
     'next_action': (3, 2),
   }
   return {
-    name: task_noise(
-      latent.slot_keys(state.key, state.step, batch.slot, i), shape
-    )
+    name: task_noise(latent.slot_keys(key, step, slots, i), shape)
     for i, (name, shape) in enumerate(shapes.items())
   }
 

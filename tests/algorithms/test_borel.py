@@ -1,6 +1,7 @@
 """BOReL: both stages against numpy, the belief along logs and while acting."""
 
 import dataclasses
+import functools
 import itertools
 
 import helpers
@@ -57,22 +58,22 @@ _EPISODES = ((5, 5), (2, 4), (5, 3), (1,))
 _NETWORKS = borel.make_networks(SPEC, CONFIG)
 
 
+# In numpy, and each function of jax compiled once: outside jit, jax compiles a
+# program for every operation and shape.
+
+
+@functools.cache
 def _sequences():
   """Steps [4, T] with the episodes above, and their mask."""
-  steps = probes.random_transitions(
-    jax.random.key(1), SPEC, (len(_EPISODES), _T)
-  )
-  time = np.zeros((len(_EPISODES), _T))
+  steps = helpers.random_transitions(1, SPEC, (len(_EPISODES), _T))
+  time = np.zeros((len(_EPISODES), _T), np.float32)
   discount = np.ones_like(time)
   mask = np.zeros_like(time)
   for i, lengths in enumerate(_EPISODES):
     taken = np.concatenate([np.arange(length) for length in lengths])
     time[i, : len(taken)], mask[i, : len(taken)] = taken, 1.0
   discount[1, 1] = 0.0
-  return steps._replace(
-    discount=jnp.array(discount, jnp.float32),
-    extras={'time': jnp.array(time, jnp.float32)},
-  ), jnp.array(mask, jnp.float32)
+  return steps._replace(discount=discount, extras={'time': time}), mask
 
 
 @pytest.fixture(name='state', scope='module')
@@ -166,6 +167,7 @@ def _elbo(params, steps, mask, noise, config):
   }, np.mean(errors)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _noise(state, number):
   """What an update draws, and the same for sequences in one row."""
   keys = [
@@ -185,8 +187,8 @@ def _context_batch():
   steps, mask = _sequences()
   flat = lambda x: x.reshape((2, 2 * _T) + x.shape[2:])
   return MetaBatch(
-    task_id=jnp.arange(2),
-    slot=jnp.arange(2),
+    task_id=np.arange(2),
+    slot=np.arange(2),
     context=jax.tree.map(flat, steps),
     context_mask=flat(mask),
     query=None,
@@ -210,14 +212,14 @@ def test_vae_losses_against_numpy(num_decoded, whole_step):
     state, _context_batch()
   )
   steps, mask = _sequences()
-  noise = _noise(state, num_decoded or _T + 1)
+  noise = jax.device_get(_noise(state, num_decoded or _T + 1))
   elbo = lambda params: _elbo(params, steps, mask, noise, config)
   expected, error = elbo(state.params['vae'])
   np.testing.assert_allclose(
     logs['decoder/loss'], expected['reward'], rtol=2e-5
   )
   np.testing.assert_allclose(
-    0.3 * logs['encoder/kl'], expected['kl'], rtol=2e-5
+    0.3 * np.asarray(logs['encoder/kl']), expected['kl'], rtol=2e-5
   )
   np.testing.assert_allclose(logs['decoder/squared_error'], error, rtol=2e-5)
   # Adam's first moment is a tenth of the gradient.
@@ -246,8 +248,9 @@ def test_vae_losses_against_numpy(num_decoded, whole_step):
 def test_fewer_decoded_times_are_unbiased(state):
   """Exactly: averaged over all orders, each of which is equally likely."""
   steps, mask = jax.tree.map(lambda x: x[1:, :4], _sequences())
-  mask = mask.at[1, 2:].set(0.0)  # 4, 2 and 1 steps
-  orders = jnp.array(list(itertools.permutations(np.arange(5) / 5)))
+  mask = mask.copy()
+  mask[1, 2:] = 0.0  # 4, 2 and 1 steps
+  orders = np.float32(list(itertools.permutations(np.arange(5) / 5)))
 
   @jax.jit
   def reward(order, number):
@@ -256,9 +259,10 @@ def test_fewer_decoded_times_are_unbiased(state):
       state.params['vae'], steps, mask, noise, _NETWORKS, CONFIG
     )[0]['reward']
 
-  whole = reward(orders[0], jnp.zeros((3, 5, 2)))
+  whole = float(reward(orders[0], np.zeros((3, 5, 2), np.float32)))
+  all_orders = jax.jit(jax.vmap(reward, (0, None)))
   for number in (1, 2, 3):
-    some = jax.vmap(reward, (0, None))(orders, jnp.zeros((3, number, 2)))
+    some = np.asarray(all_orders(orders, np.zeros((3, number, 2), np.float32)))
     assert some.std() > 2e-3 * whole
     np.testing.assert_allclose(some.mean(), whole, rtol=1e-5)
 
@@ -269,15 +273,16 @@ def test_reward_term_does_not_grow_with_the_steps_decoded(state):
     state.params['vae']['encoder'],
     {
       'params': jax.tree.map(
-        jnp.zeros_like, state.params['vae']['decoder']['params']
+        np.zeros_like, state.params['vae']['decoder']['params']
       )
     },
   )
   steps, _ = _sequences()
-  steps = steps._replace(reward=jnp.full_like(steps.reward, 2.0))
+  steps = steps._replace(reward=np.full_like(steps.reward, 2.0))
 
+  @jax.jit
   def reward(length):
-    mask = jnp.zeros((4, _T)).at[:, :length].set(1.0)
+    mask = jnp.broadcast_to(1.0 * (jnp.arange(_T) < length), (4, _T))
     noise = {
       'order': jnp.zeros((4, _T + 1)).at[:, 0].set(1.0),
       'latent': jnp.zeros((4, _T + 1, 2)),
@@ -319,14 +324,15 @@ def test_gradient_routing(state):
 # The belief along a log.
 
 
+_ALGORITHM = borel.make(Problem(SPEC), CONFIG)
+_annotate = jax.jit(
+  jax.vmap(_ALGORITHM.loop('offline').stages[1].annotate, (None, 0, 0))
+)
+
+
 def _annotated(state):
   steps, mask = _sequences()
-  stage = borel.make(Problem(SPEC), CONFIG).loop('offline').stages[1]
-  return (
-    steps,
-    mask,
-    jax.jit(jax.vmap(stage.annotate, (None, 0, 0)))(state, steps, mask),
-  )
+  return steps, mask, jax.device_get(_annotate(state, steps, mask))
 
 
 def test_annotations_against_numpy(state):
@@ -354,62 +360,66 @@ def test_annotations_against_numpy(state):
       )
 
 
+_observe = jax.jit(_ALGORITHM.evaluate.observe)
+_adapt = jax.jit(_ALGORITHM.evaluate.adapt)
+_init = jax.jit(_ALGORITHM.evaluate.init)
+_read = jax.jit(
+  lambda params, belief: _NETWORKS.tracker.encoder.read(
+    params['encoder'], belief.hidden
+  )
+)
+
+
 @pytest.mark.parametrize('i', [0, 1])
 def test_acting_follows_the_annotations(state, i):
   """Step by step, with an adaptation between the episodes."""
   steps, mask, found = _annotated(state)
-  algorithm = borel.make(Problem(SPEC), CONFIG)
-  policy, params = algorithm.evaluate, algorithm.actor_params(state)
+  params = _ALGORITHM.actor_params(state)
   row = jax.tree.map(lambda x: x[i], steps)
-  observe, adapt = jax.jit(policy.observe), jax.jit(policy.adapt)
-  read = jax.jit(
-    lambda belief: _NETWORKS.tracker.encoder.read(
-      params['encoder'], belief.hidden
-    )
-  )
   key = jax.random.key(0)
-  belief = policy.init(params, key)
+  belief = _init(params, key)
   for t in range(sum(_EPISODES[i])):
     if t == _EPISODES[i][0]:
-      valid = jnp.arange(_T) < t
-      belief = adapt(params, policy.init(params, key), row, valid, key)
-    assert belief.begins == found['begins'][i, t]
+      valid = np.arange(_T) < t
+      belief = _adapt(params, _init(params, key), row, valid, key)
+    assert float(belief.begins) == found['begins'][i, t]
     np.testing.assert_allclose(
-      read(belief), found['belief'][i, t], rtol=1e-5, atol=1e-6
+      _read(params, belief), found['belief'][i, t], rtol=1e-5, atol=1e-6
     )
     step = jax.tree.map(lambda x, t=t: x[t], row)
-    belief = observe(params, belief, step, key)
+    belief = _observe(params, belief, step, key)
     np.testing.assert_allclose(
-      read(belief), found['next_belief'][i, t], rtol=1e-5, atol=1e-6
+      _read(params, belief), found['next_belief'][i, t], rtol=1e-5, atol=1e-6
     )
   assert helpers.largest(found['belief'][i, 1:3] - found['belief'][i, 0]) > 0.1
 
 
 def test_policies(state):
   """tanh(mean) of the actor on (s, boundary, mean, log-variance)."""
-  algorithm = borel.make(Problem(SPEC), CONFIG)
+  algorithm = _ALGORITHM
   params = algorithm.actor_params(state)
   steps, mask = _sequences()
   row = jax.tree.map(lambda x: x[0], steps)
   key = jax.random.key(0)
-  belief = algorithm.evaluate.adapt(
-    params, algorithm.evaluate.init(params, key), row, mask[0], key
-  )
-  assert belief.begins == 1.0
+  belief = _adapt(params, _init(params, key), row, mask[0], key)
+  assert float(belief.begins) == 1.0
   q = np.concatenate(_beliefs(params['encoder'], steps, mask, 0)[-1])
-  observation = jnp.array([0.5, -1.0, 2.0])
+  observation = np.float32([0.5, -1.0, 2.0])
+  act = jax.jit(algorithm.evaluate.act)
+  explore = jax.jit(
+    jax.vmap(
+      lambda k, b: algorithm.explore.act(params, b, observation, k)[0],
+      (0, None),
+    )
+  )
   for begins in (1.0, 0.0):
-    belief = belief._replace(begins=jnp.float32(begins))
+    belief = belief._replace(begins=np.float32(begins))
     mean, log_std = numpy_reference.normal_tanh(
       params['actor'], np.concatenate([observation, [begins], q]), []
     )
-    action, _, _ = algorithm.evaluate.act(params, belief, observation, key)
+    action, _, _ = act(params, belief, observation, key)
     np.testing.assert_allclose(action, np.tanh(mean), rtol=1e-4, atol=1e-5)
-    samples = jax.jit(
-      jax.vmap(
-        lambda k, b=belief: algorithm.explore.act(params, b, observation, k)[0]
-      )
-    )(jax.random.split(key, 2000))
+    samples = explore(jax.random.split(key, 2000), belief)
     below = np.mean(
       np.asarray(samples) < np.tanh(mean + 0.5 * np.exp(log_std)), axis=0
     )
@@ -427,8 +437,8 @@ def _query_batch(state):
   where = (np.array([[0, 0, 0], [1, 1, 2]]), np.array([[4, 5, 9], [1, 3, 4]]))
   query = jax.tree.map(lambda x: x[where], full)
   return MetaBatch(
-    task_id=jnp.arange(2),
-    slot=jnp.arange(2),
+    task_id=np.arange(2),
+    slot=np.arange(2),
     context=None,
     context_mask=None,
     query=query,
@@ -441,10 +451,17 @@ def test_rl_losses_against_numpy(state):
   after, logs = jax.jit(
     borel.make(Problem(SPEC), CONFIG).loop('offline').stages[1].update
   )(state, batch)
-  noise = [
-    task_noise(latent.slot_keys(state.key, state.step, batch.slot, i), (3, 2))
-    for i in range(2)
-  ]
+  after, logs = jax.device_get((after, logs))
+  noise = jax.device_get(
+    jax.jit(
+      lambda: [
+        task_noise(
+          latent.slot_keys(state.key, state.step, batch.slot, i), (3, 2)
+        )
+        for i in range(2)
+      ]
+    )()
+  )
   params, alpha = state.params, CONFIG.rl.temperature
 
   def act(s, e):
@@ -503,7 +520,7 @@ def test_rl_losses_against_numpy(state):
 
 def test_rl_networks_start_as_released():
   """Hidden biases of 0.1, and the shifted tanh correction; SAC has neither."""
-  key, observation = jax.random.key(0), jnp.ones(3 + 1 + 2 * 2)
+  key, observation = jax.random.key(0), np.ones(3 + 1 + 2 * 2, np.float32)
   of_sac = sac.make_networks(
     SPEC._replace(observation_shape=observation.shape), sac.Config()
   )
@@ -511,11 +528,18 @@ def test_rl_networks_start_as_released():
     (_NETWORKS, 0.1, ShiftedTanhNormal),
     (of_sac, 0.0, TanhNormal),
   ):
-    actor = networks.actor.init(key)
-    for params in (actor, *networks.critic.init(key)):
+
+    @jax.jit
+    def run(key, networks=networks):
+      actor = networks.actor.init(key)
+      made = networks.actor.apply(actor, observation)
+      return (actor, *networks.critic.init(key)), made
+
+    everything, made = run(key)
+    for params in everything:
       found = params['params']['Dense_0']['bias']
       np.testing.assert_array_equal(found, np.full_like(found, bias))
-    assert type(networks.actor.apply(actor, observation)) is kind
+    assert type(made) is kind
 
 
 def test_each_stage_trains_its_own_parts(state):

@@ -5,13 +5,12 @@ import functools
 
 import helpers
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy_reference as reference
 import pytest
 
 from offmeta.algorithms import brac, focal
-from offmeta.testing import contracts, probes
+from offmeta.testing import contracts
 from offmeta.types import (
   BatchSpec,
   Problem,
@@ -92,10 +91,8 @@ def _state(config):
 def _batch():
   """Two tasks are drawn twice; entries of the contexts do not count."""
   composition = focal.make(Problem(SPEC), LATER).loop('offline').stages[0].batch
-  batch = jax.jit(lambda key: probes.random_batch(key, SPEC, composition))(
-    jax.random.key(1)
-  )
-  return batch._replace(task_id=jnp.array([3, 1, 3, 1]))
+  batch = helpers.random_batch(1, SPEC, composition)
+  return batch._replace(task_id=np.array([3, 1, 3, 1]))
 
 
 # Numpy.
@@ -197,7 +194,7 @@ def _actor(config, params, weight, batch, z, noise):
 def test_metric_terms_against_numpy(batch, config, weight):
   state = _state(config)
   ((group, terms),) = focal.representation(Problem(SPEC), config).steps
-  terms = terms(state.params, batch, None, None)
+  terms = jax.jit(lambda p: terms(p, batch, None, None))(state.params)
   z = _latents(config, state.params, batch)
   near, far = [], []
   for i in range(4):
@@ -217,19 +214,28 @@ def test_metric_terms_against_numpy(batch, config, weight):
   )
 
 
+@functools.cache
+def _draw_noise(config):
+  return jax.jit(lambda s, b: focal.draw_noise(s, b, config))
+
+
 def _noise_and_z(config, state, batch):
-  noise = jax.jit(lambda s, b: focal.draw_noise(s, b, config))(state, batch)
+  noise = jax.device_get(_draw_noise(config)(state, batch))
   z = _latents(config, state.params, batch)
-  rows = jnp.array(np.array(z), jnp.float32)[:, None].repeat(3, axis=1)
+  rows = np.float32(z)[:, None].repeat(3, axis=1)
   return noise, z, rows
 
 
 def test_the_clip_of_log_std_is_at_work(batch):
   """In what `test_control_against_numpy` compares."""
   actor = _networks(FIRST).actor
-  log_std = actor.apply(
-    _state(FIRST).params['actor'], batch.query.observation, jnp.zeros((4, 3, 2))
-  ).log_std
+  log_std = np.asarray(
+    jax.jit(actor.apply)(
+      _state(FIRST).params['actor'],
+      batch.query.observation,
+      np.zeros((4, 3, 2), np.float32),
+    ).log_std
+  )
   assert log_std.max() == 0.0 > log_std.min()
 
 
@@ -351,7 +357,9 @@ def test_update_against_numpy_adam(batch, config):
     helpers.assert_close(after.params['value'], new, 1e-4, 1e-5)
   helpers.assert_close(
     after.target_params,
-    jax.tree.map(lambda t, n: 0.9 * t + 0.1 * n, before.target_params, new),
+    jax.tree.map(
+      lambda t, n: 0.9 * t + 0.1 * np.asarray(n), before.target_params, new
+    ),
     1e-4,
     1e-5,
   )
@@ -370,24 +378,29 @@ def test_dual_critic_makes_its_steps(batch):
   optimizer = brac.make_optimizers(_networks(LATER), LATER)['divergence']
   params = before.params['divergence']
   opt_state = before.opt_state['divergence']
-  for i in range(3):
-    gradient = jax.jit(
-      jax.grad(
-        lambda p: sum(
-          brac.divergence_terms(
-            {**before.params, 'divergence': p},
-            batch.query,
-            rows,
-            noise['dual'][:, i],
-            noise['mix'][:, i],
-            _networks(LATER),
-            LATER,
-          ).values()
-        )
+
+  @jax.jit
+  def step(params, opt_state, dual, mix):
+    gradient = jax.grad(
+      lambda p: sum(
+        brac.divergence_terms(
+          {**before.params, 'divergence': p},
+          batch.query,
+          rows,
+          dual,
+          mix,
+          _networks(LATER),
+          LATER,
+        ).values()
       )
     )(params)
     change, opt_state = optimizer.update(gradient, opt_state)
-    params = jax.tree.map(lambda p, c: p + c, params, change)
+    return jax.tree.map(lambda p, c: p + c, params, change), opt_state
+
+  for i in range(3):
+    params, opt_state = step(
+      params, opt_state, noise['dual'][:, i], noise['mix'][:, i]
+    )
   helpers.assert_close(after.params['divergence'], params, 1e-5, leaf_rtol=1e-4)
   # Independent actions.
   flat = np.asarray(noise['dual']).transpose(1, 0, 2, 3).reshape(3, -1)
@@ -399,9 +412,7 @@ def test_dual_critic_makes_its_steps(batch):
   'alpha, used', [(-3.0, 0.0), (1.0, 1.0), (5000.0, 2000.0)]
 )
 def test_divergence_weight_is_used_clipped(batch, alpha, used):
-  state = _state(FIRST).replace(
-    extras={'divergence_weight': jnp.float32(alpha)}
-  )
+  state = _state(FIRST).replace(extras={'divergence_weight': np.float32(alpha)})
   after, logs = _update(FIRST)(state, batch)
   assert float(logs['divergence/weight']) == used
   assert float(logs['actor/divergence']) == pytest.approx(
@@ -528,7 +539,7 @@ def test_four_devices_do_what_one_does(batch):
   for _ in range(5):
     expected, logs = one(expected, batch)
     shared, shared_logs = four(shared, split)
-  assert logs['encoder/same_task'] > 0
+  assert float(logs['encoder/same_task']) > 0
   helpers.assert_close(shared_logs, logs, 1e-4, 1e-6)
   helpers.assert_close(shared, expected, 1e-4, 1e-6, leaf_rtol=1e-5)
 
@@ -559,22 +570,26 @@ def test_acting(batch):
   params = algorithm.actor_params(state)
   data = jax.tree.map(lambda x: x[1], batch.context)
   mask, key = batch.context_mask[1], jax.random.key(5)
-  observation = jnp.ones(3)
+  observation = np.ones(3, np.float32)
   for policy, stochastic in (
     (algorithm.explore, True),
     (algorithm.evaluate, False),
     (algorithm.evaluate_given_context, False),
   ):
-    prior = policy.init(params, key)
+    act, adapt = jax.jit(policy.act), jax.jit(policy.adapt)
+    prior = jax.jit(policy.init)(params, key)
     np.testing.assert_array_equal(prior, np.zeros(2))
-    z = policy.adapt(params, prior, data, mask, key)
+    z = adapt(params, prior, data, mask, key)
     np.testing.assert_allclose(
       z, _latents(LATER, state.params, batch)[1], rtol=1e-4, atol=1e-6
     )
     row = jax.tree.map(lambda x: x[0], data)
-    np.testing.assert_array_equal(policy.observe(params, z, row, key), z)
+    np.testing.assert_array_equal(
+      jax.jit(policy.observe)(params, z, row, key), z
+    )
     actions = [
-      policy.act(params, z, observation, jax.random.key(i))[0] for i in range(2)
+      np.asarray(act(params, z, observation, jax.random.key(i))[0])
+      for i in range(2)
     ]
     assert np.any(actions[0] != actions[1]) == stochastic
     mean, _ = reference.normal_tanh(params['actor'], observation, z)

@@ -1,5 +1,7 @@
 """MACAW: weights of actions, acting, fine-tuning, settings."""
 
+import functools
+
 import helpers
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,6 @@ from offmeta import optim
 from offmeta.algorithms import macaw, macaw_losses
 from offmeta.losses import policy as policy_losses
 from offmeta.networks.distributions import Normal
-from offmeta.testing import probes
 from offmeta.types import (
   BatchSpec,
   Problem,
@@ -36,10 +37,11 @@ def test_advantage_weights():
   advantage = rng.normal(3.0, 40.0, (2, 30)).astype(np.float32)
   mask = np.ones((2, 30), np.float32)
   mask[1, 20:] = 0
-  weights = policy_losses.exponential_advantage_weights(
-    advantage, jnp.array(mask), max_weight=1e9
+  # (advantage, mask, ...) -> numpy; one program per number of arguments.
+  bounded = jax.jit(
+    policy_losses.exponential_advantage_weights, static_argnums=(2, 3, 4)
   )
-  logs = np.log(weights)
+  logs = np.log(bounded(advantage, mask, 1e9))
   for row, size in zip((0, 1), (30, 20)):
     counted = advantage[row, :size].astype(np.float64)
     np.testing.assert_allclose(logs[row, :size].mean(), 0.0, atol=1e-5)
@@ -50,57 +52,65 @@ def test_advantage_weights():
       atol=1e-5,
     )
   # An upper bound, no lower one.
-  outliers = jnp.zeros((1, 100)).at[0, 0].set(50.0)
-  ones = jnp.ones((1, 100))
-  bounded = policy_losses.exponential_advantage_weights
-  np.testing.assert_allclose(jnp.max(bounded(outliers, ones)), 20.0, rtol=1e-5)
-  assert float(jnp.min(bounded(-outliers, ones))) < 1e-3
+  outliers, ones = np.zeros((2, 1, 100), np.float32)
+  outliers[0, 0] = 50.0
+  ones += 1.0
+  np.testing.assert_allclose(np.max(bounded(outliers, ones)), 20.0, rtol=1e-5)
+  assert float(np.min(bounded(-outliers, ones))) < 1e-3
   np.testing.assert_allclose(  # logarithms 9.9 / 4 and 9.9 / (1 + 5 / 9.9)
-    jnp.log(bounded(outliers, ones, 1e9, 4.0)[0, 0]), 9.9 / 4, rtol=1e-4
+    np.log(bounded(outliers, ones, 1e9, 4.0))[0, 0], 9.9 / 4, rtol=1e-4
   )
   np.testing.assert_allclose(
-    jnp.log(bounded(outliers, ones, 1e9, 1.0, 5.0)[0, 0]),
+    np.log(bounded(outliers, ones, 1e9, 1.0, 5.0))[0, 0],
     49.5 / 10.0,
     rtol=1e-4,
   )
-  for same in (jnp.full((1, 4), 7.0), jnp.full((1, 1), -2.0)):
-    np.testing.assert_array_equal(bounded(same, jnp.ones_like(same)), 1.0)
-  assert not np.any(jax.grad(lambda a: jnp.sum(bounded(a, ones)))(outliers))
+  for same in (np.full((1, 4), 7.0), np.full((1, 1), -2.0)):
+    same = np.float32(same)
+    np.testing.assert_array_equal(bounded(same, np.ones_like(same)), 1.0)
+  gradient = jax.jit(jax.grad(lambda a: jnp.sum(bounded(a, ones))))(outliers)
+  assert not np.any(gradient)
 
 
 def test_normal_is_not_squashed():
-  distribution = Normal(jnp.array([[0.5, -1.0]]), 0.2)
-  action = jnp.array([[0.7, -1.0]])
+  mean, action = np.float32([[[0.5, -1.0]], [[0.7, -1.0]]])
   expected = -0.5 - 2 * np.log(0.2) - np.log(2 * np.pi)
-  np.testing.assert_allclose(
-    distribution.log_prob(action), [expected], rtol=1e-5
-  )
+  log_prob = lambda m: Normal(m, 0.2).log_prob(action)
+  found, gradient = jax.jit(
+    lambda m: (log_prob(m), jax.grad(lambda m: log_prob(m)[0])(m))
+  )(mean)
+  np.testing.assert_allclose(found, [expected], rtol=1e-5)
   # Its gradient in the mean is (a - mean) / 0.04 (spec macaw 9.22).
-  np.testing.assert_allclose(
-    jax.grad(lambda m: Normal(m, 0.2).log_prob(action)[0])(distribution.mean),
-    [[5.0, 0.0]],
-    rtol=1e-5,
-    atol=1e-6,
-  )
+  np.testing.assert_allclose(gradient, [[5.0, 0.0]], rtol=1e-5, atol=1e-6)
 
 
 def test_step_sizes_at_the_start():
-  tree = {'a': jnp.ones((2, 3)), 'b': (jnp.ones(4),)}
-  steps = optim.step_sizes(optim.init_step_sizes(tree, 1e-3))
+  tree = {'a': np.ones((2, 3), np.float32), 'b': (np.ones(4, np.float32),)}
+
+  @jax.jit
+  def run(tree):
+    steps = optim.step_sizes(optim.init_step_sizes(tree, 1e-3))
+    double = jax.tree.map(lambda x: 2 * x, tree)
+    return steps, optim.inner_sgd(tree, double, steps)
+
+  steps, new = run(tree)
   assert jax.tree.structure(steps) == jax.tree.structure(tree)
   for step in jax.tree.leaves(steps):
     assert step.shape == ()
     np.testing.assert_allclose(step, 9.995e-4, rtol=1e-5)
-  new = optim.inner_sgd(tree, jax.tree.map(lambda x: 2 * x, tree), steps)
   for leaf in jax.tree.leaves(new):
     np.testing.assert_allclose(leaf, 1 - 2 * 9.995e-4, rtol=1e-6)
 
 
 # Acting.
 
+_ALGORITHM = macaw.make(Problem(SPEC, 7), CONFIG)
+_init = jax.jit(_ALGORITHM.evaluate.init)
+_adapt = jax.jit(_ALGORITHM.evaluate.adapt)
+
 
 def test_adaptation_is_the_inner_loop(state):
-  algorithm = macaw.make(Problem(SPEC, 7), CONFIG)
+  algorithm = _ALGORITHM
   rows, valid = inputs.make_context(True)
   networks = macaw.make_networks(SPEC, CONFIG)
   counted = jax.tree.map(lambda x: x[None, :6], rows)
@@ -109,19 +119,18 @@ def test_adaptation_is_the_inner_loop(state):
       state.params, counted, jnp.ones((1, 6)), networks, CONFIG
     )
   )().policy
+  expected = jax.tree.map(lambda x: np.asarray(x)[0], expected)
   params = algorithm.actor_params(state)
   for policy in (
     algorithm.explore,
     algorithm.evaluate,
     algorithm.evaluate_given_context,
   ):
-    prior = policy.init(params, jax.random.key(0))
+    prior = jax.jit(policy.init)(params, jax.random.key(0))
     adapt = jax.jit(policy.adapt)
     adapted = adapt(params, prior, rows, valid, jax.random.key(1))
     assert adapted.known and not prior.known
-    helpers.assert_close(
-      adapted.weights, jax.tree.map(lambda x: x[0], expected), 1e-4, 1e-5
-    )
+    helpers.assert_close(adapted.weights, expected, 1e-4, 1e-5)
     # Self-collected contexts come without returns.
     helpers.assert_close(
       adapt(
@@ -140,38 +149,40 @@ def test_nothing_valid_is_the_prior_to_the_bit():
   config = inputs.changed(hidden=(30, 30), latent_size=50)
   algorithm = macaw.make(Problem(SPEC, 7), config)
   params = jax.jit(algorithm.init)(jax.random.key(0)).params
-  rows, valid = jax.tree.map(
-    lambda x: jnp.stack(3 * [x]), inputs.make_context(False)
-  )
+  stack = lambda tree: jax.tree.map(lambda x: np.stack(3 * [x]), tree)
+  rows, valid = stack(inputs.make_context(False))
   key = jax.random.key(0)
   adapted = jax.jit(
     jax.vmap(lambda *given: algorithm.evaluate.adapt(params, (), *given, key))
   )(rows, 0 * valid)
   prior = jax.jit(algorithm.evaluate.init)(params, key)
-  helpers.assert_same(
-    adapted, jax.tree.map(lambda x: jnp.stack(3 * [x]), prior)
-  )
+  helpers.assert_same(adapted, stack(prior))
 
 
 def test_the_state_is_the_small_network(state):
   # 3 x 4 + 4, 4 x 3 + 3, 3 x 2 + 2; 5 x 3 + 3, 3 + 1.
-  prior = macaw.make(Problem(SPEC, 7), CONFIG).evaluate.init(
-    state.params, jax.random.key(0)
-  )
+  prior = _init(state.params, jax.random.key(0))
   assert sum(x.size for x in jax.tree.leaves(prior.weights)) == 39 + 22
 
 
 def test_actions(state):
-  algorithm = macaw.make(Problem(SPEC, 7), CONFIG)
-  prior = algorithm.evaluate.init(state.params, jax.random.key(0))
-  known = prior._replace(known=jnp.ones((), bool))
-  observation = jnp.array([0.3, -0.2, 0.5])
+  algorithm = _ALGORITHM
+  prior = _init(state.params, jax.random.key(0))
+  known = prior._replace(known=np.ones((), bool))
+  observation = np.float32([0.3, -0.2, 0.5])
   keys = jax.random.split(jax.random.key(2), 4000)
-  act = lambda policy, belief: jax.jit(
-    jax.vmap(lambda key: policy.act(state.params, belief, observation, key)[0])
-  )(keys)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def acting(policy, belief):
+    return jax.vmap(
+      lambda key: policy.act(state.params, belief, observation, key)[0]
+    )(keys)
+
+  act = lambda policy, belief: np.asarray(acting(policy, belief))
   networks = macaw.make_networks(SPEC, CONFIG)
-  mean = networks.policy.apply(state.params['policy'], observation)
+  mean = np.asarray(
+    jax.jit(networks.policy.apply)(state.params['policy'], observation)
+  )
   given = algorithm.evaluate_given_context
   for policy, belief in (
     (algorithm.evaluate, known),
@@ -190,58 +201,59 @@ def test_actions(state):
     (algorithm.explore, known),
     (algorithm.evaluate, prior),
   ):
-    noisy = np.asarray(act(policy, belief))
+    noisy = act(policy, belief)
     np.testing.assert_allclose(noisy.mean(0), expected.mean(0), atol=0.02)
     np.testing.assert_allclose(noisy.std(0), expected.std(0), rtol=0.05)
   saturated = prior._replace(
-    weights=jax.tree.map(lambda x: 30 * x, prior.weights)
+    weights=jax.tree.map(lambda x: 30 * np.asarray(x), prior.weights)
   )
-  action, _, _ = algorithm.explore.act(
+  action, _, _ = jax.jit(algorithm.explore.act)(
     state.params, saturated, observation, keys[0]
   )
-  assert np.abs(action).max() <= 1.0
+  assert np.max(np.abs(action)) <= 1.0
 
 
 # Fine-tuning.
 
 
+_begin = jax.jit(_ALGORITHM.loop('finetune').begin)
+
+
 @pytest.fixture(name='begun', scope='module')
 def _begun(state):
-  algorithm = macaw.make(Problem(SPEC, 7), CONFIG)
-  return jax.jit(algorithm.loop('finetune').begin)(
-    state, *inputs.make_context(True)
-  )
+  return _begin(state, *inputs.make_context(True))
 
 
 def test_fine_tuning_starts_from_the_adapted_networks(state, begun):
-  algorithm = macaw.make(Problem(SPEC, 7), CONFIG)
+  algorithm = _ALGORITHM
   assert jax.tree.structure(algorithm.actor_params(begun)) == (
     jax.tree.structure(algorithm.actor_params(state))
   )
   key = jax.random.key(0)
-  adapted = algorithm.evaluate.adapt(
-    state.params, (), *inputs.make_context(True), key
-  )
+  adapted = _adapt(state.params, (), *inputs.make_context(True), key)
   helpers.assert_close(
-    algorithm.evaluate.init(begun.params, key).weights,
+    _init(begun.params, key).weights,
     adapted.weights,
     1e-4,
     1e-5,
   )
   networks = macaw.make_networks(SPEC, CONFIG)
   rows, valid = jax.tree.map(lambda x: x[None], inputs.make_context(True))
-  inner = macaw_losses.inner_loop(state.params, rows, valid, networks, CONFIG)
+  inner, generated = jax.jit(
+    lambda: (
+      macaw_losses.inner_loop(state.params, rows, valid, networks, CONFIG),
+      networks.value.generate(begun.params['value']),
+    )
+  )()
   helpers.assert_close(
-    networks.value.generate(begun.params['value']),
-    jax.tree.map(lambda x: x[0], inner.value),
+    generated,
+    jax.tree.map(lambda x: np.asarray(x)[0], inner.value),
     1e-4,
     1e-5,
   )
   assert set(begun.opt_state) == {'policy', 'value'}
   assert int(begun.step) == 0
-  nothing = jax.jit(algorithm.loop('finetune').begin)(
-    state, inputs.make_context(True)[0], jnp.zeros(8)
-  )
+  nothing = _begin(state, inputs.make_context(True)[0], np.zeros(8, np.float32))
   helpers.assert_same(nothing.params, state.params)
 
 
@@ -256,9 +268,7 @@ def test_stages_of_fine_tuning(begun):
     assert stage.batch == BatchSpec(
       1, Rows(5, replacement=False), replacement=False
     )
-  batch = probes.random_batch(
-    jax.random.key(4), SPEC, value.batch, algorithm.data
-  )
+  batch = helpers.random_batch(4, SPEC, value.batch, algorithm.data)
   rows = reference.task_rows(batch.query, 0)
   own = reference.Macaw(begun.params, CONFIG)
   phi, theta = (
@@ -285,7 +295,7 @@ def test_stages_of_fine_tuning(begun):
       )
     for _ in range(20):
       after, logs = update(after, batch)
-    assert logs[f'{group}/loss'] < expected
+    assert float(logs[f'{group}/loss']) < expected
     assert int(after.step) == 21
 
 

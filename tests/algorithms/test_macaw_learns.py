@@ -34,11 +34,13 @@ _CONFIG = macaw.Config(
 )
 
 
+@jax.jit
 def _directions(offset):
   angle = offset + jnp.arange(_M) * (2 * jnp.pi / _M)
   return {'direction': jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)}
 
 
+@jax.jit
 def _lives(tasks, key):
   """Logs that begin with random actions and end with fairly good ones."""
   quality = jnp.linspace(0.0, 0.8, _ROWS)[:, None]
@@ -80,14 +82,12 @@ def _trained():
     shared_replay=True,
   )
   state, _ = update(jax.jit(jax.vmap(algorithm.init))(keys), replay)
-  state = jax.tree.map(lambda x: x[0], state)
-  contexts = evaluation.offline_contexts(
-    _lives(_directions(0.4), jax.random.key(2)),
-    jnp.arange(_M),
-    jax.random.key(3),
-    2,
-    _CONFIG.context_size,
-  )
+  state = jax.jit(lambda state: jax.tree.map(lambda x: x[0], state))(state)
+  contexts = jax.jit(
+    lambda logs: evaluation.offline_contexts(
+      logs, jnp.arange(_M), jax.random.key(3), 2, _CONFIG.context_size
+    )
+  )(_lives(_directions(0.4), jax.random.key(2)))
   return algorithm, algorithm.actor_params(state), contexts
 
 
@@ -107,6 +107,7 @@ def test_adaptation_to_held_out_directions(trained):
       axis=(1, 2),
     )
   )
+  contexts = jax.device_get(contexts)
   adapted = score(params, contexts)
   # One policy for all: opposite directions cancel.
   prior = score(params, contexts._replace(mask=0 * contexts.mask))
@@ -116,12 +117,12 @@ def test_adaptation_to_held_out_directions(trained):
   assert np.min(adapted) > 1.0
   assert np.mean(adapted) > np.mean(prior) + 1.2
   # The mechanism: other contexts, other policies; no step, no adaptation.
-  opposite = jax.tree.map(lambda x: jnp.roll(x, _M // 2, axis=0), contexts)
+  opposite = jax.tree.map(lambda x: np.roll(x, _M // 2, axis=0), contexts)
   assert np.max(score(params, opposite)) < -1.0
   still = {
     **params,
     'policy_steps': jax.tree.map(
-      lambda x: jnp.full_like(x, -100.0), params['policy_steps']
+      lambda x: np.full_like(x, -100.0), params['policy_steps']
     ),
   }
   np.testing.assert_allclose(score(still, contexts), prior, atol=1e-4)

@@ -5,14 +5,12 @@ import dataclasses
 import bandit_logs
 import helpers
 import jax
-import jax.numpy as jnp
 import macaw_inputs
 import macaw_reference as reference
 import numpy as np
 import pytest
 
 from offmeta.algorithms import meta_bc
-from offmeta.testing import probes
 from offmeta.types import (
   BatchSpec,
   DataSpec,
@@ -54,18 +52,14 @@ def _state(config=CONFIG):
 def _batch():
   """Of the first task's context two rows do not count, and are not finite."""
   algorithm = meta_bc.make(Problem(SPEC), CONFIG)
-  batch = jax.jit(
-    lambda key: probes.random_batch(
-      key, SPEC, algorithm.loop('offline').stages[0].batch, algorithm.data
-    )
-  )(jax.random.key(1))
-  mask = jnp.ones((2, 6)).at[0, 2:4].set(0.0)
-  context = jax.tree.map(
-    lambda x: jnp.where(
-      mask.reshape(mask.shape + (1,) * (x.ndim - 2)) > 0, x, jnp.nan
-    ),
-    batch.context,
+  batch = helpers.random_batch(
+    1, SPEC, algorithm.loop('offline').stages[0].batch, algorithm.data
   )
+  mask = np.ones((2, 6), np.float32)
+  mask[0, 2:4] = 0.0
+  context = jax.tree.map(np.array, batch.context)
+  for leaf in jax.tree.leaves(context):
+    leaf[mask == 0] = np.nan
   return batch._replace(context=context, context_mask=mask)
 
 
@@ -177,8 +171,8 @@ def test_what_has_an_influence(batch):
     for field in ('reward', 'discount', 'next_observation'):
       helpers.assert_same(changed(part, field), before)
     for field in ('observation', 'action'):
-      loss = changed(part, field)[1]['policy/outer_loss']
-      assert abs(loss - before[1]['policy/outer_loss']) > 1e-4
+      loss = float(changed(part, field)[1]['policy/outer_loss'])
+      assert abs(loss - float(before[1]['policy/outer_loss'])) > 1e-4
 
 
 def test_second_order(batch):
@@ -206,7 +200,9 @@ def test_acting():
   algorithm = meta_bc.make(Problem(SPEC), CONFIG)
   params = algorithm.actor_params(_state())
   rows, valid = macaw_inputs.make_context(False)
-  spoiled = jax.tree.map(lambda x: x.at[6:].set(jnp.nan), rows)
+  spoiled = jax.tree.map(np.array, rows)
+  for leaf in jax.tree.leaves(spoiled):
+    leaf[6:] = np.nan
   named = {
     's': np.asarray(rows.observation[:6], np.float64),
     'a': np.asarray(rows.action[:6], np.float64),
@@ -217,24 +213,19 @@ def test_acting():
   )
   expected = np.asarray(own._net.policy(theta, named['s'], named['a'])[0])
   key = jax.random.key(0)
+  apply = jax.jit(meta_bc.make_network(SPEC, CONFIG).apply_generated)
   for policy in (
     algorithm.explore,
     algorithm.evaluate,
     algorithm.evaluate_given_context,
   ):
-    prior = policy.init(params, key)
-    weights = jax.jit(policy.adapt)(params, prior, spoiled, valid, key).weights
-    network = meta_bc.make_network(SPEC, CONFIG)
+    adapt = jax.jit(policy.adapt)
+    prior = jax.jit(policy.init)(params, key)
+    weights = adapt(params, prior, spoiled, valid, key).weights
     np.testing.assert_allclose(
-      network.apply_generated(weights, rows.observation[:6]),
-      expected,
-      rtol=1e-4,
-      atol=1e-5,
+      apply(weights, rows.observation[:6]), expected, rtol=1e-4, atol=1e-5
     )
-    helpers.assert_same(
-      jax.jit(policy.adapt)(params, prior, rows, 0 * valid, key),
-      jax.jit(policy.init)(params, key),
-    )
+    helpers.assert_same(adapt(params, prior, rows, 0 * valid, key), prior)
     # 3 x 4 + 4, 4 x 3 + 3, 3 x 2 + 2.
     assert sum(x.size for x in jax.tree.leaves(prior.weights)) == 39
 
@@ -308,7 +299,7 @@ def test_adaptation_to_held_out_directions():
   still = {
     **params,
     'policy_steps': jax.tree.map(
-      lambda x: jnp.full_like(x, -100.0), params['policy_steps']
+      lambda x: np.full_like(x, -100.0), params['policy_steps']
     ),
   }
   np.testing.assert_allclose(score(still, contexts), prior, atol=1e-4)

@@ -4,14 +4,12 @@ import dataclasses
 
 import helpers
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy_reference as reference
 import pytest
 
 from offmeta.algorithms import latent, pearl
 from offmeta.networks.distributions import ShiftedTanhNormal, task_noise
-from offmeta.testing import probes
 from offmeta.types import Problem
 
 SPEC, CONFIG = helpers.SPEC, helpers.PEARL
@@ -30,21 +28,24 @@ def _state():
 @pytest.fixture(name='batch', scope='module')
 def _batch():
   composition = pearl.make(Problem(SPEC), CONFIG).loop('online').stages[0].batch
-  return jax.jit(lambda key: probes.random_batch(key, SPEC, composition))(
-    jax.random.key(1)
-  )
+  return helpers.random_batch(1, SPEC, composition)
 
 
 def _noise(state, batch):
   """The noise that `update` draws: stream i of every task slot."""
+  return jax.device_get(_draw(state.key, state.step, batch.slot))
+
+
+@jax.jit
+def _draw(key, step, slots):
   return tuple(
-    task_noise(latent.slot_keys(state.key, state.step, batch.slot, i), shape)
+    task_noise(latent.slot_keys(key, step, slots, i), shape)
     for i, shape in enumerate(((2,), (3, 2)))
   )
 
 
 def _rows(z):
-  return jnp.array(z, jnp.float32)[:, None].repeat(3, axis=1)
+  return np.float32(z)[:, None].repeat(3, axis=1)
 
 
 def test_critic_losses_against_numpy(state, batch):
@@ -69,7 +70,7 @@ def test_actor_losses_against_numpy(state, batch, changes):
   config = dataclasses.replace(CONFIG, **changes)
   networks = pearl.make_networks(SPEC, config)
   _, noise = _noise(state, batch)
-  z = np.asarray(jax.random.normal(jax.random.key(3), (4, 2)))
+  z = np.float32(np.random.default_rng(3).normal(size=(4, 2)))
   terms, _ = jax.jit(
     lambda p, c, b, z, n: pearl.actor_losses(p, c, b, z, n, networks, config)
   )(state.params, state.params['critic'], batch, _rows(z), noise)
@@ -87,16 +88,23 @@ def test_switches_of_the_release(state):
     CONFIG, tanh_correction='shifted', zero_last_bias=True
   )
   networks = pearl.make_networks(SPEC, config)
-  distribution = networks.actor.apply(
-    state.params['actor'], jnp.ones(3), jnp.ones(2)
+  distribution = jax.eval_shape(
+    networks.actor.apply,
+    state.params['actor'],
+    *(np.ones(size, np.float32) for size in (3, 2)),
   )
   assert isinstance(distribution, ShiftedTanhNormal)
   plain = pearl.make_networks(SPEC, CONFIG)
-  zeros = lambda network: sum(
-    not leaf.any() for leaf in jax.tree.leaves(network.init(jax.random.key(0)))
+  key = jax.random.key(0)
+  start, plain = (
+    jax.device_get(
+      jax.jit(lambda n=n: {k: v.init(key) for k, v in n._asdict().items()})()
+    )
+    for n in (networks, plain)
   )
-  for name, network in networks._asdict().items():
-    more = zeros(network) - zeros(getattr(plain, name))
+  zeros = lambda tree: sum(not np.any(leaf) for leaf in jax.tree.leaves(tree))
+  for name, params in start.items():
+    more = zeros(params) - zeros(plain[name])
     assert more == (2 if name == 'critic' else 1), name  # one per member
 
 
@@ -109,14 +117,12 @@ def test_unknown_penalty_is_refused():
 
 def test_without_decoder_there_is_no_reward_term(state, batch):
   config = dataclasses.replace(CONFIG, train_decoder=False)
-  terms, _ = pearl.critic_losses(
+  terms, _ = jax.eval_shape(
+    lambda *given: pearl.critic_losses(*given, _NETWORKS, config, None),
     state.params,
     state.target_params,
     batch,
     _noise(state, batch)[0],
-    _NETWORKS,
-    config,
-    None,
   )
   assert set(terms) == {'critic', 'kl'}
 

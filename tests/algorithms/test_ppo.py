@@ -32,19 +32,29 @@ _FAMILY = probes.AimFamily(episode_length=4)
 _NETWORKS = ppo.make_networks(_FAMILY.spec, CONFIG)
 
 
-def _state(seed=0, networks=_NETWORKS, config=CONFIG):
-  keys = jax.random.split(jax.random.key(seed), 3)
-  params = {
-    'actor': networks.actor.init(keys[0]),
-    'value': networks.value.init(keys[1]),
-  }
+@functools.cache
+def _state(seed=0):
+  @jax.jit
+  def init(key):
+    keys = jax.random.split(key, 3)
+    return keys[2], {
+      'actor': _NETWORKS.actor.init(keys[0]),
+      'value': _NETWORKS.value.init(keys[1]),
+    }
+
+  key, params = init(jax.random.key(seed))
   params = helpers.shaken(params, seed)
-  return optim.first_state(keys[2], params, ppo.make_optimizers(config))
+  return _first_state(key, params)
+
+
+@jax.jit
+def _first_state(key, params):
+  return optim.first_state(key, params, ppo.make_optimizers(CONFIG))
 
 
 def _batch(query, slots=None):
-  slots = jnp.arange(query.reward.shape[0]) if slots is None else slots
-  return MetaBatch(jnp.zeros_like(slots), slots, None, None, query)
+  slots = np.arange(query.reward.shape[0]) if slots is None else slots
+  return MetaBatch(0 * slots, slots, None, None, query)
 
 
 def _collect(family, state, num_steps=6):
@@ -60,9 +70,10 @@ def _collect(family, state, num_steps=6):
 
 @pytest.fixture(scope='module')
 def fresh():
-  """A state, and what its policy has just collected."""
+  """A state, and what its policy has just collected, in numpy."""
   state = _state()
-  return state, jax.jit(functools.partial(_collect, _FAMILY))(state)
+  steps = jax.jit(functools.partial(_collect, _FAMILY))(state)
+  return state, jax.device_get(steps)
 
 
 _update = jax.jit(
@@ -70,6 +81,9 @@ _update = jax.jit(
     state, batch, _NETWORKS, config, None
   ),
   static_argnums=2,
+)
+_prepare = jax.jit(
+  lambda params, steps: ppo.prepare(params, steps, _NETWORKS, CONFIG)
 )
 
 
@@ -87,8 +101,7 @@ def test_the_policy_says_what_it_sampled(fresh):
   np.testing.assert_allclose(
     steps.extras['log_prob'], expected.sum(-1), rtol=1e-4, atol=1e-5
   )
-  evaluate = ppo.evaluate(_NETWORKS)
-  action, _, said = evaluate.act(
+  action, _, said = jax.jit(ppo.evaluate(_NETWORKS).act)(
     state.params['actor'], (), steps.observation[0, 0], jax.random.key(0)
   )
   np.testing.assert_allclose(action, mean[0, 0], rtol=1e-4)
@@ -134,11 +147,11 @@ def test_advantages_of_both_kinds_of_ends(terminates):
   """The same episodes, cut or over after four steps."""
   state = _state()
   family = probes.AimFamily(episode_length=4, terminates=terminates)
-  steps = _collect(family, state)
+  steps = jax.device_get(jax.jit(functools.partial(_collect, family))(state))
   ends = np.arange(6) % 4 == 3
   kept = 1.0 - steps.discount[0] if terminates else steps.extras['truncated'][0]
   np.testing.assert_array_equal(kept, ends)
-  found = ppo.prepare(state.params, steps, _NETWORKS, CONFIG)
+  found = _prepare(state.params, steps)
   value, advantage = _advantage(steps, state.params['value'])
   np.testing.assert_allclose(found.value, value, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(found.advantage, advantage, rtol=1e-4, atol=1e-4)
@@ -147,7 +160,7 @@ def test_advantages_of_both_kinds_of_ends(terminates):
 def test_nothing_has_changed_at_the_first_minibatch(fresh):
   """The ratio is 1: the policy's gradient is the plain policy gradient."""
   state, steps = fresh
-  data = ppo.prepare(state.params, steps, _NETWORKS, CONFIG)
+  data = jax.device_get(_prepare(state.params, steps))
   config = dataclasses.replace(CONFIG, entropy_weight=0.0)
 
   def actor_loss(params, clip):
@@ -166,23 +179,30 @@ def test_nothing_has_changed_at_the_first_minibatch(fresh):
     ).log_prob(data.sample)
     return -jnp.mean(log_prob * data.advantage)
 
-  gradient, logs = jax.grad(actor_loss, has_aux=True)(state.params, 0.2)
-  helpers.assert_close(gradient, jax.grad(plain)(state.params), 1e-3, 1e-5)
+  gradient, logs = jax.jit(
+    jax.grad(actor_loss, has_aux=True), static_argnums=1
+  )(state.params, 0.2)
+  helpers.assert_close(
+    gradient, jax.jit(jax.grad(plain))(state.params), 1e-3, 1e-5
+  )
   np.testing.assert_allclose(
     logs['actor/loss'], -np.mean(data.advantage), rtol=1e-5
   )
-  assert logs['actor/kl'] < 1e-6 and logs['actor/clipped'] == 0
+  assert float(logs['actor/kl']) < 1e-6 and float(logs['actor/clipped']) == 0
 
 
 @pytest.mark.parametrize('clip_value', [False, True])
 def test_losses_against_numpy(fresh, clip_value):
   """Under other parameters than those that acted."""
   state, steps = fresh
-  data = ppo.prepare(state.params, steps, _NETWORKS, CONFIG)
+  data = jax.device_get(_prepare(state.params, steps))
   params = _state(seed=1).params
   config = dataclasses.replace(CONFIG, clip_value=clip_value)
-  advantage = jnp.linspace(-1.0, 2.0, 24).reshape(4, 6)
-  terms, logs = ppo.losses(params, data, advantage, _NETWORKS, config)
+  advantage = np.linspace(-1.0, 2.0, 24, dtype=np.float32).reshape(4, 6)
+  losses = lambda p: ppo.losses(p, data, advantage, _NETWORKS, config)
+  (terms, logs), gradients = jax.jit(
+    lambda p: (losses(p), jax.jacrev(lambda p: losses(p)[0])(p))
+  )(params)
 
   mean, log_std = _actor(params['actor'], steps.observation)
   log_prob = np.sum(
@@ -212,11 +232,8 @@ def test_losses_against_numpy(fresh, clip_value):
   np.testing.assert_allclose(terms['value'], np.mean(error), rtol=1e-4)
   # Each term reaches its own network only.
   for name, other in (('actor', 'value'), ('value', 'actor')):
-    gradient = jax.grad(
-      lambda p, n=name: ppo.losses(p, data, advantage, _NETWORKS, config)[0][n]
-    )(params)
-    assert helpers.largest(gradient[name]) > 0
-    assert helpers.largest(gradient[other]) == 0
+    assert helpers.largest(gradients[name][name]) > 0
+    assert helpers.largest(gradients[name][other]) == 0
 
 
 # The update.
@@ -225,7 +242,7 @@ def test_losses_against_numpy(fresh, clip_value):
 def test_every_epoch_sees_every_step_once(fresh):
   """Minibatches hold as many steps of every environment, in a new order."""
   _, steps = fresh
-  names = jnp.arange(24.0).reshape(4, 6, 1)
+  names = np.arange(24, dtype=np.float32).reshape(4, 6, 1)
   seen = []
   spied = _NETWORKS._replace(
     value=_NETWORKS.value._replace(
@@ -240,12 +257,15 @@ def test_every_epoch_sees_every_step_once(fresh):
       )
     ),
   )
-  params = {'actor': _state().params['actor'], 'value': jnp.ones(())}
-  state = optim.first_state(
-    jax.random.key(0), params, ppo.make_optimizers(CONFIG)
-  )
+  params = {
+    'actor': _state().params['actor'],
+    'value': np.ones((), np.float32),
+  }
+  state = _first_state(jax.random.key(0), params)
   query = steps._replace(observation=names, next_observation=names)
-  ppo.update(state, _batch(query), spied, CONFIG, None)
+  jax.jit(lambda s, b: ppo.update(s, b, spied, CONFIG, None))(
+    state, _batch(query)
+  )
   jax.effects_barrier()
   parts = [x[..., 0] for x in seen if x.shape == (4, 3, 1)]
   assert len(parts) == 6
@@ -267,10 +287,10 @@ def test_one_device_and_many(fresh):
     query = jax.tree.map(lambda x: x[slots], steps)
     return ppo.update(state, _batch(query, slots), _NETWORKS, CONFIG, axis)
 
-  add = lambda tree: jax.tree.map(lambda x: x[None], tree)
+  add = jax.jit(lambda tree: jax.tree.map(lambda x: x[None], tree))
   found = layout.compile(shared, (0, 0))(add(state), add(steps))
   helpers.assert_close(
-    jax.tree.map(lambda x: x[0], found),
+    jax.jit(lambda tree: jax.tree.map(lambda x: x[0], tree))(found),
     _update(state, _batch(steps)),
     1e-4,
     1e-5,
@@ -349,23 +369,28 @@ def test_it_learns_a_known_answer(terminates):
     num_minibatches=4,
   )
   state, rewards = _learn(
-    family, config, 60, {'slope': jnp.float32(0.7)}, jax.random.key(0)
+    family, config, 60, {'slope': np.float32(0.7)}, jax.random.key(0)
   )
+  rewards = np.asarray(rewards)
   assert rewards[0] < 0.7 and rewards[-1] > 0.97
   networks = ppo.make_networks(family.spec, config)
-  mark, time = jnp.meshgrid(jnp.linspace(-0.7, 0.7, 8), jnp.arange(4) / 4)
-  observation = jnp.stack([mark, time], axis=-1)
-  mean = networks.actor.apply(state.params['actor'], observation).mean[..., 0]
+  mark, time = np.meshgrid(np.linspace(-0.7, 0.7, 8), np.arange(4) / 4)
+  observation = np.float32(np.stack([mark, time], axis=-1))
+  mean, value = jax.jit(
+    lambda params: (
+      networks.actor.apply(params['actor'], observation).mean[..., 0],
+      networks.value.apply(params['value'], observation),
+    )
+  )(state.params)
   np.testing.assert_allclose(mean, 0.7 * mark, atol=0.1)
-  value = networks.value.apply(state.params['value'], observation)
-  left = 1 - 0.8 ** (4 * (1 - time)) if terminates else jnp.ones_like(time)
+  left = 1 - 0.8 ** (4 * (1 - time)) if terminates else np.ones_like(time)
   np.testing.assert_allclose(value, left / 0.2, rtol=0.1)
 
 
 def test_it_learns_one_task_of_the_point_robot():
   """The best return there is: full speed along each axis, then rest."""
   family = envs.make('point_robot')
-  task = envs.take_tasks(family.task_list('default')[0], 0)
+  task = envs.take_tasks(jax.device_get(family.task_list('default')[0]), 0)
   config = ppo.Config(
     actor_hidden=(32, 32),
     value_hidden=(32, 32),

@@ -21,8 +21,8 @@ from offmeta.training.setup import Runtime, Setup
 
 _FAMILY = probes.CountingFamily(terminates=True)
 _TASKS = {
-  'value': jnp.array([1.0, -2.0, 0.5]),
-  'lifetime': jnp.array([2.0, 5.0, 3.0]),
+  'value': np.float32([1.0, -2.0, 0.5]),
+  'lifetime': np.float32([2.0, 5.0, 3.0]),
 }
 # Two uniform rounds of at least 5 steps, then four of the policy; a round
 # takes 3, 1 and 2 episodes of the tasks' lifetimes.
@@ -79,15 +79,16 @@ def _finished(tmp_path_factory):
 
 def _log(progress, learner):
   """A learner's whole replay."""
-  size = int(progress.replay.query.size[learner, 0])
+  size = np.asarray(progress.replay.query.size)[learner, 0]
   return jax.tree.map(
-    lambda x: np.asarray(x[learner, 0, :size]), progress.replay.query.data
+    lambda x: np.asarray(x)[learner, 0, :size], progress.replay.query.data
   )
 
 
 def test_budget(finished):
   setup, progress = finished
-  np.testing.assert_array_equal(progress.replay.query.size[:, 0], _SIZES)
+  size = np.asarray(progress.replay.query.size)
+  np.testing.assert_array_equal(size[:, 0], _SIZES)
   np.testing.assert_array_equal(progress.state.step, [15, 15, 15])
   curve = single_task.curves(setup)
   # The 2nd, the 4th and the last of 5 iterations are evaluated; the first
@@ -121,7 +122,7 @@ def test_the_replay_is_the_whole_life_in_order(finished, learner):
 
 def test_the_replay_can_become_a_dataset(finished):
   _, progress = finished
-  buffer = jax.tree.map(lambda x: np.asarray(x[:, 0]), progress.replay.query)
+  buffer = jax.tree.map(lambda x: np.asarray(x)[:, 0], progress.replay.query)
   validate(
     MetaDataset(
       transitions=buffer.data,
@@ -153,20 +154,21 @@ def test_learners_never_see_each_other(finished, tmp_path):
   keys = seeds_lib.seed_keys(0, 3)
   others = seeds_lib.seed_keys(7, 3)
   tasks = {
-    'value': jnp.array([100.0, -2.0, jnp.pi]),
-    'lifetime': jnp.array([5.0, 5.0, 1.0]),
+    'value': np.float32([100.0, -2.0, np.pi]),
+    'lifetime': np.float32([5.0, 5.0, 1.0]),
   }
   progress = _train(
     _setup(tmp_path, tasks, jnp.stack([others[0], keys[1], others[2]]))
   )
   for part in ('state', 'replay'):
     mine, before = jax.tree.map(
-      lambda x: x[1], (getattr(progress, part), getattr(expected, part))
+      lambda x: x[1],
+      helpers.in_numpy((getattr(progress, part), getattr(expected, part))),
     )
     helpers.assert_same(mine, before)
   assert not np.array_equal(
-    progress.state.params['temperature'][0],
-    expected.state.params['temperature'][0],
+    np.asarray(progress.state.params['temperature'])[0],
+    np.asarray(expected.state.params['temperature'])[0],
   )
 
 
@@ -185,8 +187,8 @@ def test_side_by_side_equals_alone(finished, tmp_path):
   )
   # Adam makes whole steps (0.01) of rounding errors in tiny gradients.
   helpers.assert_close(
-    jax.tree.map(lambda x: x[0], ours),
-    jax.tree.map(lambda x: x[2], theirs),
+    jax.tree.map(lambda x: x[0], helpers.in_numpy(ours)),
+    jax.tree.map(lambda x: x[2], helpers.in_numpy(theirs)),
     1e-4,
     1e-4,
   )
@@ -254,7 +256,7 @@ def _best_return(goal, steps=20):
 
 
 def test_sac_solves_the_point_robot(tmp_path):
-  goals = jnp.array([[0.0, 1.0], [-0.8, 0.6], [1.0, 0.0], [0.6, 0.8]])
+  goals = np.float32([[0.0, 1.0], [-0.8, 0.6], [1.0, 0.0], [0.6, 0.8]])
   config = SpecialistsConfig(
     env_steps=3000,
     initial_steps=600,

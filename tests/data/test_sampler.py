@@ -32,6 +32,11 @@ _KEY = jax.random.key(0)
 @pytest.fixture(name='replay', scope='module')
 def _replay():
   """Rewards are 100 * task + row in the queries, 1000 more in contexts."""
+  return _make_replay()
+
+
+@jax.jit
+def _make_replay():
   number = jnp.arange(_CAPACITY) + 100.0 * jnp.arange(_TASKS)[:, None]
   wide = number[..., None]
 
@@ -62,7 +67,7 @@ def _draw(replay, spec, steps, slots):
 
 def _sample(replay, spec, steps=500, slots=None):
   """MetaBatch with leaves [steps, M, ...] as numpy."""
-  slots = jnp.arange(spec.num_tasks) if slots is None else slots
+  slots = np.arange(spec.num_tasks) if slots is None else slots
   return jax.device_get(_draw(replay, spec, steps, slots))
 
 

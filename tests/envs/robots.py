@@ -24,6 +24,24 @@ def compiled(name: str, **options: Any) -> Robot:
   return Robot(family, jax.jit(family.reset), jax.jit(family.step))
 
 
+# Tasks in numpy, of one program: outside jit, jax compiles one for every
+# operation and shape.
+
+
+def sample_tasks(family: Any, seed: int, num_tasks: int):
+  """`family.sample_tasks` of a key of this seed."""
+  return jax.device_get(
+    jax.jit(lambda: family.sample_tasks(jax.random.key(seed), num_tasks))()
+  )
+
+
+def task_lists(family: Any, *names: str):
+  """`family.task_list` of each name."""
+  return jax.device_get(
+    jax.jit(lambda: [family.task_list(name) for name in names])()
+  )
+
+
 def placed(robot: Robot, task: Any, seed: int, root: Any):
   """A start state at rest with its free root at q[2:7] = `root`.
 
@@ -31,10 +49,9 @@ def placed(robot: Robot, task: Any, seed: int, root: Any):
     root: height and quaternion.
   """
   state = robot.reset(jax.random.key(seed), task)
-  q, qd = state.physics.q, state.physics.qd
-  physics = jax.jit(robot.family.simulator.init)(
-    q.at[2:7].set(np.asarray(root, np.float32)), 0.0 * qd
-  )
+  q, qd = np.array(state.physics.q), np.zeros_like(state.physics.qd)
+  q[2:7] = root
+  physics = jax.jit(robot.family.simulator.init)(q, qd)
   return state._replace(physics=physics)
 
 
@@ -77,9 +94,7 @@ def assert_follows_c_mujoco(
   """
   family = robot.family
   if task is None:
-    task = jax.tree.map(
-      lambda x: x[0], family.sample_tasks(jax.random.key(0), 1)
-    )
+    task = jax.tree.map(lambda x: x[0], sample_tasks(family, 0, 1))
   model = copy.copy(family.simulator.model)
   if set_task is not None:
     set_task(model, task)
@@ -97,4 +112,4 @@ def assert_follows_c_mujoco(
     assert state.observation.shape == (family.spec.observation_size,)
     assert np.isfinite(state.reward)
   assert contacts > 0, 'without contact this compares too little'
-  assert np.abs(data.qpos - states[0].physics.q).max() > 0.1
+  assert np.abs(data.qpos - np.asarray(states[0].physics.q)).max() > 0.1

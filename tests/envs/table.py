@@ -1,6 +1,5 @@
 """Tasks of the family `manipulation`, written by hand."""
 
-import jax.numpy as jnp
 import numpy as np
 
 AIMS = (
@@ -28,7 +27,7 @@ def task(aim, side=1.0, opened=False, absent=(), corner=(0, 1, 2)):
     'corner': np.eye(3)[list(corner)],
     'aim': np.eye(9)[AIMS.index(aim)],
   }
-  return {name: jnp.asarray(x, jnp.float32) for name, x in task.items()}
+  return {name: np.asarray(x, np.float32) for name, x in task.items()}
 
 
 def corner(task, number):

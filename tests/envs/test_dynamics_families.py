@@ -29,6 +29,7 @@ FIELDS = {
 }
 BASES = {'mass': 1.5, 'inertia': 1.5, 'damping': 1.3, 'friction': 1.5}
 BATCH = 16  # one size, so that the batched step is compiled once
+_KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope='module', params=NAMES)
@@ -47,7 +48,8 @@ def batched(robot):
 def nominal(family, num_tasks):
   """Exponents of 0."""
   return jax.tree.map(
-    jnp.zeros_like, family.sample_tasks(jax.random.key(0), num_tasks)
+    lambda x: np.zeros(x.shape, x.dtype),
+    jax.eval_shape(lambda k: family.sample_tasks(k, num_tasks), _KEY),
   )
 
 
@@ -67,9 +69,15 @@ def random_actions(family, steps, seed=0):
   )
 
 
+@jax.jit
+def same_keys(seed):
+  return jnp.broadcast_to(jax.random.key(seed), (BATCH,))
+
+
 def same_start(batched, tasks, steps):
-  keys = jnp.repeat(jax.random.key(1)[None], BATCH)
-  return run(batched, tasks, keys, random_actions(batched.family, steps))
+  return run(
+    batched, tasks, same_keys(1), random_actions(batched.family, steps)
+  )
 
 
 def healthy(name, q, qd):
@@ -106,7 +114,7 @@ def test_contract(robot):
 
 
 def test_tasks_start_alike_and_move_differently(batched):
-  tasks = batched.family.task_list('smac')[0]
+  ((tasks, _),) = robots.task_lists(batched.family, 'smac')
   observation = same_start(
     batched, envs.take_tasks(tasks, slice(BATCH)), 10
   ).observation
@@ -118,15 +126,15 @@ def test_tasks_start_alike_and_move_differently(batched):
 
 def test_each_field_alone_changes_the_trajectory(batched):
   family = batched.family
-  random = family.sample_tasks(jax.random.key(2), BATCH)
+  random = robots.sample_tasks(family, 2, BATCH)
   tasks = nominal(family, BATCH)
   rows = {name: slice(1 + 3 * i, 4 + 3 * i) for i, name in enumerate(FIELDS)}
   for name, row in rows.items():
-    tasks[name] = tasks[name].at[row].set(random[name][row])
+    tasks[name][row] = random[name][row]
   # What multiplies a zero: the world's mass and inertia, the root's damping.
-  tasks['mass'] = tasks['mass'].at[13, 0].set(3.0)
-  tasks['inertia'] = tasks['inertia'].at[14, 0].set(3.0)
-  tasks['damping'] = tasks['damping'].at[15, :3].set(3.0)
+  tasks['mass'][13, 0] = 3.0
+  tasks['inertia'][14, 0] = 3.0
+  tasks['damping'][15, :3] = 3.0
   observation = same_start(batched, tasks, 20).observation
   change = np.abs(observation - observation[:, :1]).max((0, 2))
   for name, row in rows.items():
@@ -138,7 +146,7 @@ def test_reward_and_termination_from_logged_states(batched):
   """64 tasks; nothing diverges, whatever happens after the fall."""
   family, steps = batched.family, 50
   actions = random_actions(family, steps)
-  all_tasks = family.sample_tasks(jax.random.key(3), 64)
+  all_tasks = robots.sample_tasks(family, 3, 64)
   keys = jax.random.split(jax.random.key(4), 64)
   for i in range(0, 64, BATCH):
     tasks = envs.take_tasks(all_tasks, slice(i, i + BATCH))
@@ -158,13 +166,14 @@ def test_reward_and_termination_from_logged_states(batched):
 
 
 def test_reward_ignores_the_task(robot):
-  tasks = robot.family.sample_tasks(jax.random.key(0), 2)
-  features = jnp.array([[2.0], [-1.0]])
-  actions = 3.0 * jnp.ones((2, robot.family.spec.action_size))
+  tasks = robots.sample_tasks(robot.family, 0, 2)
+  features = np.array([[2.0], [-1.0]], np.float32)
+  actions = np.full((2, robot.family.spec.action_size), 3.0, np.float32)
   cost = 1e-3 * robot.family.spec.action_size  # actions are clipped
+  reward = jax.jit(robot.family.reward)
   for i in range(2):
     np.testing.assert_allclose(
-      robot.family.reward(features, actions, envs.take_tasks(tasks, i)),
+      reward(features, actions, envs.take_tasks(tasks, i)),
       [3.0 - cost, -cost],
       atol=1e-6,
     )
@@ -200,19 +209,20 @@ HEALTH = {
 
 def test_health(robot):
   family = robot.family
+  own = jax.jit(family._healthy)
   for changes, velocity, expected in HEALTH[family.spec.name]:
     q = np.array(family.simulator.start)
     q[list(changes)] = list(changes.values())
     qd = np.zeros(family.simulator.num_velocities)
     qd[-1] = velocity
-    assert family._healthy(simulator.Physics(q, qd, None)) == expected
+    assert bool(own(simulator.Physics(q, qd, None))) == expected
     assert healthy(family.spec.name, q, qd) == expected
 
 
 def test_batched_tasks_equal_single_ones(robot, batched):
   """Differences are rounding; measured up to 3e-5 in 16 episodes."""
-  tasks = robot.family.sample_tasks(jax.random.key(6), BATCH)
-  keys = jnp.repeat(jax.random.key(0)[None], BATCH)
+  tasks = robots.sample_tasks(robot.family, 6, BATCH)
+  keys = same_keys(0)
   actions = random_actions(robot.family, 15)
   together = run(batched, tasks, keys, actions)
   for i in (0, 7):
@@ -251,17 +261,17 @@ def test_exponent_zero_equals_stock_brax(robot):
   states, actions = robots.rollout(robot, task, 0, 20)
   # A stock state with our start. All else is computed anew in each step.
   theirs = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype),
+    lambda x: np.zeros(x.shape, x.dtype),
     jax.eval_shape(stock.reset, jax.random.key(0)),
   )
-  q, qd = states[0].physics[:2]
+  q, qd = (np.asarray(x) for x in states[0].physics[:2])
   start = theirs.pipeline_state.replace(q=q, qd=qd, qpos=q, qvel=qd)
   data = mujoco.MjData(family.simulator.model)
   data.qpos[:] = q
   mujoco.mj_kinematics(family.simulator.model, data)
-  start = start.replace(x=start.x.replace(pos=jnp.float32(data.xpos[1:])))
+  start = start.replace(x=start.x.replace(pos=np.float32(data.xpos[1:])))
   np.testing.assert_allclose(
-    states[0].observation, stock._get_obs(start), atol=1e-6
+    states[0].observation, jax.jit(stock._get_obs)(start), atol=1e-6
   )
   theirs = theirs.replace(pipeline_state=start)
   step = jax.jit(stock.step)
@@ -269,8 +279,8 @@ def test_exponent_zero_equals_stock_brax(robot):
     theirs = step(theirs, action)
     np.testing.assert_allclose(ours.observation, theirs.obs, atol=1e-3)
     np.testing.assert_allclose(ours.reward, theirs.reward, atol=1e-3)
-    assert ours.terminal == theirs.done
-  assert theirs.done and np.abs(theirs.pipeline_state.qd).max() > 5.0
+    assert float(ours.terminal) == float(theirs.done)
+  assert theirs.done and np.max(np.abs(theirs.pipeline_state.qd)) > 5.0
 
 
 def write_task(model, task):
@@ -287,7 +297,8 @@ def test_mjx_follows_c_mujoco(robot, index):
   Measured over 6 tasks, the nominal body and 4 seeds each: walker at most
   2.2e-4 in q and 3.6e-3 in qd, hopper 1.7e-6 and 1.8e-5.
   """
-  task = envs.take_tasks(robot.family.task_list('smac')[0], index)
+  ((tasks, _),) = robots.task_lists(robot.family, 'smac')
+  task = envs.take_tasks(tasks, index)
   q_atol, qd_atol = {
     'walker_params': (1e-3, 2e-2),
     'hopper_params': (1e-5, 1e-4),
@@ -299,15 +310,17 @@ def test_mjx_follows_c_mujoco(robot, index):
 
 def test_system_stays_nominal_when_tasks_change_it(robot):
   family = robot.family
-  task = envs.take_tasks(family.sample_tasks(jax.random.key(0), 1), 0)
+  task = envs.take_tasks(robots.sample_tasks(family, 0, 1), 0)
   state = jax.eval_shape(family.reset, jax.random.key(0), task)
-  jax.eval_shape(family.step, state, jnp.zeros(family.spec.action_size), task)
-  changes = family.system_changes(task)
+  action = np.zeros(family.spec.action_size, np.float32)
+  jax.eval_shape(family.step, state, action, task)
+  system_changes = jax.jit(family.system_changes)
+  changes = system_changes(task)
   stock = simulator.stock_xml(family.xml_name)
   stock = mujoco.MjModel.from_xml_string(
     simulator.ElementTree.tostring(stock, encoding='unicode')
   )
-  zero = family.system_changes(jax.tree.map(jnp.zeros_like, task))
+  zero = system_changes(jax.tree.map(np.zeros_like, task))
   for name, field in FIELDS.items():
     expected = getattr(stock, field).astype(np.float32)
     for now in (getattr(family.simulator.system, field), zero[field]):
@@ -327,17 +340,17 @@ def test_generalized_backend(robot):
   options = family.spec.options
   assert (options['n_frames'], options['timestep']) == (8, 0.002)
   assert family.spec.observation_size == reference.spec.observation_size
-  task = envs.take_tasks(family.sample_tasks(jax.random.key(0), 1), 0)
+  task = envs.take_tasks(robots.sample_tasks(family, 0, 1), 0)
   state = jax.eval_shape(family.reset, jax.random.key(0), task)
-  after = jax.eval_shape(
-    family.step, state, jnp.zeros(family.spec.action_size), task
-  )
+  action = np.zeros(family.spec.action_size, np.float32)
+  after = jax.eval_shape(family.step, state, action, task)
   assert after.observation.shape == (family.spec.observation_size,)
-  expected = reference.system_changes(task)
-  changes = dict(family.system_changes(task))
+  expected, changes = jax.device_get(
+    jax.jit(lambda: [f.system_changes(task) for f in (reference, family)])()
+  )
   inertia = changes.pop('link.inertia.i')
   np.testing.assert_allclose(
-    inertia, jax.vmap(jnp.diag)(expected['body_inertia'][1:]), rtol=1e-6
+    inertia, [np.diag(x) for x in expected['body_inertia'][1:]], rtol=1e-6
   )
   np.testing.assert_allclose(
     changes.pop('link.inertia.mass'), expected['body_mass'][1:], rtol=1e-6
@@ -370,7 +383,9 @@ def test_bad_options(name, options, message):
 
 def test_starts_are_uniform_and_small(robot):
   family = robot.family
-  q, qd = jax.vmap(family._start)(jax.random.split(jax.random.key(0), 200))
+  q, qd = jax.device_get(
+    jax.jit(jax.vmap(family._start))(jax.random.split(jax.random.key(0), 200))
+  )
   for noise in (q - family.simulator.start, qd):
     assert np.all(np.abs(noise) <= 0.005)
     assert np.all(noise.min(0) < -0.0045) and np.all(noise.max(0) > 0.0045)
@@ -387,15 +402,16 @@ def flat(task):
 def test_task_lists(robot):
   family = robot.family
   size = {'walker_params': 65, 'hopper_params': 41}[family.spec.name]
+  lists = dict(zip(LISTS, robots.task_lists(family, *LISTS), strict=True))
   for listed, sizes in LISTS.items():
-    train, test = map(flat, family.task_list(listed))
+    train, test = map(flat, lists[listed])
     assert (train.shape, test.shape) == ((sizes[0], size), (sizes[1], size))
     assert np.abs(np.concatenate([train, test])).max() <= 3.0
     assert len(np.unique(np.concatenate([train, test]), axis=0)) == sum(sizes)
-  default, smac = family.task_list('default'), family.task_list('smac')
+  default, smac = lists['default'], lists['smac']
   np.testing.assert_array_equal(flat(default[1]), flat(smac[1]))
   # 40 of the 50 tasks that SMAC's list trains on train PEARL's too.
-  pearl = family.task_list('pearl')
+  pearl = lists['pearl']
   np.testing.assert_array_equal(flat(pearl[0]), flat(smac[0])[:40])
   with pytest.raises(ValueError, match='known: csro, default, ood, pearl'):
     family.task_list('macaw')
@@ -412,7 +428,7 @@ def test_csro_list_repeats_its_draws(robot):
     }
     for _ in range(40)
   ]
-  train, test = family.task_list('csro')
+  ((train, test),) = robots.task_lists(family, 'csro')
   for key in FIELDS:
     stacked = np.stack([task[key] for task in tasks])
     np.testing.assert_allclose(test[key], stacked[2::4], rtol=1e-6)
@@ -425,12 +441,13 @@ def test_csro_list_repeats_its_draws(robot):
 def test_out_of_distribution_list_and_limit(limit):
   family = envs.make('hopper_params', log_scale_limit=limit)
   assert family.spec.options['log_scale_limit'] == limit
-  train, test = map(flat, family.task_list('ood'))
+  ((train, test),) = robots.task_lists(family, 'ood')
+  train, test = flat(train), flat(test)
   inner, rounding = 2 / 3 * limit, 1e-6
   assert 0.95 * inner < np.abs(train).max() <= inner + rounding
   size = np.abs(test)
   assert inner - rounding <= size.min() < size.max() <= limit + rounding
   assert np.all((test > 0).any(0) & (test < 0).any(0))
-  sampled = flat(family.sample_tasks(jax.random.key(0), 100))
+  sampled = flat(robots.sample_tasks(family, 0, 100))
   assert -limit <= sampled.min() < -0.99 * limit
   assert 0.99 * limit < sampled.max() <= limit

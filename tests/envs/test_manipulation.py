@@ -1,9 +1,9 @@
 """The table-top family: contract, physics, scenes, thresholds, task lists."""
 
 import copy
+import functools
 
 import jax
-import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
@@ -151,7 +151,7 @@ def test_sides_are_mirror_images(robot):
   other = robot.reset(jax.random.key(0), left)
   mirror = np.ones(14, np.float32)
   mirror[[1, 9, 12]] = -1.0
-  q = state.physics.q * mirror
+  q = np.asarray(state.physics.q) * mirror
   other = other._replace(physics=other.physics._replace(q=q))
   # With shut fingers through the object, then over the handle and back.
   path = [
@@ -170,6 +170,7 @@ def test_sides_are_mirror_images(robot):
       other = robot.step(other, action * flip, left)
   signs = np.ones(13)
   signs[[1, 5, 8, 11]] = -1.0
+  state, other = jax.device_get((state, other))
   np.testing.assert_allclose(
     other.observation, state.observation * signs, atol=1e-4
   )
@@ -179,7 +180,7 @@ def test_sides_are_mirror_images(robot):
 
 def test_observation_of_a_full_scene(robot):
   task = table.task('move_hand', side=-1.0, opened=True, corner=(2, 0, 1))
-  state = robot.reset(jax.random.key(0), task)
+  state = jax.device_get(robot.reset(jax.random.key(0), task))
   expected = [
     0.6,
     0.15,
@@ -199,10 +200,12 @@ def test_observation_of_a_full_scene(robot):
   off = np.abs(np.asarray(state.observation) - expected)
   assert off[noisy].max() <= 0.0101 and np.delete(off, noisy).max() < 1e-4
   again = robot.reset(jax.random.key(1), task)
-  moved = np.abs(again.observation - state.observation)
+  moved = np.abs(np.asarray(again.observation) - state.observation)
   assert np.all(moved[noisy] > 1e-5), 'the start does not vary'
   np.testing.assert_allclose(
-    robot.family.features_of(state.observation, task), state.features, atol=1e-6
+    jax.jit(robot.family.features_of)(state.observation, task),
+    state.features,
+    atol=1e-6,
   )
   rest = robot.step(state, np.array([0, 0, 0, -1], np.float32), task)
   np.testing.assert_allclose(rest.observation, state.observation, atol=1e-3)
@@ -222,8 +225,8 @@ def test_what_is_absent_is_zero_and_out_of_reach(robot, part, place, slot):
   touched = {}
   for absent in ((part,), ()):
     task = table.task('move_hand', absent=absent)
-    state = robot.reset(jax.random.key(0), task)
-    start = np.asarray(state.observation[slot])
+    state = jax.device_get(robot.reset(jax.random.key(0), task))
+    start = state.observation[slot]
     assert np.all(start == 0.0) if absent else np.all(start != 0.0)
     if place is None:
       continue
@@ -232,6 +235,7 @@ def test_what_is_absent_is_zero_and_out_of_reach(robot, part, place, slot):
     states = _reach(robot, state, task, [*aside[:2], -0.2], steps=9)
     states += _reach(robot, states[-1], task, aside, steps=5)
     states += _reach(robot, states[-1], task, place, steps=5)
+    states = jax.device_get(states)
     if absent:
       assert all(np.all(s.observation[slot] == 0.0) for s in states)
     moved = np.abs(states[-1].physics.q - state.physics.q)[5:]
@@ -246,17 +250,26 @@ def test_hand_stays_in_the_workspace(robot):
   for place, bound in (([0, -1, -1], low), ([2, 1, 1], high)):
     state = robot.reset(jax.random.key(0), task)
     state = _reach(robot, state, task, place, grip=-1.0, steps=25)[-1]
-    np.testing.assert_allclose(state.observation[:3], bound, atol=1e-3)
+    np.testing.assert_allclose(
+      np.asarray(state.observation)[:3], bound, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize('opened, drive', [(False, 15.0), (True, -15.0)])
 def test_button_drives_its_drawer_away_from_the_start(robot, opened, drive):
   task = table.task('press_button', opened=opened)
   physics = robot.reset(jax.random.key(0), task).physics
+  controls = jax.jit(robot.family._controls)
   for depth, force in ((0.0, 0.0), (0.0095, 0.0), (0.0105, drive)):
-    pressed = physics._replace(q=physics.q.at[7].set(-depth))
-    control = robot.family._controls(pressed, jnp.zeros(4), task)
-    np.testing.assert_allclose(control[5], force)
+    q = np.array(physics.q)
+    q[7] = -depth
+    control = controls(physics._replace(q=q), np.zeros(4, np.float32), task)
+    np.testing.assert_allclose(np.asarray(control)[5], force)
+
+
+@functools.cache
+def _reward(family):
+  return jax.jit(family.reward)
 
 
 @pytest.mark.parametrize(
@@ -276,16 +289,17 @@ def test_button_drives_its_drawer_away_from_the_start(robot, opened, drive):
 )
 def test_thresholds(robot, aim, slot, reach):
   goal, bound = np.array(reach)
-  task = table.task(aim)
+  task, reward_of = table.task(aim), _reward(robot.family)
+  still = np.zeros(4, np.float32)
   for share, reward in ((0.0, 0.0), (0.99, 0.0), (1.01, -1.0)):
     features = np.full(12, 5.0, np.float32)
     features[slot : slot + len(goal)] = goal + share * bound
-    assert robot.family.reward(features, jnp.zeros(4), task) == reward
+    assert float(reward_of(features, still, task)) == reward
     # An aim of what is not there is never met.
     missing = [part for part in table.PARTS if part in aim]
     if missing:
       bare = table.task(aim, absent=missing[:1])
-      assert robot.family.reward(features, jnp.zeros(4), bare) == -1.0
+      assert float(reward_of(features, still, bare)) == -1.0
 
 
 def _feasible(task):
@@ -309,10 +323,7 @@ def _feasible(task):
 
 def test_sampled_tasks_are_feasible_and_cover_all():
   family = envs.make('manipulation')
-  tasks = jax.jit(family.sample_tasks, static_argnums=1)(
-    jax.random.key(0), 3000
-  )
-  tasks = jax.tree.map(np.asarray, tasks)
+  tasks = robots.sample_tasks(family, 0, 3000)
   assert all(leaf.dtype == np.float32 for leaf in tasks.values())
   assert np.all(tasks['aim'].sum(axis=1) == 1.0)
   assert set(tasks['side']) == {-1.0, 1.0} and set(tasks['open']) == {0.0, 1.0}
@@ -332,14 +343,14 @@ def test_sampled_tasks_are_feasible_and_cover_all():
 def test_a_uniform_number_that_rounds_to_one_gives_an_aim():
   uniform = np.full((5, 11), 0.5)
   uniform[:, 10] = [0.0, 0.25, 0.5, 0.75, 1.0]
-  tasks = manipulation_tasks.from_uniform(jnp.asarray(uniform))
+  tasks = jax.device_get(jax.jit(manipulation_tasks.from_uniform)(uniform))
   # Seven are feasible in this scene: all but the two that close.
   assert np.argmax(tasks['aim'], axis=1).tolist() == [0, 1, 4, 7, 8]
 
 
 def test_internal_version_opens_and_moves_the_hand_only():
   family = envs.make('manipulation', aims='internal')
-  tasks = family.sample_tasks(jax.random.key(0), 500)
+  tasks = robots.sample_tasks(family, 0, 500)
   known = [
     table.AIMS.index(aim)
     for aim in ('move_hand', 'open_handle_drawer', 'open_button_drawer')
@@ -353,8 +364,8 @@ def test_task_lists():
   family = envs.make('manipulation')
   # numpy.random.RandomState(1337).uniform(size=(60, 11)), read by hand.
   draws = np.random.RandomState(1337).uniform(size=(60, 11))
-  train, test = family.task_list('smac')
-  tasks = envs.concatenate_tasks(train, test)
+  (train, test), default = robots.task_lists(family, 'smac', 'default')
+  tasks = jax.device_get(jax.jit(envs.concatenate_tasks)(train, test))
   assert envs.num_tasks(train) == 50 and envs.num_tasks(test) == 10
   np.testing.assert_array_equal(tasks['present'], draws[:, :5] < 0.75)
   np.testing.assert_array_equal(tasks['side'], np.sign(draws[:, 5] - 0.5))
@@ -368,12 +379,12 @@ def test_task_lists():
       np.argmax(tasks['aim'][i]) == choices[int(draws[i, 10] * len(choices))]
     )
   assert np.all(train['aim'].sum(axis=0) >= 1), 'an aim without training tasks'
-  for part, same in zip(family.task_list('default'), (train, test)):
+  for part, same in zip(default, (train, test)):
     np.testing.assert_array_equal(part['aim'], same['aim'])
 
 
 def test_ood_holds_drawers_on_the_left_out():
-  train, test = envs.make('manipulation').task_list('ood')
+  train, test = jax.device_get(envs.make('manipulation').task_list('ood'))
   assert envs.num_tasks(train) == 50 and envs.num_tasks(test) == 10
   drawer = np.array(['drawer' in aim for aim in table.AIMS])
   about = lambda tasks: np.asarray(tasks['aim'] @ drawer) > 0.5
@@ -394,7 +405,7 @@ def test_pictures_show_the_aim(robot):
 
 def test_random_actions_never_diverge(robot):
   family, number = robot.family, 8
-  tasks = family.sample_tasks(jax.random.key(0), number)
+  tasks = robots.sample_tasks(family, 0, number)
 
   @jax.jit
   def episodes(key):
@@ -409,4 +420,4 @@ def test_random_actions_never_diverge(robot):
 
   diverged, observation, qd = episodes(jax.random.key(1))
   assert not np.any(diverged)
-  assert np.abs(observation).max() < 2.0 and np.abs(qd).max() < 20.0
+  assert np.max(np.abs(observation)) < 2.0 and np.max(np.abs(qd)) < 20.0

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import robots
 
 from offmeta import envs
 from offmeta.envs import point_robot
@@ -35,14 +36,17 @@ def test_contract(name, options, lists):
   assert family.spec.episode_length == options.get('episode_length', 20)
 
 
+def _list(family, name):
+  return jax.device_get(family.task_list(name))
+
+
 def _rollout(family, goal, actions):
-  task = {'goal': jnp.asarray(goal, jnp.float32)}
-  state = family.reset(jax.random.key(3), task)
-  states = [state]
+  task = {'goal': np.float32(goal)}
+  states = [jax.jit(family.reset)(jax.random.key(3), task)]
+  step = jax.jit(family.step)
   for action in actions:
-    state = family.step(state, jnp.asarray(action, jnp.float32), task)
-    states.append(state)
-  return states
+    states.append(step(states[-1], np.float32(action), task))
+  return jax.device_get(states)
 
 
 def test_moves_and_rewards_by_hand():
@@ -73,7 +77,9 @@ def test_sparse_family_gives_the_dense_reward_from_features():
   family = envs.make('sparse_point_robot')
   state = _rollout(family, [0.0, 1.0], [[0.0, 1.0]])[-1]
   assert state.reward == 0.0
-  dense = point_robot.dense_reward(state.features, jnp.array([0.0, 1.0]))
+  dense = jax.jit(point_robot.dense_reward)(
+    state.features, np.float32([0.0, 1.0])
+  )
   np.testing.assert_allclose(dense, -0.9, atol=1e-6)
   option = envs.make('sparse_point_robot', reward='dense')
   np.testing.assert_allclose(
@@ -82,12 +88,16 @@ def test_sparse_family_gives_the_dense_reward_from_features():
 
 
 def test_starts():
-  reset = lambda family, seed: np.asarray(
-    family.reset(jax.random.key(seed), {'goal': jnp.zeros(2)}).observation
+  reset = lambda family: np.asarray(
+    jax.jit(
+      lambda: [
+        family.reset(jax.random.key(seed), {'goal': jnp.zeros(2)}).observation
+        for seed in range(20)
+      ]
+    )()
   )
-  assert not reset(envs.make('point_robot'), 1).any()
-  square = envs.make('point_robot', goals='square')
-  starts = np.stack([reset(square, seed) for seed in range(20)])
+  assert not reset(envs.make('point_robot'))[1].any()
+  starts = reset(envs.make('point_robot', goals='square'))
   assert np.abs(starts).max() <= 1.0
   assert starts.min() < -0.5 and starts.max() > 0.5
 
@@ -96,11 +106,8 @@ def test_starts():
   'goals, largest', [('semicircle', np.pi), ('circle', 2 * np.pi)]
 )
 def test_sampled_goals_lie_on_the_arc(goals, largest):
-  goal = np.asarray(
-    envs.make('point_robot', goals=goals).sample_tasks(jax.random.key(0), 2000)[
-      'goal'
-    ]
-  )
+  family = envs.make('point_robot', goals=goals)
+  goal = robots.sample_tasks(family, 0, 2000)['goal']
   np.testing.assert_allclose(np.linalg.norm(goal, axis=1), 1.0, atol=1e-6)
   angle = np.arctan2(goal[:, 1], goal[:, 0]) % (2 * np.pi)
   assert angle.max() <= largest + 1e-6
@@ -109,20 +116,21 @@ def test_sampled_goals_lie_on_the_arc(goals, largest):
 
 
 def test_sampled_goals_fill_the_square():
-  goal = np.asarray(
-    envs.make('point_robot', goals='square').sample_tasks(
-      jax.random.key(0), 2000
-    )['goal']
-  )
+  family = envs.make('point_robot', goals='square')
+  goal = robots.sample_tasks(family, 0, 2000)['goal']
   assert -1.0 <= goal.min() < -0.99 and 0.99 < goal.max() <= 1.0
 
 
 def test_pearl_lists():
-  train, test = envs.make('point_robot', goals='square').task_list('pearl')
+  train, test = jax.device_get(
+    envs.make('point_robot', goals='square').task_list('pearl')
+  )
   assert train['goal'].shape == (80, 2) and test['goal'].shape == (20, 2)
   np.testing.assert_allclose(train['goal'][0], SQUARE_FIRST, atol=1e-6)
   np.testing.assert_allclose(test['goal'][-1], SQUARE_LAST, atol=1e-6)
-  train, test = envs.make('sparse_point_robot').task_list('pearl')
+  train, test = jax.device_get(
+    envs.make('sparse_point_robot').task_list('pearl')
+  )
   assert train['goal'].shape == (80, 2) and test['goal'].shape == (20, 2)
   # The order that numpy's shuffle gives to 100 rows after seed(1337).
   goals = (
@@ -138,7 +146,9 @@ def test_pearl_lists():
 
 @pytest.mark.parametrize('goals', ['semicircle', 'circle'])
 def test_default_list_holds_test_goals_out_but_between(goals):
-  train, test = envs.make('point_robot', goals=goals).task_list('default')
+  train, test = jax.device_get(
+    envs.make('point_robot', goals=goals).task_list('default')
+  )
   angle = lambda task: (
     np.arctan2(task['goal'][:, 1], task['goal'][:, 0]) % (2 * np.pi)
   )
@@ -158,7 +168,7 @@ def test_default_list_holds_test_goals_out_but_between(goals):
   ],
 )
 def test_ood_tests_the_last_quarter_of_the_arc(name, goals, border, end):
-  train, test = envs.make(name, goals=goals).task_list('ood')
+  train, test = _list(envs.make(name, goals=goals), 'ood')
   angle = lambda task: (
     np.arctan2(task['goal'][:, 1], task['goal'][:, 0]) % (2 * np.pi)
   )
@@ -175,7 +185,9 @@ def test_ood_tests_the_last_quarter_of_the_arc(name, goals, border, end):
 
 
 def test_ood_tests_the_rim_of_the_square():
-  train, test = envs.make('point_robot', goals='square').task_list('ood')
+  train, test = jax.device_get(
+    envs.make('point_robot', goals='square').task_list('ood')
+  )
   assert train['goal'].shape == (80, 2) and test['goal'].shape == (20, 2)
   farthest = lambda task: np.abs(task['goal']).max(axis=1)
   assert 0.6 < farthest(train).max() <= 0.7 < farthest(test).min()
@@ -191,7 +203,7 @@ def test_circle_has_no_published_list():
 
 def test_tasks_helpers():
   family = envs.make('point_robot')
-  train, test = family.task_list('default')
+  train, test = _list(family, 'default')
   both = envs.concatenate_tasks(train, test)
   assert envs.num_tasks(both) == 52
   np.testing.assert_array_equal(

@@ -34,11 +34,14 @@ def _log(lengths, discounts, padding=0, first_time=0):
     next_observation=rng.normal(size=(count, 2)),
     extras={'time': time, 'features': rng.normal(size=(count, 1))},
   )
-  pad = lambda x: jnp.array(
-    np.concatenate([x, np.full((padding,) + x.shape[1:], np.nan)]), jnp.float32
+  pad = lambda x: np.float32(
+    np.concatenate([x, np.full((padding,) + x.shape[1:], np.nan)])
   )
-  valid = jnp.array([1.0] * count + [0.0] * padding)
+  valid = np.float32([1] * count + [0] * padding)
   return Transition(**jax.tree.map(pad, leaves)), valid
+
+
+_annotate = jax.jit(returns.annotate)
 
 
 def _loop(log, size):
@@ -76,7 +79,7 @@ def _loop(log, size):
 )
 def test_annotate_against_a_loop(lengths, discounts, padding, first_time):
   log, valid = _log(lengths, discounts, padding, first_time)
-  found = jax.jit(lambda *given: returns.annotate(*given, _GAMMA))(log, valid)
+  found = jax.device_get(_annotate(log, valid, _GAMMA))
   size = sum(lengths)
   expected = _loop(log, size)
   assert set(found) == set(expected)
@@ -91,8 +94,8 @@ def test_annotate_against_a_loop(lengths, discounts, padding, first_time):
 def test_annotate_by_hand():
   """Rewards 1, 2, 4 to a fall; then 8 and the log's end."""
   log, valid = _log((3, 1), (0, 1))
-  log = log._replace(reward=jnp.array([1.0, 2.0, 4.0, 8.0]))
-  found = returns.annotate(log, valid, 0.5)
+  log = log._replace(reward=np.float32([1.0, 2.0, 4.0, 8.0]))
+  found = _annotate(log, valid, 0.5)
   np.testing.assert_allclose(found['return_to_go'], [3, 4, 4, 8])
   # Gamma of a last step is gamma; a fall does not make it 0.
   np.testing.assert_allclose(found['bootstrap'], [0.125, 0.25, 0.5, 0.5])
@@ -104,8 +107,8 @@ def test_annotate_by_hand():
 
 def test_a_log_that_is_cut_ends_its_episode():
   log, valid = _log((5,), (0,))
-  cut = valid.at[3:].set(0.0)
-  found = returns.annotate(log, cut, _GAMMA)
+  valid[3:] = 0.0
+  found = jax.device_get(_annotate(log, valid, _GAMMA))
   np.testing.assert_allclose(
     found['return_to_go'][0],
     sum(_GAMMA**k * float(log.reward[k]) for k in range(3)),
@@ -120,20 +123,24 @@ def test_a_log_that_is_cut_ends_its_episode():
 
 def test_annotate_over_tasks():
   logs = [_log((3, 2), (0, 1), 2), _log((2, 5), (1, 1))]
-  stacked = jax.tree.map(lambda *x: jnp.stack(x), *logs)
-  found = jax.vmap(lambda *given: returns.annotate(*given, _GAMMA))(*stacked)
+  stacked = jax.tree.map(lambda *x: np.stack(x), *logs)
+  annotate = jax.jit(lambda *given: returns.annotate(*given, _GAMMA))
+  found = jax.device_get(jax.jit(jax.vmap(annotate))(*stacked))
   for m, given in enumerate(logs):
-    for name, leaf in returns.annotate(*given, _GAMMA).items():
+    for name, leaf in annotate(*given).items():
       np.testing.assert_array_equal(found[name][m], leaf)
 
 
 def test_bootstrapped_by_hand():
   # 3 + 0.5 * 4; -1 + 0 * 7
-  given = [jnp.array(x) for x in ([3.0, -1.0], [0.5, 0.0], [4.0, 7.0])]
-  np.testing.assert_array_equal(returns.bootstrapped(*given), [5.0, -1.0])
-  gradients = jax.grad(lambda *x: jnp.sum(returns.bootstrapped(*x)), (0, 1, 2))(
-    *given
-  )
-  assert not any(np.any(g) for g in gradients)
+  given = np.float32([[3.0, -1.0], [0.5, 0.0], [4.0, 7.0]])
+  found, gradients = jax.jit(
+    lambda *x: (
+      returns.bootstrapped(*x),
+      jax.grad(lambda *x: jnp.sum(returns.bootstrapped(*x)), (0, 1, 2))(*x),
+    )
+  )(*given)
+  np.testing.assert_array_equal(found, [5.0, -1.0])
+  assert not np.any(np.stack(gradients))
   with pytest.raises(AssertionError):
     returns.bootstrapped(given[0], given[1], given[2][:, None])

@@ -14,14 +14,14 @@ _HIGH, _LOW = 0.5, -10.0
 
 
 def _array(*shape):
-  return jnp.array(_RNG.normal(size=shape), jnp.float32)
+  return np.float32(_RNG.normal(size=shape))
 
 
 _DATA = Transition(
   _array(4, 6, 3),
   _array(4, 6, 2),
   _array(4, 6),
-  jnp.array(_RNG.integers(0, 2, (4, 6)), jnp.float32),
+  np.float32(_RNG.integers(0, 2, (4, 6))),
   _array(4, 6, 3),
 )
 
@@ -32,7 +32,7 @@ def _shaken(params):
   return jax.tree.unflatten(
     tree,
     [
-      np.asarray(leaf) + 0.5 * np.asarray(_array(*leaf.shape))
+      np.asarray(leaf) + np.float32(0.5) * _array(*leaf.shape)
       for leaf in leaves
     ],
   )
@@ -57,19 +57,18 @@ def test_points_against_numpy(next_observation, terminal):
   columns = [_DATA.observation, _DATA.action, _DATA.reward[..., None]]
   columns += [_DATA.next_observation] * next_observation
   columns += [1 - _DATA.discount[..., None]] * terminal
-  points = network.apply(params, _DATA, _array(4, 6, 5))
+  apply = jax.jit(network.apply)
+  points = apply(params, _DATA, _array(4, 6, 5))
   np.testing.assert_allclose(
     points, np.tanh(_mlp(params['point'], *columns)), rtol=1e-4, atol=1e-5
   )
   # The noise does not matter, and no further leaf of the data does.
-  data = _DATA._replace(extras={'features': jnp.nan})
+  data = _DATA._replace(extras={'features': np.nan})
   if not next_observation:
-    data = data._replace(next_observation=jnp.nan * data.next_observation)
+    data = data._replace(next_observation=np.nan * data.next_observation)
   if not terminal:
-    data = data._replace(discount=jnp.nan * data.discount)
-  np.testing.assert_array_equal(
-    network.apply(params, data, _array(4, 6, 5)), points
-  )
+    data = data._replace(discount=np.nan * data.discount)
+  np.testing.assert_array_equal(apply(params, data, _array(4, 6, 5)), points)
 
 
 @pytest.mark.parametrize(
@@ -81,38 +80,43 @@ def test_stochastic_points(log_variance, variance):
   params = jax.jit(network.init)(_KEY)
   np.testing.assert_array_equal(params['log_variance'], np.zeros(2))
   params = _shaken(params)
-  params['log_variance'] = jnp.full(2, log_variance, jnp.float32)
+  params['log_variance'] = np.full(2, log_variance, np.float32)
   noise = _array(4, 6, 2)
   mean = _mlp(
     params['point'], _DATA.observation, _DATA.action, _DATA.reward[..., None]
   )
-  points = network.apply(params, _DATA, noise)
+  points, gradient = jax.jit(
+    lambda p: (
+      network.apply(p, _DATA, noise),
+      jax.grad(lambda p: jnp.sum(network.apply(p, _DATA, noise)))(p),
+    )
+  )(params)
   np.testing.assert_allclose(
     points, np.tanh(mean + np.sqrt(variance) * noise), rtol=1e-4, atol=1e-5
   )
-  gradient = jax.grad(lambda p: jnp.sum(network.apply(p, _DATA, noise)))(
-    params
-  )['log_variance']
+  gradient = np.asarray(gradient['log_variance'])
   assert np.all((gradient != 0) == (0.1 < variance < 10.0))
 
 
 def test_masked_mean():
   points = _array(3, 4, 2)
-  mask = jnp.array([[1.0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]])
+  mask = np.float32([[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]])
   expected = [
     (points[0, 0] + points[0, 2] + points[0, 3]) / 3,
     points[1, 1],
     np.zeros(2),
   ]
   np.testing.assert_allclose(
-    context.masked_mean(points, mask), expected, rtol=1e-5, atol=1e-6
+    jax.jit(context.masked_mean)(points, mask), expected, rtol=1e-5, atol=1e-6
   )
 
 
 def test_bounded_gaussian_against_numpy():
   network = context.bounded_gaussian((3, 2), 4, (7,))
   params = _shaken(jax.jit(network.init)(_KEY))
-  mean, variance = network.apply(params, _DATA.observation, _DATA.action)
+  mean, variance = jax.jit(network.apply)(
+    params, _DATA.observation, _DATA.action
+  )
   out = np.tanh(_mlp(params, _DATA.observation, _DATA.action))
   np.testing.assert_allclose(mean, out[..., :4], rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(
@@ -126,8 +130,8 @@ def test_gaussian_model_against_numpy():
   np.testing.assert_array_equal(params['low'], np.full(2, _LOW))
   np.testing.assert_array_equal(params['high'], np.full(2, _HIGH))
   params = _shaken(params)
-  params['low'] = jnp.array([-1.0, -0.5])  # where both bounds are felt
-  (mean, variance), spread = network.apply(
+  params['low'] = np.float32([-1.0, -0.5])  # where both bounds are felt
+  (mean, variance), spread = jax.jit(network.apply)(
     params, _DATA.observation, _DATA.action
   )
   out = _mlp(params['body'], _DATA.observation, _DATA.action)
@@ -143,8 +147,9 @@ def test_gaussian_model_stays_between_its_bounds():
   network = context.gaussian_model((1,), 1, ())
   params = jax.jit(network.init)(_KEY)
   head = params['body']['params']['Dense_0']
+  apply = jax.jit(network.apply)
   for raw, bound in ((200.0, _HIGH), (-200.0, _LOW)):
-    head['kernel'] = jnp.array([[0.0, raw]])
-    (_, variance), _ = network.apply(params, jnp.ones((1,)))
+    head['kernel'] = np.float32([[0.0, raw]])
+    (_, variance), _ = apply(params, np.ones(1, np.float32))
     # softplus(x) > 0 for the lower bound: it is reached from above.
     np.testing.assert_allclose(np.log(variance), [bound], atol=1e-3)

@@ -24,19 +24,22 @@ def _params(network, scale=0.3):
 def _steps(seed=0):
   """s', a, r of a batch of sequences, and which steps count."""
   rng = np.random.default_rng(seed)
-  draw = lambda *shape: jnp.array(rng.normal(size=shape), jnp.float32)
-  mask = jnp.array(np.arange(_T) < np.array(_LENGTHS)[:, None], jnp.float32)
+  draw = lambda *shape: np.float32(rng.normal(size=shape))
+  mask = np.float32(np.arange(_T) < np.array(_LENGTHS)[:, None])
   return (draw(_BATCH, _T, _O), draw(_BATCH, _T, _A), draw(_BATCH, _T)), mask
 
 
 def test_encoder_against_numpy():
   params = _params(_ENCODER)
   (observation, action, reward), mask = _steps()
-  start = 0.3 * jax.random.normal(jax.random.key(1), (_BATCH, _H))
-  hidden = jax.jit(_ENCODER.advance)(
-    params, start, observation, action, reward, mask
-  )
-  read = _ENCODER.read(params, hidden)
+  start = np.float32(0.3 * np.random.default_rng(1).normal(size=(_BATCH, _H)))
+
+  @jax.jit
+  def run(params):
+    hidden = _ENCODER.advance(params, start, observation, action, reward, mask)
+    return hidden, _ENCODER.read(params, hidden)
+
+  hidden, read = jax.device_get(run(params))
   assert hidden.shape == (_BATCH, _T, _H) and read.shape == (3, _T, 2 * _Z)
   for i, length in enumerate(_LENGTHS):
     h = np.asarray(start[i], np.float64)
@@ -58,11 +61,13 @@ def test_one_step_at_a_time():
   params = _params(_ENCODER)
   steps, _ = _steps()
   advance = jax.jit(_ENCODER.advance)
-  start, ones = jnp.zeros((_BATCH, _H)), jnp.ones((_BATCH, _T))
-  whole = advance(params, start, *steps, ones)
+  start = np.zeros((_BATCH, _H), np.float32)
+  ones = np.ones((_BATCH, _T), np.float32)
+  whole = np.asarray(advance(params, start, *steps, ones))
   h = start
   for t in range(_T):
-    h = advance(params, h, *[x[:, t : t + 1] for x in steps], ones[:, :1])[:, 0]
+    h = advance(params, h, *[x[:, t : t + 1] for x in steps], ones[:, :1])
+    h = np.asarray(h)[:, 0]
     helpers.assert_close(h, whole[:, t], rtol=1e-5, atol=1e-6)
   single = advance(params, start[0], *[x[0] for x in steps], ones[0])
   helpers.assert_close(single, whole[0], rtol=1e-5, atol=1e-6)
@@ -73,7 +78,7 @@ def test_what_does_not_count_changes_nothing():
   steps, mask = _steps()
   other, _ = _steps(1)
   mixed = [
-    jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)) > 0, x, 1e3 * y)
+    np.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)) > 0, x, 1e3 * y)
     for x, y in zip(steps, other)
   ]
 
@@ -84,14 +89,14 @@ def test_what_does_not_count_changes_nothing():
   run = jax.jit(jax.value_and_grad(loss))
   helpers.assert_close(run(params, mixed), run(params, steps), 1e-6)
   value, gradient = run(params, steps)
-  assert value > 0 and all(
+  assert float(value) > 0 and all(
     helpers.largest(part) > 1e-4 for part in gradient.values()
   )
 
 
 def test_encoder_starts_as_published():
   encoder = recurrent.belief_encoder(30, 20, 5, 64, (32, 16, 16))
-  params = jax.jit(encoder.init)(jax.random.key(0))
+  params = jax.device_get(jax.jit(encoder.init)(jax.random.key(0)))
   for name, inputs in (('input', 64), ('recurrent', 64)):
     layer = params[name]['params']
     kernel = layer['kernel']
@@ -106,7 +111,8 @@ def test_encoder_starts_as_published():
       assert 0.7 < helpers.largest(leaf) * np.sqrt(inputs) <= 1.0
   # The prior is what the heads make of a hidden state of zeros.
   np.testing.assert_array_equal(
-    encoder.read(params, jnp.zeros(64)), params['heads']['params']['bias']
+    jax.jit(encoder.read)(params, np.zeros(64, np.float32)),
+    params['heads']['params']['bias'],
   )
 
 
@@ -127,9 +133,9 @@ def test_learners_side_by_side_never_decompose_a_batch():
   shapes = list(_operands_of('qr', jax.make_jaxpr(side_by_side)(keys).jaxpr))
   assert shapes and all(len(shape) == 2 for shape in shapes)
   one_by_one = jax.tree.map(
-    lambda *leaves: jnp.stack(leaves), *map(encoder.init, keys)
+    lambda *leaves: np.stack(leaves), *map(jax.jit(encoder.init), keys)
   )
-  helpers.assert_close(side_by_side(keys), one_by_one, 1e-6)
+  helpers.assert_close(jax.jit(side_by_side)(keys), one_by_one, 1e-6)
 
 
 @pytest.mark.parametrize('whole_step', [True, False])
@@ -138,10 +144,10 @@ def test_decoder_against_numpy(whole_step):
   params = _params(decoder)
   rng = np.random.default_rng(2)
   z, s, a, s2 = [
-    jnp.array(rng.normal(size=(2,) + shape), jnp.float32)
+    np.float32(rng.normal(size=(2,) + shape))
     for shape in ((4, _Z), (_T, _O), (_T, _A), (_T, _O))
   ]
-  rewards = jax.jit(decoder.apply)(params, z, s, a, s2)
+  rewards = np.asarray(jax.jit(decoder.apply)(params, z, s, a, s2))
   assert rewards.shape == (2, 4, _T)
   for i in range(2):
     for d in range(4):
@@ -157,7 +163,8 @@ def test_decoder_against_numpy(whole_step):
 
 def test_decoder_starts_as_published():
   decoder = recurrent.reward_decoder(30, 20, 5, (32, 32), (32, 16), True)
-  layers = jax.jit(decoder.init)(jax.random.key(0))['params']
+  params = jax.device_get(jax.jit(decoder.init)(jax.random.key(0)))
+  layers = params['params']
   # s and s' share an embedding; both parts of the first layer have the bound
   # of the whole, 5 + 32 + 32 + 16 = 85 inputs.
   for i, inputs in enumerate((30, 20, 85, 85, 32, 32)):

@@ -42,14 +42,13 @@ _CONFIG = Visits(
 )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _offline(mark, capacity=60, sequences=4):
   """Offline rows whose rewards are 1000 * mark + 100 * task + row."""
   reward = (
     1000.0 * mark + 100.0 * jnp.arange(_M)[:, None] + jnp.arange(_OFFLINE)
   )
-  data = jax.jit(
-    lambda: probes.random_transitions(_KEY, _FAMILY.spec, (_M, _OFFLINE))
-  )()
+  data = probes.random_transitions(_KEY, _FAMILY.spec, (_M, _OFFLINE))
   return buffers.make(
     data._replace(reward=reward), jnp.full(_M, _OFFLINE), capacity, sequences
   )
@@ -58,7 +57,7 @@ def _offline(mark, capacity=60, sequences=4):
 def _new(buffer, task):
   """Rows of a task after its offline data."""
   return jax.tree.map(
-    lambda x: np.asarray(x[task, _OFFLINE : int(buffer.size[task])]),
+    lambda x: np.asarray(x)[task, _OFFLINE : int(buffer.size[task])],
     buffer.data,
   )
 
@@ -90,17 +89,22 @@ def _spy():
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _gather_spied(family, config, replay, task_id, key):
+def _gather(family, config, replay, task_id, key):
   return gathering.gather(
     family, _spy(), (), replay, _TASKS, task_id, key, config
   )[0]
 
 
-_VISITED = jnp.array([2, 0])
+def _gather_spied(*given):
+  """The replay of a visit, in numpy."""
+  return jax.device_get(_gather(*given))
+
+
+_VISITED = np.array([2, 0])
 
 
 def _replay(shared=False):
-  return Replay(_offline(0), None if shared else _offline(1))
+  return jax.device_get(Replay(_offline(0), None if shared else _offline(1)))
 
 
 def test_counts_order_and_places():
@@ -111,7 +115,7 @@ def test_counts_order_and_places():
   np.testing.assert_array_equal(replay.context.size, [16, 6, 16, 6])
   for task in (0, 2):
     rl, encoder = _new(replay.query, task), _new(replay.context, task)
-    value = float(_TASKS['value'][task])
+    value = float(np.asarray(_TASKS['value'])[task])
     np.testing.assert_array_equal(
       rl.reward, np.tile(value * np.arange(1, 6), 5)
     )
@@ -129,7 +133,8 @@ def test_counts_order_and_places():
     assert np.all(means > 0.0) and np.all(means < 1000 + 100 * task + 6)
     assert means[0, 0] != means[1, 0]
   # Offline data stay.
-  for old, new in ((_offline(0), replay.query), (_offline(1), replay.context)):
+  before = _replay()
+  for old, new in zip(before, replay, strict=True):
     np.testing.assert_array_equal(
       new.data.reward[:, :_OFFLINE], old.data.reward[:, :_OFFLINE]
     )
@@ -148,7 +153,7 @@ def test_sequences_are_recorded(shared):
     assert buffer.sequence_length[task, 0] == 10
   # A second iteration, with a task twice.
   replay = _gather_spied(
-    _FAMILY, config, replay, jnp.array([2, 2]), jax.random.key(1)
+    _FAMILY, config, replay, np.array([2, 2]), jax.random.key(1)
   )
   buffer = replay.contexts()
   np.testing.assert_array_equal(buffer.num_sequences, [1, 0, 3, 0])
@@ -203,13 +208,13 @@ def test_terminating_episodes_fill_the_quota():
 )
 def test_steps_that_blew_up_are_counted(family, rewards, expected):
   config = dataclasses.replace(_CONFIG, rewards=rewards)
-  visited = jnp.array([1, 3])  # tasks that live longer than that
+  visited = np.array([1, 3])  # tasks that live longer than that
   metrics = jax.jit(
-    lambda: gathering.gather(
-      family, _spy(), (), _replay(), _TASKS, visited, _KEY, config
+    lambda replay, visited: gathering.gather(
+      family, _spy(), (), replay, _TASKS, visited, _KEY, config
     )[1]
-  )()
-  assert metrics == {'gather/diverged': expected}
+  )(_replay(), visited)
+  assert jax.device_get(metrics) == {'gather/diverged': expected}
 
 
 def test_labels():
@@ -233,17 +238,16 @@ def test_label_contexts_are_frozen_offline_data_of_the_task():
   """NaN wherever a label context must not come from."""
   replay = _replay()
   online = jax.tree.map(
-    lambda x: jnp.full_like(x[0, :3], jnp.nan), replay.context.data
+    lambda x: np.full_like(x[0, :3], np.nan), replay.context.data
   )
-  encoder = replay.context
+  encoder, append = replay.context, jax.jit(buffers.append)
   for task in range(_M):
-    encoder = buffers.append(encoder, task, online, jnp.int32(3))
-  for task in (1, 3):  # not visited
-    encoder = encoder._replace(
-      data=jax.tree.map(lambda x: x.at[task].set(jnp.nan), encoder.data)
-    )
+    encoder = append(encoder, task, online, np.int32(3))
+  encoder = jax.tree.map(np.array, encoder)
+  for leaf in jax.tree.leaves(encoder.data):
+    leaf[[1, 3]] = np.nan  # not visited
   rl = replay.query._replace(
-    data=jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), replay.query.data)
+    data=jax.tree.map(lambda x: np.full_like(x, np.nan), replay.query.data)
   )
   config = dataclasses.replace(_CONFIG, posterior_steps=0)
   after = _gather_spied(_FAMILY, config, Replay(rl, encoder), _VISITED, _KEY)
@@ -281,10 +285,11 @@ def test_prior_episodes_alone_fill_every_task():
     _CONFIG, rewards='true', prior_steps=7, posterior_steps=0
   )
   replay, _ = jax.jit(
-    lambda: gathering.gather(
-      _MORTAL, _spy(), (), _replay(), _TASKS, jnp.arange(_M), _KEY, config
+    lambda replay: gathering.gather(
+      _MORTAL, _spy(), (), replay, _TASKS, jnp.arange(_M), _KEY, config
     )
-  )()
+  )(_replay())
+  replay = jax.device_get(replay)
   # Lifetimes 2, 5, 3, 4: whole episodes to at least 7 steps.
   for buffer in (replay.query, replay.context):
     np.testing.assert_array_equal(buffer.size - _OFFLINE, [8, 10, 9, 8])
@@ -324,13 +329,15 @@ def test_true_rewards_are_absent_from_the_online_phase(name, family, poison):
     shared_replay=True,
   )
 
+  add = jax.jit(lambda state: jax.tree.map(lambda x: x[None], state))
+
   def iteration(family, config):
     replay = jax.jit(
-      lambda state, replay: gathering.gather(
-        family, algorithm, state, replay, _TASKS, _VISITED, _KEY, config
+      lambda state, replay, visited: gathering.gather(
+        family, algorithm, state, replay, _TASKS, visited, _KEY, config
       )[0]
-    )(state, _replay(shared=name == 'trained'))
-    after, _ = update(jax.tree.map(lambda x: x[None], state), replay)
+    )(state, _replay(shared=name == 'trained'), _VISITED)
+    after, _ = update(add(state), replay)
     return replay, after
 
   clean = iteration(family, _CONFIG)
@@ -339,7 +346,8 @@ def test_true_rewards_are_absent_from_the_online_phase(name, family, poison):
   assert not any(
     np.any(np.isnan(helpers.numbers(x))) for x in jax.tree.leaves(clean)
   )
-  assert clean[0].query.size[0] > _OFFLINE and int(clean[1].step[0]) == 3
+  assert np.asarray(clean[0].query.size)[0] > _OFFLINE
+  assert np.asarray(clean[1].step)[0] == 3
   if name == 'trained':
     return
   # The oracle does read them, so poison would have shown.
@@ -355,7 +363,7 @@ def test_true_rewards_are_absent_from_the_online_phase(name, family, poison):
 def test_no_round_copies_the_replay(family):
   """Seeds finish after different numbers of rounds; no select over a buffer."""
   seeds = helpers.seeds(jax.random.split(_KEY, 2))
-  replay = jax.tree.map(lambda x: jnp.stack([x, x]), _replay())
+  replay = jax.tree.map(lambda x: np.stack([x, x]), _replay())
   gather = jax.jit(
     jax.vmap(
       lambda replay, task_id, key: gathering.gather(
@@ -372,7 +380,7 @@ def test_no_round_copies_the_replay(family):
       axis_name=parallel.SEEDS,
     )
   )
-  args = replay, jnp.array([[2, 0], [1, 3]]), seeds.keys
+  args = replay, np.array([[2, 0], [1, 3]]), seeds.keys
   capacity = replay.query.data.reward.shape
   whole = 'tensor<' + 'x'.join(map(str, capacity))
   selects = [
@@ -382,7 +390,7 @@ def test_no_round_copies_the_replay(family):
   ]
   assert selects and not [line for line in selects if whole in line]
   # One seed alone gives the same.
-  both = gather(*args)
+  both = jax.device_get(gather(*args))
   for s in range(2):
     alone = _gather_spied(family, _CONFIG, _replay(), *[x[s] for x in args[1:]])
     for one, two in zip(alone, both):
@@ -447,7 +455,7 @@ def test_scheduled_capacities_are_never_exceeded(family, clear):
 
     return jax.vmap(one)(keys, visited, lifetimes)
 
-  exact, roomy = run(size.query, size.context), run(300, 300)
+  exact, roomy = jax.device_get([run(size.query, size.context), run(300, 300)])
   for got, expected in zip(exact, roomy):
     np.testing.assert_array_equal(got.size, expected.size)
     assert np.all(got.num_sequences <= size.sequences)

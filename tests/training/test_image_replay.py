@@ -109,7 +109,7 @@ def test_the_learner_keeps_the_contract():
 
 def test_the_script_sees_where_the_blob_is():
   for position in ((0.0, 0.0), (0.3, -0.4)):
-    found = blob.locate(blob.draw(jnp.array(position)))
+    found = jax.jit(lambda at: blob.locate(blob.draw(at)))(np.float32(position))
     np.testing.assert_allclose(found, position, atol=0.02)
 
 
@@ -192,7 +192,8 @@ def test_episodes_of_any_length_and_cut_logs(setup):
       [
         start + np.arange(length)
         for start, length in zip(
-          replay.sequence_start[m], replay.sequence_length[m]
+          np.asarray(replay.sequence_start)[m],
+          np.asarray(replay.sequence_length)[m],
         )
       ]
     )
@@ -201,9 +202,15 @@ def test_episodes_of_any_length_and_cut_logs(setup):
       expected = getattr(log, name)[m, : size[m]]
       np.testing.assert_array_equal(getattr(found, name), expected, name)
   # Loose rows are steps, all of them, none more often than others.
-  drawn, mask = jax.vmap(
-    lambda task: sampler.draw_rows(jax.random.key(0), replay, task, Rows(4000))
-  )(jnp.arange(2))
+  drawn, mask = jax.device_get(
+    jax.jit(
+      jax.vmap(
+        lambda task: sampler.draw_rows(
+          jax.random.key(0), replay, task, Rows(4000)
+        )
+      )
+    )(np.arange(2))
+  )
   assert np.all(mask == 1)
   for m, ends in enumerate(([2, 6, 8, 11], [4, 7])):
     counts = np.bincount(np.asarray(drawn[m]), minlength=data.size[m])

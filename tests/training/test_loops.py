@@ -11,7 +11,6 @@ import pytest
 from offmeta.checkpoints.checkpointer import Checkpointer
 from offmeta.data import buffer as buffers
 from offmeta.data.buffer import Replay
-from offmeta.testing import probes
 from offmeta.training import loop as loops, metrics, stopping, updates
 from offmeta.types import BatchSpec, LearnerState, Loop, Rows, Stage
 
@@ -66,7 +65,7 @@ def _states(memory=()):
 
 @pytest.fixture(name='replay', scope='module')
 def _replay():
-  data = probes.random_transitions(jax.random.key(1), helpers.SPEC, (3, 8))
+  data = helpers.random_transitions(1, helpers.SPEC, (3, 8))
   return Replay(buffers.make(data, jnp.full(3, 8), 8), None)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from offmeta.data import buffer as buffers
-from offmeta.testing import probes
 from offmeta.training import memory
 
 _GB = 1000**3
@@ -46,7 +45,7 @@ def _machine(root, files):
 
 @pytest.mark.parametrize('extras', [False, True])
 def test_replay_demand_is_the_size_of_a_real_buffer(extras):
-  example = probes.random_transitions(jax.random.key(0), helpers.SPEC, ())
+  example = helpers.random_transitions(0, helpers.SPEC, ())
   if extras:
     example = example._replace(
       extras={'features': jnp.zeros((2,)), 'diverged': jnp.zeros((), jnp.int8)}
@@ -65,7 +64,7 @@ def test_replay_demand_is_the_size_of_a_real_buffer(extras):
 
 
 def test_replay_demand_makes_no_buffer():
-  example = probes.random_transitions(jax.random.key(0), helpers.SPEC, ())
+  example = helpers.random_transitions(0, helpers.SPEC, ())
   demand = memory.replay_demand(example, 10**5, 10**6, 10, 'replay')
   # 40 TB of rows; per task two sizes and the number of sequences.
   assert demand.nbytes == 10 * 10**5 * (10**6 * 40 + 12)
