@@ -58,7 +58,7 @@ def uniform_at_first(policy: Policy, action_size: int) -> Policy:
   """The policy or, until it has adapted to enough, uniform random actions.
 
   One program for both. With `Acting.uniform_steps` a meta-test depends on no
-  trained exploration (CSRO's non-prior protocol, spec baselines A4).
+  trained exploration (CSRO's non-prior protocol).
   """
   uniform = uniform_policy(action_size)
 
@@ -239,7 +239,7 @@ def adaptation_sequence(
   context_fn: ContextFn | None = None,
   record: RecordFn = lambda state: {},
 ) -> Adaptation:
-  """Episodes with adaptation in between (spec smac 1.3).
+  """Episodes with adaptation in between.
 
   Whole episodes are run until `num_steps` steps are used. The belief is the
   prior for the first `num_prior_episodes`; afterwards it is formed, before
