@@ -193,9 +193,9 @@ def meta_test_given_context(
   axis_name: str | None = None,
   held: bool | Array = False,
 ) -> Array:
-  """Returns [M, R, E] with contexts that are handed over.
+  """Returns [M, R, E] with offline contexts.
 
-  Spec smac 1.3 (a): one context per repetition, which every episode starts
+  As in SMAC's release: one context per repetition, which every episode starts
   with; one latent per episode.
 
   Args:

@@ -376,7 +376,7 @@ class DataSpec(NamedTuple):
   Attributes:
     returns_discount: if not None, every transition's extras hold what
       `losses.returns.annotate` computes under this discount.
-    stride: keep every so-manieth row, counted from the end of the log
+    stride: keep every `stride`-th row, counted from the end of the log
       (MACAW's `buffer_skip`).
     sequence_episodes: so many consecutive episodes of a task are one sequence
       (BOReL's meta-episode; what is left over is a shorter one); 0: none.
@@ -497,10 +497,10 @@ class Algorithm(NamedTuple):
       in the training tasks before every iteration, once per variant of the
       experiment; a 'finetune' loop in each held-out task on data of its own.
     explore: collects data.
-    evaluate: scored with context that it collected itself.
-    evaluate_given_context: scored with a context that was handed to it: loose
-      transitions, or, with `data.sequence_episodes` above 1, the beginning of
-      a recorded sequence; None if neither means anything to it.
+    evaluate: scored with a self-collected context.
+    evaluate_given_context: scored with an offline context: loose transitions,
+      or, with `data.sequence_episodes` above 1, the beginning of a recorded
+      sequence; None if neither means anything to it.
     actor_params: (LearnerState) -> what the policies take as params.
     relabel: (LearnerState, context [N, ...], valid [N], data [T, ...], key)
       -> rewards [T] without access to `data.reward`; None if there is none.
@@ -548,7 +548,7 @@ class Evidence(NamedTuple):
   """What `Algorithm.diagnose` may look at: M training tasks, one seed.
 
   Attributes:
-    logged: leaves [M, N, ...], contexts from the logs, as they are handed over.
+    logged: leaves [M, N, ...], offline contexts.
     logged_mask: [M, N], 1 where an entry counts.
     own: leaves [M, W, ...], what the policy collected itself and keeps
       (`Policy.keep`), in order.

@@ -217,8 +217,8 @@ def test_one_process_continues(continued, finished_run):
 def test_two_processes_score(two, finished_run):
   assert two.statuses['scored'] == [0, 0]
   (main, _), (other, _) = two.said['scored']
-  assert 'online_self_context' in main
-  assert 'online_self_context' not in other
+  assert 'self-collected context' in main
+  assert 'self-collected context' not in other
   ours, theirs = (
     _only(tiny_run.results(path, ()), 'evaluations')
     for path in (two.scored, finished_run)

@@ -6,8 +6,9 @@ episodes under the prior alone: the belief is carried on through all of them.
 
 from experiments.configs import base
 
-# Whole lives, as published: nothing keeps this SAC near its data, so it needs
-# to have seen what is worse, too (with their last quarters it stands still).
+# Whole histories, as published: nothing keeps this SAC near its data, so it
+# needs to have seen what is worse, too (with their last quarters it stands
+# still).
 _WHOLE = {'log_slice': 'all', 'context_size': 0}
 # 601 beliefs of 600 steps; fewer updates, each of them longer.
 _ROBOT = {
@@ -101,7 +102,7 @@ FAMILIES = {
 
 ABLATIONS = {
   'no_relabelling': {'borel': {'relabel_rewards': False}},
-  # In a comparison, whose `cpu` logs of robots are the end of each life.
+  # In a comparison, whose `cpu` logs of robots are the end of each history.
   'whole_logs': {
     'description': 'all that was logged, as published; data of its own',
     'collect': _WHOLE,

@@ -1,7 +1,7 @@
 """MACAW experiments: get_config('cheetah_dir'), get_config('cheetah_vel'), ...
 
-Its data are whole lives of one SAC learner per task, so that is the source
-here; `paper` sizes are the authors'.
+Its data are training histories of one SAC learner per task, so that is the
+source here; `paper` sizes are the authors'.
 """
 
 from experiments.configs import base
@@ -56,7 +56,7 @@ FAMILIES = {
   },
 }
 # Data quality: parts of the logs that there are. At `cpu` those of robots are
-# the last quarter of each life; for parts of whole lives, as published, set
+# the last quarter of each history; for parts of whole ones, as published, set
 # collect.log_slice to 'all'.
 ABLATIONS = {
   'no_head': {'macaw': {'advantage_coef': 0.0}},

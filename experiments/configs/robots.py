@@ -40,8 +40,8 @@ ANT_DIR = {
 }
 
 # Logs of one SAC learner per task at the `cpu` size: the last quarter of each
-# life. Most of the rest is a body that has not learnt to move, and few updates
-# learn little from it.
+# history. Most of the rest is a body that has not learnt to move, and few
+# updates learn little from it.
 SAC_LOGS = {'log_slice': 'last', 'log_size': 10_000, 'context_size': 0}
 # The same of PEARL: as many as published, from the end for every robot.
 PEARL_LOGS = {'log_slice': 'last', 'log_size': 1200, 'context_size': 0}

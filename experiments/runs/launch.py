@@ -183,7 +183,7 @@ def _execute_flags(
 
 
 def _report(setup: Any) -> None:
-  from offmeta.results import report
+  from offmeta.results import findings, report
   from offmeta.training.setup import PhaseError
 
   begin = time.monotonic()
@@ -192,9 +192,11 @@ def _report(setup: Any) -> None:
   except (ImportError, ValueError) as error:
     raise PhaseError(f'report: {error}') from error
   print()
-  print(report.text_table(summary))
+  print(findings.text(summary))
+  folder = setup.workdir / 'report'
+  print(f'every row: {folder / "table.txt"}')
   print(
-    f'\nreport: {setup.workdir / "report" / "index.html"}'
+    f'report: {folder / "index.html"}'
     f' (made in {time.monotonic() - begin:.1f} s)'
   )
 

@@ -24,7 +24,7 @@ empty). Deviations that are no settings:
 * Its CQL penalty (off by default) is left out: where CQL has exp(Q) / density
   it has Q / density under the logarithm.
 * The gradients of an RL update are taken at the same parameters (see `sac`).
-* A context that is handed over is the beginning of a recorded sequence, from
+* An offline context is the beginning of a recorded sequence, from
   which the belief goes on; the release has no such test.
 """
 

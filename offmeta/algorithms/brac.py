@@ -1,4 +1,4 @@
-"""Offline control given the latent of a task: what FOCAL and its kin share.
+"""Offline control given a latent: what FOCAL, CSRO and UNICORN share.
 
 Soft actor-critic that stays near the logged actions, by a divergence that a
 dual critic estimates (BRAC, Wu, Tucker, Nachum 2019, arXiv

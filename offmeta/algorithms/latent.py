@@ -1,6 +1,7 @@
 """Acting with a belief over a task latent.
 
-A Gaussian that is sampled from (PEARL, SMAC), or a point (FOCAL and its kin).
+A Gaussian that is sampled from (PEARL, SMAC), or a point (FOCAL, CSRO,
+UNICORN).
 """
 
 from collections.abc import Callable
@@ -112,8 +113,8 @@ def context_acting(
     encoder: (context, mask) -> Gaussian [Z].
     actor: (observation, latent) -> TanhNormal.
     latent_size: Z.
-    resample_period: see `latent_policy`; a context that is handed over (spec
-      smac 1.3 (a)) always keeps one latent per episode.
+    resample_period: see `latent_policy`; an offline context always
+      keeps one latent per episode.
 
   Returns:
     Keyword arguments of `Algorithm`: explore, evaluate,

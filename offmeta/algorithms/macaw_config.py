@@ -58,7 +58,7 @@ class Config:
   disjoint_batches: bool = False  # inner and outer rows differ; 'uniform' only
   # Divide by all tasks, or by the meta-batch.
   outer_norm: Literal['n_train', 'meta_batch'] = 'n_train'
-  stride: limits.Count = 7  # every so-manieth logged step is used
+  stride: limits.Count = 7  # every `stride`-th logged step is used
   # Inner batches, at meta-test too, from a part of each log (4.5): 'first',
   # 'middle' or 'last' `context_rows` in a row, without stride.
   context_part: Literal['all', 'first', 'middle', 'last'] = 'all'

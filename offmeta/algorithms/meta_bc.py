@@ -58,7 +58,7 @@ class Config:
   inner_policy_lr: limits.Weight = 1e-3  # at the start
   # 'uniform': as at meta-test.
   train_inner_sampling: Literal['contiguous', 'uniform'] = 'contiguous'
-  stride: limits.Count = 7  # every so-manieth logged step is used
+  stride: limits.Count = 7  # every `stride`-th logged step is used
   num_updates: limits.Count = 1_000_000
   num_tasks: limits.Count = 5  # meta-batch
   context_size: limits.Count = 256  # of the inner batch

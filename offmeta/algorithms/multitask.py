@@ -58,7 +58,7 @@ class Config:
   finetune_steps: limits.CountOrZero = 20  # of Adam at meta-test
   finetune_policy_lr: limits.Weight = 1e-3
   finetune_value_lr: limits.Weight = 1e-5
-  stride: limits.Count = 7  # every so-manieth logged step is used
+  stride: limits.Count = 7  # every `stride`-th logged step is used
   num_updates: limits.Count = 1_000_000
   num_tasks: limits.Count = 5  # meta-batch
   query_size: limits.Count = 256

@@ -17,7 +17,7 @@ from offmeta.types import Array, Key, Task, Transition
 
 
 class Logs(NamedTuple):
-  """What a source hands over.
+  """What a source makes.
 
   Attributes:
     train, test: of the training and of the held-out tasks.

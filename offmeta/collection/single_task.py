@@ -1,6 +1,6 @@
 """One SAC learner per task, side by side: tasks take the place of seeds.
 
-Each learner sees its own task alone. Its replay is its whole life in order,
+Each learner sees its own task alone. Its replay is its training history,
 from random actions to the last policy: nothing is evicted, as in MACAW's data.
 """
 
@@ -122,7 +122,7 @@ def rounds(config: SpecialistsConfig) -> Rounds:
   return Rounds(initial, total - initial + 1)
 
 
-def life(spec: EnvSpec, config: SpecialistsConfig) -> tuple[int, int]:
+def gathered_steps(spec: EnvSpec, config: SpecialistsConfig) -> tuple[int, int]:
   """Fewest and most steps that a learner gathers.
 
   Raises:
@@ -136,7 +136,7 @@ def life(spec: EnvSpec, config: SpecialistsConfig) -> tuple[int, int]:
 
 def rows(spec: EnvSpec, config: SpecialistsConfig) -> int:
   """Rows of a learner's replay; `append` writes whole episodes."""
-  return life(spec, config)[1] + spec.episode_length
+  return gathered_steps(spec, config)[1] + spec.episode_length
 
 
 def _gatherer(setup: Setup, config: SpecialistsConfig, initial: int):

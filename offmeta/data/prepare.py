@@ -219,8 +219,8 @@ def _kept_rows(size, stride: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _returns(log, size, spec: DataSpec) -> dict[str, np.ndarray]:
-  """`returns.annotate` of the rows that stay; one task at a time, since whole
-  lives of many learners are large."""
+  """`returns.annotate` of the rows that stay; one task at a time, since
+  training histories of many learners are large."""
   annotate = jax.jit(
     lambda log, valid: returns.annotate(log, valid, spec.returns_discount)
   )

@@ -73,7 +73,7 @@ def product(
     kernel: [I, O], float32.
     dimension_numbers: as `nn.Dense` gives them: last axis of x, first of
       kernel.
-    precision: of this product alone; anything but None outdoes the setting.
+    precision: of this product alone; anything but None overrides the setting.
 
   Raises:
     ValueError: bfloat16 and other dimension numbers.

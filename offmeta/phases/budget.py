@@ -59,8 +59,8 @@ _ROLLOUT_ADVICE = (
 )
 
 _SAC_ADVICE = (
-  'Shorten the lives (config.collect.specialists.env_steps), or take fewer'
-  ' tasks (config.family): these replays stay on the devices.'
+  'Shorten the training histories (config.collect.specialists.env_steps), or'
+  ' take fewer tasks (config.family): these replays stay on the devices.'
 )
 
 
@@ -298,7 +298,7 @@ def _scores(setup: Setup, episodes: int, number: int) -> memory.Demand:
 def _evaluation(
   setup: Setup, number: int, all_tasks: bool = False
 ) -> memory.Demand:
-  """All steps of a meta-test, and the contexts that are handed over.
+  """All steps of a meta-test, and the offline contexts.
 
   Args:
     setup: of the run.

@@ -27,9 +27,9 @@ from offmeta.results import (
 DATA = 'data'  # subfolder with the run that made the datasets
 # Key of a row's scores -> column.
 COLUMNS = {
-  'unadapted': 'un-adapted',
-  'self_context': 'own context',
-  'given_context': 'handed-over context',
+  'unadapted': 'before adapting',
+  'self_context': 'self-collected',
+  'given_context': 'offline context',
   'random_context': 'random context',
   'finetuned': 'fine-tuned',
 }
@@ -38,14 +38,14 @@ ADAPTED = ('self_context', 'given_context', 'random_context')
 _REFERENCES = ('random', 'behaviour', 'specialists', 'behaviour_data')
 _LEGEND = (
   'Return of the last episode in held-out tasks, mean [95% interval] over'
-  ' seeds. Un-adapted: an\nepisode without any context instead. Contexts are'
-  ' collected by the learner itself, handed over from the\nlogged data of the'
-  ' task, or collected by uniform random actions. Fine-tuned: mean of'
-  ' episodes at the\nend of online fine-tuning. Training: offline and online'
-  ' phase.'
+  ' seeds. Before adapting:\nan episode without any context. Self-collected: a'
+  ' context that the learner collected itself. Offline\ncontext: one from the'
+  " task's dataset. Random context: one of uniform random actions. Fine-tuned:"
+  ' mean of\nepisodes at the end of online fine-tuning. Training: offline and'
+  ' online phase.'
 )
 
-_GAINS = 'Gain by adapting: minus un-adapted, within a seed'
+_GAINS = 'Gain by adapting: minus before adapting, within a seed'
 
 
 class Row(NamedTuple):
@@ -56,7 +56,7 @@ class Row(NamedTuple):
     run: the run's name; it has several rows if it has online variants.
     scores: by the keys of COLUMNS, as JSON-ready intervals with the scores of
       all seeds; what the run does not have is absent.
-    gains: the scores in ADAPTED minus the un-adapted one, in the same form.
+    gains: the scores in ADAPTED minus that before adapting, in the same form.
     training_s: wall time of the offline phase, and of the online one if any.
     description: of the variant, or of the run.
   """

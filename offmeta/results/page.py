@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import html
 from typing import Any
 
-from offmeta.results import panels, records, tables
+from offmeta.results import findings, panels, records, tables
 
 # Picture -> (title, what to look for), in the order of the page.
 CAPTIONS = {
@@ -84,7 +84,11 @@ body { margin: 0 auto; max-width: 66rem; padding: 2rem 1.25rem 4rem;
   font-family: system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; }
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; }
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 p, li, figcaption { max-width: 48rem; }
+.finding { font-size: 1.15rem; }
+.warning { font-size: 1.15rem; padding: .6rem .9rem; border-radius: 6px;
+  background: var(--mark); }
 .facts { color: var(--soft); margin: 0 0 1.5rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
@@ -105,24 +109,31 @@ figure { margin: 0; }
 img { max-width: 100%; height: auto; background: #fff; padding: .6rem;
   border: 1px solid var(--line); border-radius: 8px; }
 figcaption { color: var(--soft); font-size: .92rem; margin-top: .5rem; }
+@media (max-width: 40rem) {
+  body { padding: 1rem .8rem 3rem; }
+  figure, details { overflow-x: auto; }
+  figure img, details img { max-width: none; width: 46rem; }
+  .main { font-size: .85rem; }
+  .plain td { display: block; border: 0; padding: .1rem 0; }
+  .plain td:first-child { color: var(--soft); padding-top: .5rem; }
+}
 summary { cursor: pointer; }
 """
 
 _METHOD = """
 <p>The score of a seed is the true return of the last adaptation episode, as a
-mean over tasks and repetitions. Each repetition starts with an empty context,
-and rows ending in <code>_self_context</code> let the policy collect what it
-adapts to: the first episodes act on the prior. The row <code>_unadapted</code>
-is an episode without any context, in which the policy learns nothing: the very
-first of these where the policy has a prior to act on. Rows ending in
-<code>_given_context</code> are handed a context from the logged data of the
-held-out task instead, those in <code>_random_context</code> one of uniform
-random actions. On training tasks
-<code>_offline_context</code> is the handed-over context and rows starting with
-<code>train_</code> are its twins with self-collected context. Rows ending in
-<code>_adaptation</code> and <code>_adaptation_given</code> are adapted minus
-unadapted on held-out tasks, within a seed; a shift is offline-context minus
-self-context return on training tasks, within a seed.</p>
+mean over tasks and repetitions. Rows ending in <code>_self_context</code> adapt
+to a self-collected context: each repetition starts with nothing, and the first
+episodes act on the prior. The row <code>_unadapted</code> is an episode without
+any context, in which the policy learns nothing. Rows ending in
+<code>_given_context</code> adapt to an offline context from the dataset of the
+held-out task, those in <code>_random_context</code> to uniform random actions.
+On training tasks, rows ending in <code>_offline_context</code> adapt to an
+offline context, rows starting with <code>train_</code> to a self-collected one.
+Rows ending in <code>_adaptation</code> and <code>_adaptation_given</code> are
+after minus before adapting on held-out tasks, within a seed. A shift is the
+return with an offline context minus that with a self-collected one, on training
+tasks, within a seed.</p>
 """
 _ONLINE_METHOD = """
 <p><code>online</code> rows follow the headline variant, <b>{headline}</b>, and
@@ -165,21 +176,16 @@ def render(
   parts = [
     f'<h1>{html.escape(title)}</h1>',
     f'<p class="facts">{html.escape(" · ".join(filter(None, facts)))}</p>',
-    _verdict(summary),
-    f'<div class="scroll">{tables.html_table(summary)}</div>',
-    f'<p>{html.escape(tables.divergence_note(summary))}</p>',
-    '<h2>How to read the table</h2>',
-    _METHOD,
-    online if run.headline_variant else '',
-    _UNIT,
-    _variants(record),
+    _finding(summary),
     *[
       _figure(name, pictures[name], bool(run.headline_variant))
       for name in CAPTIONS
       if name in pictures
     ],
+    _variants(record),
     _logged(logged),
     _diagnostics(summary),
+    _table(summary, online if run.headline_variant else ''),
     _timing(record.timing),
     _origin(record),
   ]
@@ -191,31 +197,35 @@ def render(
   )
 
 
-def _verdict(summary: Mapping[str, Any]) -> str:
-  """One sentence on the main comparison, in the words of its interval."""
-  if summary['headline_variant']:
-    name, what = 'online_minus_offline', 'the online phase'
-  else:
-    name, what = 'offline_adaptation', 'adapting to its own context'
-  entry = summary['paired'][name]
-  rows = summary['rows']
-  if 'offline_self_context' not in rows and 'online_self_context' in rows:
-    return ''  # trained online only: there is nothing before it
-  if entry['mean'] is None:
-    return f'<p>What {what} changes has not been tested yet.</p>'
-  mean = f'{entry["mean"]:+.2f}'
-  if entry['low'] is None:
-    return (
-      f'<p>On held-out tasks {what} changes the return by '
-      f'<b>{mean}</b> (one seed, no interval).</p>'
-    )
-  low, high = entry['low'], entry['high']
-  claim = (
-    'raises' if low > 0 else 'lowers' if high < 0 else 'does not clearly change'
+def _finding(summary: Mapping[str, Any]) -> str:
+  """One sentence, and three rows."""
+  said = html.escape(findings.sentence(summary))
+  kind = 'warning' if summary.get('profile') == 'smoke' else 'finding'
+  main = ('random', 'offline_self_context', 'online_self_context')
+  if not summary['headline_variant']:
+    main = ('random', 'offline_unadapted', 'offline_self_context')
+  cells = ''.join(
+    f'<tr><td>{html.escape(row.words)}</td><td class="n">{row.mean}</td>'
+    f'<td class="n">{row.interval}</td></tr>'
+    for row in findings.rows(summary)
+    if row.name in main
   )
   return (
-    f'<p>On held-out tasks {what} <b>{claim}</b> the return: '
-    f'{mean} per seed, 95% interval [{low:.2f}, {high:.2f}].</p>'
+    (f'<p class="{kind}">{said}</p>' if said else '')
+    + '<table class="main"><thead><tr><th>Return on held-out tasks, last'
+    ' adaptation episode</th><th>mean</th><th>95% interval</th></tr></thead>'
+    f'<tbody>{cells}</tbody></table>'
+  )
+
+
+def _table(summary: Mapping[str, Any], online: str) -> str:
+  """All rows, folded, and how they are read."""
+  return (
+    '<h2>Every row</h2><details><summary>The whole table, as in'
+    ' <code>summary.json</code></summary>'
+    f'<div class="scroll">{tables.html_table(summary)}</div>'
+    f'<p>{html.escape(tables.divergence_note(summary))}</p>'
+    f'<h3>How to read it</h3>{_METHOD}{online}{_UNIT}</details>'
   )
 
 

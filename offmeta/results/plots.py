@@ -56,11 +56,11 @@ def training_curves(
         'eval/test/self_context/final_return',
       ),
       (
-        'Held-out tasks, context handed over from their logged data',
+        'Held-out tasks, offline context',
         'eval/test/offline_context/final_return',
       ),
       (
-        'Training tasks, context handed in from the offline data',
+        'Training tasks, offline context',
         'eval/train/offline_context/final_return',
       ),
     )

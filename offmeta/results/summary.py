@@ -15,9 +15,9 @@ from offmeta.results import records, statistics
 
 SeedScores = Mapping[str, np.ndarray]  # row name -> [S]
 
-# What is handed to the meta-learner on held-out tasks -> (array, its score).
+# What a policy adapts to on held-out tasks -> (array, its score).
 # Some explore with noise before they adapt, or adapt within an episode: where
-# it is there, the score without any context counts as un-adapted
+# it is there, the score without any context counts as before adapting
 # ('test_prior_returns').
 HELD_OUT = {
   'unadapted': ('test_self_returns', statistics.unadapted_scores),
@@ -47,6 +47,7 @@ def summarize(record: records.Record) -> dict[str, Any]:
     },
     'paired': _all_paired(scores, bool(run.headline_variant)),
     'command': run.command,
+    'profile': run.profile,
     'wall_time_s': sum(record.timing.values()) if record.timing else None,
     'config_hash': run.config_hash,
     'headline_variant': run.headline_variant,

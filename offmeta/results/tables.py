@@ -29,15 +29,15 @@ _HELD_OUT_ROWS = (
     for name in summary_lib.HELD_OUT
   ),
 )
-_UNADAPTED = 'an episode without any context'
-_GIVEN = 'context handed over from the logged data of the task'
-_RANDOM = 'context collected by uniform random actions'
+_UNADAPTED = 'before adapting (an episode without any context)'
+_GIVEN = "offline context (from the task's dataset)"
+_RANDOM = 'random context (uniform random actions)'
 _DESCRIPTIONS = {
   'random': 'uniform random actions',
-  'behaviour': 'the policy that collected the data, adapting on its own',
+  'behaviour': 'behaviour policy, self-collected context',
   'specialists': 'one SAC learner per task, each trained in its own',
   'offline_unadapted': f'offline phase, {_UNADAPTED}',
-  'offline_self_context': 'offline phase, context it collected itself',
+  'offline_self_context': 'offline phase, self-collected context',
   'offline_given_context': f'offline phase, {_GIVEN}',
   'offline_random_context': f'offline phase, {_RANDOM}',
   'online_unadapted': _UNADAPTED,
@@ -52,18 +52,18 @@ _DESCRIPTIONS = {
   'finetune_end': 'at the end',
   'behaviour_data': 'the logged data of training tasks, mean per episode',
   'train_specialists': 'one SAC learner per task: those that made the data',
-  'offline_offline_context': 'offline phase only, context from the data',
-  'train_offline_self_context': 'offline phase only, own context',
-  'online_offline_context': 'context from the data',
-  'train_online_self_context': 'own context',
+  'offline_offline_context': 'offline phase only, offline context',
+  'train_offline_self_context': 'offline phase only, self-collected context',
+  'online_offline_context': 'offline context',
+  'train_online_self_context': 'self-collected context',
   'online_minus_offline': 'held-out gain of the online phase',
   'gap_closed': 'share of the gap from offline to oracle closed (1: all)',
-  'shift_before': 'training tasks: context from the data minus own',
-  'shift_after': 'context from the data minus own, after the online phase',
-  'offline_adaptation': 'held-out gain by own context, offline phase',
-  'offline_adaptation_given': 'held-out gain by given context, offline phase',
-  'online_adaptation': 'held-out gain by own context, online phase',
-  'online_adaptation_given': 'held-out gain by given context, online phase',
+  'shift_before': 'training tasks: offline minus self-collected context',
+  'shift_after': 'offline minus self-collected context, after the online phase',
+  'offline_adaptation': 'gain by adapting, held-out, offline phase',
+  'offline_adaptation_given': 'the same, offline context',
+  'online_adaptation': 'gain by adapting, held-out, online phase',
+  'online_adaptation_given': 'the same, offline context',
 }
 _ONLINE = (
   'online_unadapted',

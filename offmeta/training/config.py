@@ -25,7 +25,7 @@ from offmeta.algorithms import (
 from offmeta.types import Visits
 
 # Of the offline data: a PEARL run's replay (SMAC's), one SAC learner per task
-# with its whole life in order (MACAW's, BOReL's, FOCAL's), or the family's
+# with its whole training history (MACAW's, BOReL's, FOCAL's), or the family's
 # scripted policy (Sawyer's).
 Source = Literal['pearl', 'sac', 'script']
 SOURCES = get_args(Source)

@@ -23,7 +23,7 @@ from offmeta.types import (
 
 
 class OfflineData(NamedTuple):
-  """What contexts can be handed over from.
+  """What offline contexts are taken from.
 
   Attributes:
     train: leaves [M, C, ...], of the training tasks.
@@ -170,7 +170,7 @@ class Evaluator:
       params: leaves [S, ...].
       data: the logs; None gives nothing.
       train_ids: which of the training tasks.
-      unadapted: hand over nothing instead, and let nothing be learnt.
+      unadapted: give no context instead, and let nothing be learnt.
     """
     if data is None or self._given_contexts is None:
       return {}

@@ -108,8 +108,8 @@ def test_what_else_it_leaves(finished):
   made = datasets.load_manifest(finished.workdir / 'dataset_test')['source']
   assert made['algorithm'] == 'sac'
   assert made['log'] == (
-    'from the life of one SAC learner per task, from random actions to its'
-    ' last policy, all transitions'
+    'from the training history of one SAC learner per task, from random'
+    ' actions to its last policy, all transitions'
   )
   scores = np.load(finished.workdir / 'evaluations' / 'collect.npz')
   best = lambda tasks: np.asarray(

@@ -166,7 +166,7 @@ def test_refuses_what_it_cannot_round():
     base.product(x, kernel, across)
 
 
-def test_a_precision_of_its_own_outdoes_the_setting():
+def test_a_precision_of_its_own_overrides_the_setting():
   x, kernel = _random((4, 5), (5, 6))
   with _BFLOAT16():
     y = base.product(x, kernel, _DENSE, precision='float32')

@@ -190,8 +190,10 @@ def test_columns_that_no_run_has_are_left_out(tmp_path, data):
   text = comparison.text_table(comparison.build(tmp_path))
   header = next(x for x in text.splitlines() if x.startswith('algorithm'))
   assert header.split('  ')[-1] == 'training, s'
-  assert 'own context' in header
-  assert not any(word in header for word in ('random', 'handed', 'tuned'))
+  assert 'self-collected' in header
+  assert not any(
+    word in header for word in ('random', 'offline context', 'tuned')
+  )
 
 
 def test_a_run_that_trains_online_only(tmp_path, data):

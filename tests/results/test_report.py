@@ -300,9 +300,8 @@ def test_an_algorithm_without_an_online_phase(tmp_path, data):
   words = re.sub('base64,[^"]*', '', page_text.split('</style>')[1])
   for absent in ('variant', 'gap_closed', 'switch', 'online phase', 'oracle'):
     assert absent not in words, absent
-  assert 'adapting to its own context <b>raises</b> the return: +4.48' in (
-    page_text
-  )
+  verdict = 'to a self-collected context raises the return: +4.48'
+  assert verdict in page_text
   assert re.search('class="headline"><td><code>offline_self_con', page_text)
   assert _drawn(workdir) == PICTURES
 

@@ -52,11 +52,11 @@ def learners(setup: Setup) -> Setup:
 
 
 def make(setup: Setup) -> Logs:
-  """Trains the learners in the stage 'collect', or goes on.
+  """Trains the learners in the phase 'collect', or goes on.
 
   Raises:
-    ConfigError: lives would be too short to cut, or context data are asked
-      for.
+    ConfigError: training histories would be too short to cut, or context data
+      are asked for.
     Interrupted: a stop was requested; the same call continues.
   """
   config = setup.config.collect
@@ -66,7 +66,7 @@ def make(setup: Setup) -> Logs:
       ' source "sac" has no context data of its own; set it to 0'
     )
   num_train = setup.config.family.num_train
-  fewest, _ = single_task.life(setup.family.spec, config.specialists)
+  fewest, _ = single_task.gathered_steps(setup.family.spec, config.specialists)
   history.check_cut(config, np.full(num_train, fewest))
   everyone = learners(setup)
   layout = everyone.seeds.layout
@@ -95,8 +95,8 @@ def make(setup: Setup) -> Logs:
 
   train, test = slice(None, num_train), slice(num_train, None)
   origin = (
-    'from the life of one SAC learner per task, from random actions to its'
-    f' last policy, {history.describe_cut(config)}'
+    'from the training history of one SAC learner per task, from random'
+    f' actions to its last policy, {history.describe_cut(config)}'
   )
   return Logs(
     part(train, setup.train_tasks),
@@ -116,7 +116,7 @@ def steps(setup: Setup) -> tuple[int, int]:
   config = setup.config.collect
   if config.log_slice != 'all':
     return config.log_size, 0
-  return single_task.life(setup.family.spec, config.specialists)[1], 0
+  return single_task.gathered_steps(setup.family.spec, config.specialists)[1], 0
 
 
 SOURCE = Source(make, steps, steps)
