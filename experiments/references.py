@@ -3,8 +3,8 @@
   python -m experiments.references
   python -m experiments.references --families=cheetah_vel --env_steps=50000
 
-Returns of meta-learners can only be read against these two (spec environments
-B8). Of each family's default list a few training tasks are taken, spread evenly
+Returns of meta-learners can only be read against these two.
+Of each family's default list a few training tasks are taken, spread evenly
 over the list (the first, the last and those between); each has a SAC learner of
 its own, side by side with the others on one core or device per task.
 

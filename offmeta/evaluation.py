@@ -235,7 +235,7 @@ def meta_test_given_context(
 
 
 class Shift(NamedTuple):
-  """Posteriors of offline and of self-collected contexts (spec smac 1.3).
+  """Posteriors of offline and of self-collected contexts.
 
   Attributes:
     offline_mean, offline_std: [M, R, Z] of offline contexts.

@@ -79,7 +79,7 @@ def polyak(target: Params, online: Params, tau: float) -> Params:
   return jax.tree.map(lambda t, o: t + tau * (o - t), target, online)
 
 
-# One step of gradient descent with learned step sizes (spec macaw 1.2).
+# One step of gradient descent with learned step sizes, as in MACAW's release.
 
 
 def init_step_sizes(params: Params, rate: float) -> Params:

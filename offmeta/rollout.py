@@ -58,7 +58,7 @@ def uniform_at_first(policy: Policy, action_size: int) -> Policy:
   """The policy or, until it has adapted to enough, uniform random actions.
 
   One program for both. With `Acting.uniform_steps` a meta-test depends on no
-  trained exploration (CSRO's non-prior protocol, spec baselines A4).
+  trained exploration (CSRO's non-prior protocol).
   """
   uniform = uniform_policy(action_size)
 
@@ -239,7 +239,7 @@ def adaptation_sequence(
   context_fn: ContextFn | None = None,
   record: RecordFn = lambda state: {},
 ) -> Adaptation:
-  """Episodes with adaptation in between (spec smac 1.3).
+  """Episodes with adaptation in between.
 
   Whole episodes are run until `num_steps` steps are used. The belief is the
   prior for the first `num_prior_episodes`; afterwards it is formed, before
@@ -264,7 +264,8 @@ def adaptation_sequence(
   limit = max_episodes(family, num_steps)
   width = num_steps + horizon if family.spec.terminates else limit * horizon
 
-  def run_episode(belief, key):
+  @jax.jit  # so that `blank` does not trace it a second time
+  def run_episode(params, belief, task, key):
     return episode(
       family,
       policy,
@@ -279,7 +280,7 @@ def adaptation_sequence(
   def blank():
     def one(k):
       state = policy.init(params, k)
-      return run_episode(state, k)[1]
+      return run_episode(params, state, task, k)[1]
 
     shapes = jax.eval_shape(one, key)
     return jax.tree.map(
@@ -300,7 +301,7 @@ def adaptation_sequence(
     )
     belief = policy.init(params, k_adapt)
     belief = policy.adapt(params, belief, context, valid * adapt, k_adapt)
-    _, new, alive = run_episode(belief, k_episode)
+    _, new, alive = run_episode(params, belief, task, k_episode)
     count = jnp.sum(alive).astype(jnp.int32)
     store = jax.tree.map(
       lambda s, n: jax.lax.dynamic_update_slice(

@@ -242,7 +242,7 @@ class LearnerState:
 
 @dataclasses.dataclass(frozen=True)
 class Visits:
-  """Data gathered before an iteration (specs smac 2.9, PEARL A1.4)."""
+  """Data gathered before an iteration (as SMAC's and PEARL's releases do)."""
 
   tasks_per_iteration: limits.Count = 5  # drawn uniformly with replacement
   prior_steps: limits.CountOrZero = 400  # under the prior; into both buffers
@@ -382,7 +382,7 @@ class DataSpec(NamedTuple):
       (BOReL's meta-episode; what is left over is a shorter one); 0: none.
     shared: contexts come from the query data even if the dataset has context
       data of its own; so they do wherever returns or sequences are asked for.
-    mix_rewards: BOReL's reward relabelling (spec baselines A2.3). In about 63%
+    mix_rewards: BOReL's reward relabelling. In about 63%
       of the context sequences the first half of the episodes is replaced by
       episodes of another task from the same place in a sequence, with rewards
       recomputed for this one; queries stay what they were.

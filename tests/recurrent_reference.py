@@ -1,6 +1,6 @@
 """BOReL's networks in plain numpy, one step at a time, in float64.
 
-Written from spec baselines A2.2 and PyTorch's definition of a GRU.
+Written from the paper and PyTorch's definition of a GRU.
 """
 
 import numpy as np

@@ -20,7 +20,7 @@ _ROBOT = {
   }
 }
 _DYNAMICS = {'all': {'borel': {'relabel_rewards': False}}}
-# Published for the sparse point robot (spec baselines A2.4).
+# Published for the sparse point robot.
 _POINT = {
   'all': {'borel': {'decode_whole_step': False}},
   'paper': {
@@ -35,7 +35,7 @@ _POINT = {
     }
   },
 }
-# What SMAC's authors ran it with on the ant (spec smac 5.1).
+# What SMAC's authors ran it with on the ant.
 _ANT = {
   'paper': {'borel': {'rl': {'target_rate': 1e-4, 'learn_temperature': True}}}
 }
@@ -49,7 +49,7 @@ SIZES = {
   'paper': {
     # All 601 beliefs against all 600 rewards take gigabytes.
     'borel': {'vae': {'num_decoded': 50}},
-    # Its learners': 50 and 1000 x 2 episodes (spec baselines A2.4).
+    # Its learners': 50 and 1000 x 2 episodes.
     'collect': {
       'specialists': {
         'env_steps': 410_000,

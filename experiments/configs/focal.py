@@ -1,6 +1,6 @@
 """FOCAL experiments: get_config('cheetah_vel'), ...
 
-`paper` sizes are the authors' later code (spec baselines A3.4). ABLATIONS have
+`paper` sizes are the authors' later code. ABLATIONS have
 their first release (A3.3) for Cheetah-Velocity.
 """
 

@@ -1,7 +1,7 @@
 """MACAW experiments: get_config('cheetah_dir'), get_config('cheetah_vel'), ...
 
 Its data are whole lives of one SAC learner per task, so that is the source
-here; `paper` sizes are the authors' (spec macaw 8).
+here; `paper` sizes are the authors'.
 """
 
 from experiments.configs import base

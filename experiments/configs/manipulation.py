@@ -1,6 +1,6 @@
 """`manipulation`, our stand-in for SMAC's Sawyer domain; for any algorithm.
 
-Published (spec smac 3.2, 4): scripted data, 50 episodes of 75 steps per task,
+Published (SMAC's appendix): scripted data, 50 episodes of 75 steps per task,
 50 training and 10 test tasks.
 """
 

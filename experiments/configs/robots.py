@@ -2,7 +2,7 @@
 
 from experiments.configs import recipes
 
-# Cheetah-Velocity as published (specs smac 3.1 to 3.3, 4): the query data are
+# Cheetah-Velocity as published: the query data are
 # the first 1200 transitions of PEARL's replay, that is, of an untrained
 # policy; the context data its last 400 of prior exploration.
 CHEETAH_VEL = {
@@ -105,7 +105,7 @@ ROBOT_SMOKE = recipes.merge(
   },
 )
 
-# The other families, as Ant-Direction. Published with SMAC (spec smac 3.2):
+# The other families, as Ant-Direction. Published with SMAC:
 # task counts, PEARL's iterations and the slice of humanoid_dir and the two
 # dynamics families. Next observations in the context there: PEARL's settings;
 # whether SMAC's runs had them is not known.

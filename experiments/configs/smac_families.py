@@ -124,7 +124,7 @@ _ROBOT_SMOKE['online']['variants'] = {
 _ROBOT_PROFILES = {'smoke': _ROBOT_SMOKE, 'cpu': _ROBOT_CPU}
 
 # Published: AWAC temperature 0.3, reward scale 1, no Q term in the actor's loss
-# (spec smac 3.2, 4). Two prior and three further episodes per visit, as in the
+# (SMAC's appendix). Two prior and three further episodes per visit, as in the
 # other families; the number of online iterations is not known.
 _MANIPULATION = {
   'smac': {

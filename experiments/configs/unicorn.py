@@ -1,4 +1,4 @@
-"""UNICORN experiments: get_config('cheetah_vel'), ... (spec baselines A5)."""
+"""UNICORN experiments: get_config('cheetah_vel'), ...."""
 
 from experiments.configs import base, focal
 

@@ -2,7 +2,7 @@
 
 Dorfman, Shenfeld, Tamar: "Offline Meta Reinforcement Learning: Identifiability
 Challenges and Effective Data Collection Strategies", NeurIPS 2021, arXiv
-2008.02598. Spec baselines A2. Two offline stages: a VAE learns a belief over
+2008.02598. Two offline stages: a VAE learns a belief over
 the task, q(z | all steps so far), from sequences of several episodes
 (VariBAD); then every stored state gets the belief of its moment and SAC runs
 on (state, belief) with the encoder fixed. While acting, the belief is updated
@@ -96,7 +96,7 @@ class RlConfig(sac.Config):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Hyper-parameters (spec baselines A2.2 to A2.4)."""
+  """Hyper-parameters (defaults: the release's)."""
 
   latent_size: limits.Width = 5  # dimensions of z
   gru_size: limits.Width = 128  # of the encoder's hidden state
@@ -122,7 +122,7 @@ class Networks(NamedTuple):
 
 
 def make_networks(spec: EnvSpec, config: Config) -> Networks:
-  """Networks of spec baselines A2.2 and A2.4."""
+  """All networks."""
   boundaries = config.num_episodes > 1
   o = spec.observation_size + boundaries
   a, z = spec.action_size, config.latent_size
@@ -173,7 +173,7 @@ def vae_losses(
   networks: Networks,
   config: Config,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-  """The negative ELBO (spec baselines A2.2), and what to log.
+  """The negative ELBO, and what to log.
 
   A sample of every q_t decodes the rewards of all steps, past and future. The
   loss is a mean over the decoded steps, as released (the ELBO has a sum, under

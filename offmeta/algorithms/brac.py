@@ -1,8 +1,8 @@
 """Offline control given the latent of a task: what FOCAL and its kin share.
 
 Soft actor-critic that stays near the logged actions, by a divergence that a
-dual critic estimates (BRAC, Wu, Tucker, Nachum 2019, arXiv 1911.11361; specs
-baselines A3.3 and A3.4). The latent z [M, B, Z] is a constant in all losses,
+dual critic estimates (BRAC, Wu, Tucker, Nachum 2019, arXiv
+1911.11361). The latent z [M, B, Z] is a constant in all losses,
 and each term reaches the group of parameters of its own name only.
 """
 
@@ -36,7 +36,7 @@ Learner = tuple[dict[str, Params], dict[str, Any]]  # params, opt_state
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Hyper-parameters of control (defaults: spec baselines A3.4)."""
+  """Hyper-parameters of control (defaults: FOCAL's later code)."""
 
   critic_hidden: limits.Widths = (256, 256)
   actor_hidden: limits.Widths = (256, 256)
@@ -92,7 +92,7 @@ class Networks(NamedTuple):
 
 
 def make_networks(spec: EnvSpec, latent_size: int, config: Config) -> Networks:
-  """Networks of specs baselines A3.3 and A3.4."""
+  """All networks."""
   o, a, z = spec.observation_size, spec.action_size, latent_size
   bias = config.hidden_bias
   value = divergence = None

@@ -2,7 +2,7 @@
 
 Gao, Zhang, Guo, Wu, Yi, Peng, Lan, Chen, Du, Hu, Guo, Li, Chen: "Context
 Shift Reduction for Offline Meta-Reinforcement Learning", NeurIPS 2023, arXiv
-2311.03695 (spec baselines A4). A model p(z | s, a) of single transitions is
+2311.03695. A model p(z | s, a) of single transitions is
 trained beside the encoder; the encoder then also descends a CLUB bound on
 I(z; (s, a)). All else is FOCAL's first release, whose switches are the
 defaults here, but for `DIFFERENCES`.
@@ -30,7 +30,7 @@ DIFFERENCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Config(focal.Config):
-  """Hyper-parameters (spec baselines A4; cheetah-vel)."""
+  """Hyper-parameters (defaults: the release's for cheetah-vel)."""
 
   # Lambda_MI on the CLUB bound; 10 to 50 by family.
   mi_weight: limits.Weight = 10.0

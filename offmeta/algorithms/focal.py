@@ -6,7 +6,7 @@ Distance Metric Learning and Behavior Regularization", ICLR 2021, arXiv
 (`brac`) sees its latent as a constant. CSRO and UNICORN are other
 `Representation`s on the same parts.
 
-Defaults are the authors' later code (spec baselines A3.4), but for
+Defaults are the authors' later code, but for
 `DIFFERENCES`. `FIRST_RELEASE` are the switches that lead to their first release
 (A3.3), for cheetah-vel. By family it has other `divergence_weight`,
 `max_divergence_weight` and `value_penalty` (`divergence_weight=0` and not
@@ -92,7 +92,7 @@ FIRST_RELEASE = {
 
 @dataclasses.dataclass(frozen=True)
 class Config(brac.Config):
-  """Hyper-parameters (spec baselines A3.4), with those of control."""
+  """Hyper-parameters (defaults: the later code's), with those of control."""
 
   latent_size: limits.Width = 5  # dimensions of z
   encoder_hidden: limits.Widths = (64, 64)

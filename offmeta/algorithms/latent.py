@@ -68,7 +68,7 @@ def latent_policy(
     deterministic: act with tanh(mean) instead of a sample.
     resample_period: draw a new latent from the belief every so many steps;
       0 keeps one latent for the whole episode. SMAC uses 1 everywhere, also
-      at meta-test (spec smac 1.3 item 4); PEARL uses 0.
+      at meta-test (SMAC's release); PEARL uses 0.
 
   Returns:
     A Policy whose params are what `encode` and `action_distribution` take.

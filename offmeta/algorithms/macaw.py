@@ -2,7 +2,7 @@
 
 Mitchell, Rafailov, Peng, Levine, Finn: "Offline Meta-Reinforcement Learning
 with Advantage Weighting", ICML 2021, arXiv 2008.06043. Written against the
-released code (spec macaw), whose settings are the defaults, all of them
+released code, whose settings are the defaults, all of them
 (`DIFFERENCES` is empty). Per task, one step of gradient descent on the value
 network, then one on the policy; the losses of what comes out are descended
 through these steps, second order included.
@@ -55,7 +55,7 @@ def losses(
   num_tasks: int,
   axis_name: str | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-  """Both losses after adaptation (spec macaw 2), and what to log.
+  """Both losses after adaptation, and what to log.
 
   Gradient routing: 'value' reaches the groups 'value' and 'value_steps',
   'policy' reaches 'policy', 'policy_steps' and 'coefficient'.
@@ -211,7 +211,7 @@ def _finetune_stages(
   config: Config,
   axis_name: str | None,
 ) -> tuple[Stage, Stage]:
-  """Plain steps on one task's own data (spec macaw 6.3).
+  """Plain steps on one task's own data (as in the paper of MACAW).
 
   The value's target is the plain return; the policy's advantages bootstrap
   with the current value, and the head is left alone.

@@ -1,7 +1,7 @@
 """MACAW's settings: hyper-parameters, and every switch that leaves the release.
 
 Defaults are the authors' released configuration for the four locomotion
-families (spec macaw 8, 'standard.json').
+families ('standard.json' of the release).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ DIFFERENCES = {}
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-  """Training on one task's own data after adaptation (spec macaw 6.3)."""
+  """Training on one task's own data after adaptation."""
 
   lr: limits.Weight = 1e-5  # one Adam for the value, one for the policy
   value_updates: limits.Count = 100  # per round of collecting
@@ -25,7 +25,7 @@ class FinetuneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Hyper-parameters (spec macaw 8, 'standard.json')."""
+  """Hyper-parameters (defaults: the release's 'standard.json')."""
 
   hidden: limits.Widths = (100, 100, 100)  # of policy and value
   head_hidden: limits.Width = 32  # of the advantage head

@@ -1,4 +1,4 @@
-"""MACAW's networks, their losses and the inner loop (spec macaw 1 and 3)."""
+"""MACAW's networks, their losses and the inner loop."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ class Networks(NamedTuple):
 
 
 def make_networks(spec: EnvSpec, config: Config) -> Networks:
-  """Networks of spec macaw 3; without a coefficient there is no head."""
+  """All networks; without a coefficient there is no head."""
   head = config.head_hidden if config.advantage_coef else 0
   return Networks(
     policy=weight_transform.policy_network(
@@ -154,7 +154,7 @@ def inner_loop(
   networks: Networks,
   config: Config,
 ) -> Inner:
-  """A value step on plain returns, then a policy step (spec macaw 1).
+  """A value step on plain returns, then a policy step.
 
   Args:
     params: groups of `init_params`.

@@ -1,10 +1,10 @@
 """Meta-BC: behaviour cloning that one gradient step fits to a task.
 
 The baseline of Mitchell, Rafailov, Peng, Levine, Finn: "Offline Meta-
-Reinforcement Learning with Advantage Weighting", ICML 2021, arXiv 2008.06043
-(spec macaw 7.1). MACAW with -log N(a; mu(s), 0.2^2) as inner and as outer loss:
-the same policy network and learned step sizes, no value function. It is as good
-as its context: it adapts to what was done there, not to what was rewarded.
+Reinforcement Learning with Advantage Weighting", ICML 2021, arXiv 2008.06043.
+MACAW with -log N(a; mu(s), 0.2^2) as inner and as outer
+loss: the same policy network and learned step sizes, no value function. It is as
+good as its context: it adapts to what was done there, not to what was rewarded.
 
 Deviations: the advantage head, which nothing would train, is left out; the
 outer loss is a mean over the meta-batch (the release divides by the number of
@@ -46,7 +46,7 @@ DIFFERENCES = {}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Hyper-parameters: MACAW's (spec macaw 8)."""
+  """Hyper-parameters: MACAW's."""
 
   hidden: limits.Widths = (100, 100, 100)
   # Of weight_transform.LAYERS.

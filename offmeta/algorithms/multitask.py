@@ -2,7 +2,7 @@
 
 The baseline "offline multi-task with fine-tuning" of Mitchell, Rafailov, Peng,
 Levine, Finn: "Offline Meta-Reinforcement Learning with Advantage Weighting",
-ICML 2021, arXiv 2008.06043 (spec macaw 7.1). Policy and value see the one-hot
+ICML 2021, arXiv 2008.06043 (a baseline there). Policy and value see the one-hot
 number of the training task beside the observation; there is no meta-learning.
 At meta-test that number is 0 everywhere, and adaptation is some steps of Adam
 on the whole context, the value's before the policy's each time.
@@ -43,7 +43,7 @@ DIFFERENCES = {}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Hyper-parameters (spec macaw 7.1 and 8)."""
+  """Hyper-parameters (defaults: MACAW's)."""
 
   hidden: limits.Widths = (100, 100, 100)  # of policy and value
   # Of weight_transform.LAYERS.
@@ -136,7 +136,7 @@ def policy_loss(
 ) -> PolicyLoss:
   """Advantage-weighted regression [...]; no gradient into the value.
 
-  Advantages bootstrap at the episode's end (spec macaw 1.4).
+  Advantages bootstrap at the episode's end.
 
   Args:
     networks: see `make_networks`.

@@ -5,12 +5,12 @@ Learning via Probabilistic Context Variables", ICML 2019, arXiv 1903.08254.
 Soft actor-critic with a value network (its first form), online, with true
 rewards. Two published settings differ and are switches:
 
-* the behaviour policy of SMAC (spec smac 3.3; the defaults here, but for
+* the behaviour policy of SMAC (the defaults here, but for
   `DIFFERENCES`): the encoder also trains on the reward error of a decoder, the
   latent is drawn anew at every step, hidden and last biases start at 0, value
   learning rate 1e-3, the tanh correction of log pi is exact, the penalty on
   means is on tanh(mean)^2;
-* the first release (spec baselines A1; `FIRST_RELEASE`): no decoder, a latent
+* the first release (`FIRST_RELEASE`): no decoder, a latent
   per episode, hidden biases of 0.1 and last ones in U(+-3e-3), value learning
   rate 3e-4, log(1 - a^2 + 1e-6) as tanh correction (at a mean of 8 log pi is
   1.2 less and its gradient 0.62 instead of 2), the penalty before the tanh.
@@ -82,7 +82,7 @@ class OnlineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Hyper-parameters (specs smac 3.3 and baselines A1.5)."""
+  """Hyper-parameters (defaults: SMAC's data generator)."""
 
   latent_size: limits.Width = 5  # dimensions of z
   encoder_hidden: limits.Widths = (200, 200, 200)
@@ -129,7 +129,7 @@ class Networks(NamedTuple):
 
 
 def make_networks(spec: EnvSpec, config: Config) -> Networks:
-  """Networks of spec baselines A1.1."""
+  """All networks."""
   o, a, z = spec.observation_size, spec.action_size, config.latent_size
   start = (config.hidden_bias, config.zero_last_bias)
   return Networks(

@@ -3,8 +3,8 @@
 Haarnoja, Zhou, Hartikainen, Tucker, Ha, Tan, Kumar, Zhu, Gupta, Abbeel, Levine:
 "Soft Actor-Critic Algorithms and Applications", 2018, arXiv 1812.05905. Online,
 with true rewards. It knows nothing of other tasks: contexts are ignored, and
-one learner per task gives the single-task reference (spec environments B8) and
-the data of one specialist per task (spec macaw 4.1).
+one learner per task gives the single-task reference and
+the data of one specialist per task.
 
 Deviations: the three gradients of an update are taken at the same parameters,
 as in SMAC, and networks start as everywhere here (rlkit's initialisers).

@@ -82,7 +82,7 @@ class Networks(NamedTuple):
 
 
 def make_networks(spec: EnvSpec, config: Config) -> Networks:
-  """Networks of spec smac 2.1."""
+  """All networks."""
   o, a, z = spec.observation_size, spec.action_size, config.latent_size
   start = (0.0, config.zero_last_bias)  # of hidden and of last biases
   return Networks(
@@ -105,7 +105,7 @@ def losses(
   online: bool,
   axis_name: str | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-  """All loss terms of one update, and what to log (spec smac 2.3 to 2.6).
+  """All loss terms of one update, and what to log.
 
   Every network meets its loss here, and gradients are routed here alone:
   'reward' reaches the decoder and 'critic' the critics, both the encoder if

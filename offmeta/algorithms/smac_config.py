@@ -1,6 +1,6 @@
 """SMAC's settings: hyper-parameters, and every switch that leaves the release.
 
-Defaults are the authors' released configuration (spec smac 3.1) but for
+Defaults are the authors' released configuration but for
 `DIFFERENCES`. Named combinations of the switches:
 `experiments/configs/recipes.py`.
 """
@@ -51,7 +51,7 @@ class OnlineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SacActorConfig:
-  """The actor of `actor='sac'`: PEARL's (spec smac 3.3)."""
+  """The actor of `actor='sac'`: PEARL's."""
 
   # Alpha; reward_scale sets the temperature.
   entropy_weight: limits.Weight = 1.0
@@ -63,7 +63,7 @@ class SacActorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Hyper-parameters (spec smac 3.1: release defaults)."""
+  """Hyper-parameters (defaults: the release's)."""
 
   latent_size: limits.Width = 5  # dimensions of z
   encoder_hidden: limits.Widths = (200, 200, 200)

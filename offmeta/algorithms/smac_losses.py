@@ -90,7 +90,7 @@ def awac_term(
 def sac_term(
   distribution: TanhNormal, log_prob: Array, own_q: Array, config: Config
 ) -> tuple[Array, dict[str, Array]]:
-  """PEARL's policy loss and regularisers (3.3; spec baselines A1.3 step 7).
+  """PEARL's policy loss and regularisers.
 
   Args:
     distribution: of the actor at the query's states.

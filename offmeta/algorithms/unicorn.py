@@ -2,7 +2,7 @@
 
 Li, Zhang, Zhang, Zhu, Yu, Zhao, Heng: "Towards an Information Theoretic
 Framework of Context-Based Offline Meta-Reinforcement Learning", NeurIPS 2024,
-arXiv 2402.02429 (spec baselines A5). The latent is a mean of one random point
+arXiv 2402.02429. The latent is a mean of one random point
 per transition, at meta-test too.
 
 * UNICORN-SS (`supervision='reconstruction'`): two Gaussian models read s' - s
@@ -36,7 +36,7 @@ _SPREAD_WEIGHT = 0.01  # on the distance of the models' log-variance bounds
 
 @dataclasses.dataclass(frozen=True)
 class Config(focal.Config):
-  """Hyper-parameters (spec baselines A5; ant-dir)."""
+  """Hyper-parameters (defaults: the release's for ant-dir)."""
 
   # SS, or SUP.
   supervision: Literal['reconstruction', 'classification'] = 'reconstruction'

@@ -1,7 +1,7 @@
 """One SAC learner per task, side by side: tasks take the place of seeds.
 
 Each learner sees its own task alone. Its replay is its whole life in order,
-from random actions to the last policy: nothing is evicted (spec macaw 4.1).
+from random actions to the last policy: nothing is evicted, as in MACAW's data.
 """
 
 from typing import NamedTuple

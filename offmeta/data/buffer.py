@@ -55,7 +55,7 @@ class Buffer(NamedTuple):
 
 
 class Replay(NamedTuple):
-  """The two roles of data (spec smac 2.10).
+  """The two roles of data.
 
   Attributes:
     query: what the losses are taken on.

@@ -332,7 +332,7 @@ def _mixed(
   tasks: Task,
   key: Key,
 ) -> Buffer:
-  """BOReL's relabelled sequences (spec baselines A2.3), see `_exchange`.
+  """BOReL's relabelled sequences, see `_exchange`.
 
   Rewards of what comes from another task are recomputed for this one, with the
   family's known reward function.

@@ -317,7 +317,7 @@ def draw(
 ) -> Draw:
   """Draws the rows of one update for the given task slots.
 
-  Context and query are independent draws (specs smac 2.2, macaw 2.5). Of the
+  Context and query are independent draws, as in the releases of SMAC and MACAW. Of the
   data only shapes are looked at, so `Replay.tables` will do.
 
   Args:

@@ -67,7 +67,7 @@ def cut(
   """So many consecutive transitions of each task's log.
 
   'middle' lies around the end of the log's first quarter: MACAW's release
-  says middle and means that (spec macaw 4.5).
+  says middle and means that.
 
   Args:
     transitions: leaves [M, C, ...].

@@ -5,7 +5,7 @@ functions over a small state. `brax_family.BraxFamily` makes an environment of
 it. Brax's own environments and training wrappers are not used.
 
 Four backends simulate the same XML and are four different environments; data
-must not be mixed across them (specs/environments.md, B6). 'spring' is the
+must not be mixed across them. 'spring' is the
 fastest on a CPU, 'mjx' is the faithful one.
 
 All heavy imports happen in `make_simulator`, and what third parties print or
@@ -32,7 +32,7 @@ from offmeta.types import Array
 
 BACKENDS = ('spring', 'positional', 'generalized', 'mjx')
 # 50 line-search steps (the XML's) cost 2.5 to 4 times more and change nothing
-# that could be measured under random actions (specs/environments.md, B6.2).
+# that could be measured under random actions.
 _SOLVER_ITERATIONS, _LS_ITERATIONS = 4, 8
 _PACKAGES = ('brax', 'mujoco', 'mujoco-mjx')
 # Beyond these a simulation has blown up: m, rad and m/s, rad/s. The largest

@@ -1,6 +1,6 @@
 """The divergence from the behaviour policy, estimated by a dual critic.
 
-BRAC (arXiv 1911.11361) as FOCAL uses it (spec baselines A3.3): a critic
+BRAC (arXiv 1911.11361) as FOCAL uses it: a critic
 c(s, a, z) tells the policy's actions from logged ones. Leading shape [...]
 throughout.
 """

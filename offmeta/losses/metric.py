@@ -69,7 +69,7 @@ def gaussian_nll(x: Array, mean: Array, variance: Array) -> Array:
 def club_bound(z: Array, mean: Array, variance: Array, mask: Array) -> Array:
   """Upper bound on what z tells about x, given p(z | x) = N(mean, variance).
 
-  CLUB (arXiv 2006.12013) as CSRO uses it (spec baselines A4), per task:
+  CLUB (arXiv 2006.12013) as CSRO uses it, per task:
   -mean_i (z_i - m_i)^2 / v_i + mean_ij (z_j - m_i)^2 / v_i over its
   transitions i, j and over dimensions. The second mean takes
   (z_mean - m_i)^2 + variance of z instead of the N^2 pairs: it is the same.

@@ -82,7 +82,7 @@ def masked_mean(values: Array, mask: Array) -> Array:
 
 
 def weighted_log_likelihood(log_prob: Array, weight: Array) -> Array:
-  """-w log pi(a|s) [...]; no gradient into w (AWAC, spec smac 2.5).
+  """-w log pi(a|s) [...]; no gradient into w (AWAC, arXiv 2006.09359).
 
   Raises:
     AssertionError: shapes differ.

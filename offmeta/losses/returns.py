@@ -10,7 +10,7 @@ from offmeta.types import Array, Transition
 def annotate(
   log: Transition, valid: Array, discount: float
 ) -> dict[str, Array]:
-  """What is known about the rest of each step's episode (spec macaw 1.1).
+  """What is known about the rest of each step's episode.
 
   An episode begins where `extras['time']` is 0 and ends before the next
   one, or with the log: what follows the log's end is not known.
@@ -64,7 +64,7 @@ def annotate(
 def bootstrapped(
   return_to_go: Array, bootstrap: Array, last_value: Array
 ) -> Array:
-  """mc + Gamma V(s_T), no gradient (spec macaw 1.4 and 2.1).
+  """mc + Gamma V(s_T), no gradient (as MACAW's release computes targets).
 
   Args:
     return_to_go: mc [...].

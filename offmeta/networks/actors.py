@@ -23,7 +23,7 @@ def tanh_gaussian_actor(
   """apply(params, *inputs [..., .]) -> TanhNormal [..., A].
 
   State-dependent log standard deviation, clipped below at -20; heads start in
-  U(+-1e-3) (spec smac 2.1).
+  U(+-1e-3), as in SMAC's release.
 
   Args:
     input_sizes: last-axis size of each input.

@@ -122,7 +122,7 @@ def rlkit_hidden(key, shape, dtype=jnp.float32):
   """Initialiser U(+-1/sqrt(output width)).
 
   The released PEARL and SMAC code means the input width but reads the first
-  axis of a torch weight, which is the output width (specs: smac 2.1, A1.1).
+  axis of a torch weight, which is the output width.
   """
   bound = shape[-1] ** -0.5
   return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -131,7 +131,7 @@ def rlkit_hidden(key, shape, dtype=jnp.float32):
 def truncated_normal(key, shape, dtype=jnp.float32):
   """Initialiser: N(0, 1 / (4 inputs)), cut at two standard deviations.
 
-  mbrl-lib's, which UNICORN's decoders start with (spec baselines A5).
+  mbrl-lib's, which UNICORN's decoders start with.
   """
   std = 0.5 * shape[0] ** -0.5
   return std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)

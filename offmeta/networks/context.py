@@ -101,8 +101,8 @@ def transition_encoder(
   """apply(params, context [..., N], noise [..., N, Z]) -> [..., N, Z].
 
   A point in (-1, 1) for each transition; `masked_mean` makes them one latent.
-  FOCAL and CSRO (specs baselines A3.2, A4): tanh of a perceptron; the noise is
-  not read. UNICORN (A5), `stochastic`: tanh of a sample around it, with one
+  FOCAL and CSRO: tanh of a perceptron; the noise is not read. UNICORN,
+  `stochastic`: tanh of a sample around it, with one
   learned variance per dimension, which starts at 1 and is clipped to
   [0.1, 10].
   """
@@ -136,7 +136,7 @@ def bounded_gaussian(
 ) -> Network:
   """apply(params, *inputs [..., .]) -> Gaussian [..., output_size].
 
-  CSRO's p(z | s, a) (spec baselines A4): mean = tanh(raw), variance =
+  CSRO's p(z | s, a), as released: mean = tanh(raw), variance =
   softplus(tanh(raw)), between 0.31 and 1.31.
   """
   body = base.mlp(
@@ -159,7 +159,7 @@ def gaussian_model(
 ) -> Network:
   """apply(params, *inputs [..., .]) -> (Gaussian [..., output_size], spread).
 
-  UNICORN's decoder (spec baselines A5): the log-variance is squeezed softly
+  UNICORN's decoder, as released: the log-variance is squeezed softly
   between bounds that are learned too, one pair per output; spread [] is the
   sum of (upper - lower), which a loss should keep small. `start`: see
   `base.MLP`.

@@ -11,7 +11,7 @@ from offmeta.types import Array, Key
 
 _LOG_2PI = math.log(2.0 * math.pi)
 # Dataset actions are pulled inside the open interval before atanh, so that
-# the log-likelihood of an action of exactly +-1 is finite (spec smac 2.1).
+# the log-likelihood of an action of exactly +-1 is finite.
 ACTION_LIMIT = 0.999999
 _SHIFT = 1e-6  # of `ShiftedTanhNormal`
 
@@ -97,9 +97,8 @@ class TanhNormal(NamedTuple):
 class ShiftedTanhNormal(TanhNormal):
   """TanhNormal with the tanh correction log(1 - a^2 + 1e-6).
 
-  What PEARL's first release and the codes that descend from it compute (specs
-  baselines A1.1). Where the tanh saturates the density is too small and its
-  gradient too weak: log_prob of the mode at mean 8 is 1.2 less.
+  What PEARL's first release and the codes that descend from it compute.
+  Where the tanh saturates the density is too small and its gradient too weak: log_prob of the mode at mean 8 is 1.2 less.
   """
 
   __slots__ = ()

@@ -1,4 +1,4 @@
-"""Networks made for one step of gradient descent (MACAW, spec macaw 3).
+"""Networks made for one step of gradient descent (MACAW, section 4.3).
 
 A network has *parameters*, which are trained, and *weights*, the kernel and
 bias of each layer, which it computes with; `generate` makes weights of
@@ -68,7 +68,7 @@ def _times(x: Array, kernel: Array) -> Array:
 
 
 def wlinear(inputs: int, outputs: int, latent_size: int) -> Layer:
-  """The weight-transform layer (spec macaw 3.1).
+  """The weight-transform layer (MACAW, section 4.3).
 
   Latent ~ N(0, 1/outputs^2); kernel (H, [Z, P]) and bias (b, [P]) ~
   U(+-1/sqrt(Z)), with P = inputs * outputs + outputs.
@@ -106,7 +106,7 @@ def wlinear(inputs: int, outputs: int, latent_size: int) -> Layer:
 
 
 def bias_linear(inputs: int, outputs: int, latent_size: int = 0) -> Layer:
-  """A linear layer with a transformed extra bias (spec macaw 3.5).
+  """A linear layer with a transformed extra bias (an ablation of MACAW).
 
   y = x W + b + u U: latent u ~ N(0, 1/outputs^2), transform U [O, O] Xavier
   normal, W and b torch's default. `latent_size` is not used.
@@ -215,7 +215,7 @@ def value_network(
   layer: str = 'wlinear',
   latent_size: int = 100,
 ) -> AdaptableNetwork:
-  """apply_generated(weights, x [..., I]) -> [...] (spec macaw 3.3).
+  """apply_generated(weights, x [..., I]) -> [...] (MACAW's value).
 
   Args:
     input_size: I.
@@ -241,7 +241,7 @@ def policy_network(
   latent_size: int = 100,
   relu_on_action: bool = True,
 ) -> AdaptableNetwork:
-  """A mean action, and a head that predicts advantages (spec macaw 3.2).
+  """A mean action, and a head that predicts advantages (MACAW's policy).
 
   `apply_generated(weights, x [..., I])` gives tanh means [..., A];
   `apply_generated(weights, x, action [..., A])` gives (means, advantages

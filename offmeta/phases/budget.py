@@ -85,8 +85,12 @@ class _Phase(NamedTuple):
 
 
 def _example(setup: Setup, extras: bool) -> Transition:
-  example = jax.eval_shape(
-    lambda: gathering.example_transition(setup.family, setup.train_tasks)
+  # Tracing an episode of a simulator takes half a second.
+  example = setup.once(
+    'example transition',
+    lambda: jax.eval_shape(
+      lambda: gathering.example_transition(setup.family, setup.train_tasks)
+    ),
   )
   return example if extras else example._replace(extras={})
 

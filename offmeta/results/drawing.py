@@ -48,7 +48,12 @@ def to_png(figure: Any, dpi: int = 130) -> bytes:
   stream = io.BytesIO()
   with rc():
     figure.savefig(
-      stream, format='png', dpi=dpi, bbox_inches='tight', facecolor='white'
+      stream,
+      format='png',
+      dpi=dpi,
+      bbox_inches='tight',
+      facecolor='white',
+      pil_kwargs={'compress_level': 0},  # read again at once
     )
   small = io.BytesIO()
   picture = Image.open(stream).convert('RGB').quantize(256, dither=0)

@@ -25,7 +25,7 @@ HELD_OUT = {
   'given_context': ('test_offline_returns', statistics.seed_scores),
   'random_context': ('test_uniform_returns', statistics.seed_scores),
 }
-# Environment steps at which fine-tuning is reported (spec macaw 6.3).
+# Environment steps at which fine-tuning is reported (those of MACAW's figures).
 _FINETUNE_STEPS = {'10k': 10_000, '20k': 20_000}
 
 

@@ -30,7 +30,7 @@ from offmeta.types import Visits
 Source = Literal['pearl', 'sac', 'script']
 SOURCES = get_args(Source)
 # Which `log_size` transitions: around the end of the log's first quarter for
-# 'middle' (spec macaw 4.5), all of them for 'all'.
+# 'middle' (MACAW's ablation of data quality), all of them for 'all'.
 Slice = Literal['first', 'middle', 'last', 'all']
 # Of matrix products: inputs with 23, 10 and 7 bits; sums, parameters and
 # statistics are float32 in all. TensorFloat-32 exists on GPUs only.
@@ -73,7 +73,7 @@ class SpecialistsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CollectConfig:
-  """How the offline dataset comes about (spec smac 3.3)."""
+  """How the offline dataset comes about."""
 
   dataset: str = ''  # path of an existing dataset; '' generates one
   test_dataset: str = ''  # of the held-out tasks, with `dataset`; '': none
@@ -110,7 +110,7 @@ class OnlineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-  """Online fine-tuning in each held-out task (spec macaw 6.3)."""
+  """Online fine-tuning in each held-out task (as in the paper of MACAW)."""
 
   # Of an episode and the updates after it (500); 0: none.
   iterations: limits.CountOrZero = 0
@@ -123,7 +123,7 @@ class FinetuneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-  """The meta-test protocol (spec smac 1.3) and when it is run."""
+  """The meta-test protocol and when it is run."""
 
   num_repeats: limits.Count = 4
   num_steps: limits.Count = 600  # per repetition

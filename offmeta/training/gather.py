@@ -302,7 +302,7 @@ def gather(
   axis_name: str | None = None,
   seeds_axis: str | None = None,
 ) -> tuple[Replay, Metrics]:
-  """One iteration's data (specs smac 2.8 to 2.10, PEARL A1.4).
+  """One iteration's data (as SMAC's and PEARL's releases collect).
 
   The K tasks are visited side by side; a task that is drawn twice does not
   see its twin's data until the next round of episodes (the released code

@@ -79,8 +79,8 @@ class Setup:
     runtime: how it is carried out.
     num_rows: logged transitions of the training task with the fewest; 0 while
       there are no logs.
-    loaded: what `once` has loaded, by path; setups made from this one by
-      `dataclasses.replace` share it.
+    loaded: what `once` has loaded or made, by path or name; setups made from
+      this one by `dataclasses.replace` share it.
   """
 
   config: ExperimentConfig
@@ -96,11 +96,11 @@ class Setup:
     default_factory=dict, compare=False, repr=False
   )
 
-  def once(self, path: str, load: Callable[[], Any]) -> Any:
-    """What `load` gave when the run first asked for that file."""
-    if path not in self.loaded:
-      self.loaded[path] = load()
-    return self.loaded[path]
+  def once(self, name: str, load: Callable[[], Any]) -> Any:
+    """What `load` gave when the run first asked for that file, or for that."""
+    if name not in self.loaded:
+      self.loaded[name] = load()
+    return self.loaded[name]
 
   def algorithm(
     self, name: str, config: Any, axis_name: str | None = None

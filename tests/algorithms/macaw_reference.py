@@ -1,4 +1,4 @@
-"""MACAW's losses and meta-gradients in plain numpy (spec macaw 1 to 3).
+"""MACAW's losses and meta-gradients in plain numpy.
 
 Float64, the parameters of a network as one vector, all derivatives by
 differences, those of the inner steps included.

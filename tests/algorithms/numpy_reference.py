@@ -1,6 +1,6 @@
 """SMAC's and PEARL's losses in plain numpy, transition by transition.
 
-Written from the specs (smac 2 and 6, baselines A1), in float64, with loops
+Written from the papers and the releases, in float64, with loops
 where the package has arrays.
 """
 

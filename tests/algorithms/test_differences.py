@@ -1,6 +1,6 @@
 """Each algorithm's list of differences against what its release has.
 
-The numbers of the releases stand here once more, from the specs, setting by
+The numbers of the releases stand here once more, setting by
 setting. A default that changes without its list fails, and so does a list
 that changes without the default.
 """

@@ -80,7 +80,7 @@ def test_normal_is_not_squashed():
     lambda m: (log_prob(m), jax.grad(lambda m: log_prob(m)[0])(m))
   )(mean)
   np.testing.assert_allclose(found, [expected], rtol=1e-5)
-  # Its gradient in the mean is (a - mean) / 0.04 (spec macaw 9.22).
+  # Its gradient in the mean is (a - mean) / 0.04.
   np.testing.assert_allclose(gradient, [[5.0, 0.0]], rtol=1e-5, atol=1e-6)
 
 

@@ -259,7 +259,7 @@ def test_bad_settings_raise(name):
 
 
 def test_released_defaults():
-  """Those of MACAW (spec macaw 7.1, 8)."""
+  """Those of MACAW (its release)."""
   c = meta_bc.Config()
   assert (c.hidden, c.layer, c.latent_size) == ((100,) * 3, 'wlinear', 100)
   assert (c.policy_lr, c.step_size_lr, c.inner_policy_lr) == (1e-4, 1e-3, 1e-3)

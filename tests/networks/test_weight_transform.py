@@ -20,7 +20,7 @@ def _count(tree):
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-# The standard deviation that weights start with (spec macaw 3.1).
+# The standard deviation that weights start with.
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_parameter_count_of_the_wide_ablation():
 
 
 def _weights(params, inputs, outputs):
-  """(kernel, bias) of one layer, from the definitions of spec macaw 3."""
+  """(kernel, bias) of one layer, from the paper's definitions."""
   p = {k: np.asarray(v, np.float64) for k, v in params.items()}
   if 'transform' in p:
     return p['kernel'], p['bias'] + p['latent'] @ p['transform']

@@ -1,4 +1,4 @@
-"""Logged data from PEARL: its replay, cut (SMAC's data, spec smac 3.3).
+"""Logged data from PEARL: its replay, cut (SMAC's data).
 
 The trained behaviour policy then visits every held-out task once, for logs of
 these: as many steps under the prior and the posterior as one visit of its

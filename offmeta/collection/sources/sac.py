@@ -1,4 +1,4 @@
-"""Logged data from one SAC learner per task: its life (spec macaw 4.1).
+"""Logged data from one SAC learner per task (MACAW's data).
 
 Held-out tasks have learners of their own, so their logs are of the same kind
 as those of the training tasks. All are trained side by side in one program.

@@ -1,4 +1,4 @@
-"""Logged data from a family's scripted policy (Sawyer's, spec smac 3.3)."""
+"""Logged data from a family's scripted policy (SMAC's Sawyer data)."""
 
 import jax
 import jax.numpy as jnp
