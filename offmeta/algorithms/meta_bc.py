@@ -2,9 +2,9 @@
 
 The baseline of Mitchell, Rafailov, Peng, Levine, Finn: "Offline Meta-
 Reinforcement Learning with Advantage Weighting", ICML 2021, arXiv 2008.06043.
-MACAW with -log N(a; mu(s), 0.2^2) as inner and as outer
-loss: the same policy network and learned step sizes, no value function. It is as
-good as its context: it adapts to what was done there, not to what was rewarded.
+MACAW with -log N(a; mu(s), 0.2^2) as inner and as outer loss: the same policy
+network and learned step sizes, no value function. It is as good as its context:
+it adapts to what was done there, not to what was rewarded.
 
 Deviations: the advantage head, which nothing would train, is left out; the
 outer loss is a mean over the meta-batch (the release divides by the number of

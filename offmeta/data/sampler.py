@@ -317,8 +317,8 @@ def draw(
 ) -> Draw:
   """Draws the rows of one update for the given task slots.
 
-  Context and query are independent draws, as in the releases of SMAC and MACAW. Of the
-  data only shapes are looked at, so `Replay.tables` will do.
+  Context and query are independent draws, as in the releases of SMAC and
+  MACAW. Of the data only shapes are looked at, so `Replay.tables` will do.
 
   Args:
     key: root key of the batches.

@@ -98,7 +98,8 @@ class ShiftedTanhNormal(TanhNormal):
   """TanhNormal with the tanh correction log(1 - a^2 + 1e-6).
 
   What PEARL's first release and the codes that descend from it compute.
-  Where the tanh saturates the density is too small and its gradient too weak: log_prob of the mode at mean 8 is 1.2 less.
+  Where the tanh saturates the density is too small and its gradient too weak:
+  log_prob of the mode at mean 8 is 1.2 less.
   """
 
   __slots__ = ()
