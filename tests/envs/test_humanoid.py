@@ -215,7 +215,7 @@ def test_backend_switch(backend, timestep, n_frames, gears):
   assert options['timestep'] == timestep and options['n_frames'] == n_frames
   assert options['solver_iterations'] == (4 if backend == 'mjx' else None)
   np.testing.assert_allclose(system.opt.timestep, timestep, rtol=1e-6)
-  np.testing.assert_allclose(system.actuator.gear[np.array([0, -1])], gears)
+  np.testing.assert_allclose(np.asarray(system.actuator.gear)[[0, -1]], gears)
   state = jax.eval_shape(family.reset, jax.random.key(0), _task(0.0))
   assert state.observation.shape == (244,)
   assert state.features.shape == (2,)

@@ -187,8 +187,9 @@ def test_grasps_again_after_a_loss(family):
     ]
   )
   state = scripts.Progress(task['aim'], jnp.int32(5))
+  observe = jax.jit(policy.observe)
   step = lambda seen: (
-    policy.observe(
+    observe(
       task,
       state,
       rollout.Transition(None, None, None, None, seen),
