@@ -53,7 +53,7 @@ _BOREL = borel.Config(
   observation_embedding=5,
   action_embedding=3,
   reward_embedding=4,
-  decoder_hidden=(5, 4),
+  decoder_hidden=(5,),
   kl_weight=0.3,
   vae=borel.VaeConfig(
     num_tasks=4, num_sequences=2, num_decoded=4, learning_rate=1e-3
@@ -87,7 +87,7 @@ _OFFLINE = dict(
   context_size=5,
 )
 _MAML = dict(
-  hidden=(6, 5), latent_size=3, policy_lr=1e-3, num_tasks=4, query_size=4
+  hidden=(6,), latent_size=3, policy_lr=1e-3, num_tasks=4, query_size=4
 )
 _MACAW = macaw.Config(
   **_MAML,

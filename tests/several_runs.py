@@ -6,8 +6,9 @@ Starting and connecting processes costs more than most of what they are tested
 on. COMMANDS is a JSON file with a list of {'flags': [...], 'stop': [FILE,
 PROCESS_ID] or None}: as soon as there is such a file, that process gets a
 SIGTERM. Flags keep their values from one command to the next. What a command
-prints comes after a line '=== NUMBER', in both streams; the exit statuses are
-the last line of stdout.
+prints comes after a line '=== NUMBER', in both streams; what it prints last, on
+stdout, are the exit statuses up to then. A command that fails ends its process:
+let it be the last.
 """
 
 import json
@@ -39,6 +40,7 @@ def main():
     from experiments import run
     from experiments.runs import configuration
     from offmeta import processes
+    from offmeta.results import panels, plots
 
     flags.FLAGS.unparse_flags()
     rest = configuration.parse_flags(sys.argv)
@@ -47,13 +49,15 @@ def main():
       threading.Thread(
         target=_stop_once, args=[pathlib.Path(file)], daemon=True
       ).start()
-    with mock.patch.object(
-      processes,
-      'start',
-      (lambda **kw: None) if number else processes.start,  # connected by then
+    connect = (lambda **kw: None) if number else processes.start
+    with (
+      mock.patch.object(processes, 'start', connect),  # once
+      # Reports are drawn in other tests.
+      mock.patch.object(plots, 'draw_all', lambda *args: {}),
+      mock.patch.object(panels, 'logged', lambda *args: {}),
     ):
       statuses.append(run.main(rest))
-  print(json.dumps(statuses), flush=True)
+    print(json.dumps(statuses), flush=True)
 
 
 if __name__ == '__main__':

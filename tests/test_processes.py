@@ -80,12 +80,14 @@ class _Two(NamedTuple):
   Attributes:
     workdir: in which they shared tasks, then seeds until a SIGTERM.
     scored: a finished run, which they scored.
+    refused: a workdir in which they were not to run.
     said: {part: [(stdout, stderr) of each process]}.
     statuses: {part: [exit status of each process]}.
   """
 
   workdir: pathlib.Path
   scored: pathlib.Path
+  refused: pathlib.Path
   said: dict[str, list[tuple[str, str]]]
   statuses: dict[str, list[int]]
 
@@ -95,6 +97,11 @@ def _two(finished_run, tmp_path_factory):
   """One pair of processes does all, with the command."""
   folder = tmp_path_factory.mktemp('two')
   workdir = folder / 'run'
+  other = folder / 'other'  # holds a run of another configuration
+  other.mkdir()
+  (other / 'run.json').write_text(
+    json.dumps({'config': {'seed': 7}, 'config_hash': 'abc'})
+  )
   scored = shutil.copytree(finished_run, folder / 'scored')
   for path in (scored / 'evaluations').iterdir():
     if path.stem != 'collect':
@@ -108,6 +115,7 @@ def _two(finished_run, tmp_path_factory):
       'seeds',
       [f'{workdir / _STOPPED}/checkpoints', 1],
     ),
+    'refused': (other, 'collect', 'seeds', None),
   }
   commands = [
     {
@@ -124,7 +132,7 @@ def _two(finished_run, tmp_path_factory):
   ]
   (folder / 'commands.json').write_text(json.dumps(commands))
   results = children.run_processes(
-    _PROGRAM, [folder / 'commands.json'], timeout=300
+    _PROGRAM, [folder / 'commands.json'], timeout=300, check=False
   )
   streams = [
     [
@@ -133,10 +141,18 @@ def _two(finished_run, tmp_path_factory):
     ]
     for r in results
   ]
-  statuses = [json.loads(r.stdout.splitlines()[-1]) for r in results]
+  assert all(len(part) == len(parts) for s in streams for part in s), (
+    children.show(results)
+  )
+  # Of the last command, which fails, that of the process.
+  statuses = [
+    json.loads(re.findall(r'^\[.*\]$', r.stdout, re.M)[-1]) + [r.returncode]
+    for r in results
+  ]
   return _Two(
     workdir,
     scored,
+    other,
     {
       name: [(out[i], error[i]) for out, error in streams]
       for i, name in enumerate(parts)
@@ -269,23 +285,21 @@ def _run(workdir, *flags):
   )
 
 
-def _errors(result):
-  """The one message of a process."""
-  return [x for x in result.stderr.splitlines() if x.startswith('error: ')]
+def _errors(text):
+  """The messages in what a process said."""
+  return [x for x in text.splitlines() if x.startswith('error: ')]
 
 
-def test_a_failure_in_one_process_ends_both(tmp_path):
-  (tmp_path / 'run.json').write_text(
-    json.dumps({'config': {'seed': 7}, 'config_hash': 'abc'})
-  )
-  main, other = results = _run(tmp_path)
-  assert [r.returncode for r in results] == [1, 1], children.show(results)
-  assert 'Traceback' not in children.show(results)
+def test_a_failure_in_one_process_ends_both(two):
+  """What the main process finds, it tells the other; neither hangs."""
+  assert two.statuses['refused'] == [1, 1]
+  (_, main), (_, other) = two.said['refused']
+  assert 'Traceback' not in main + other
   (message,) = _errors(main)
   assert 'holds a run of another configuration (abc, this is' in message
   (message,) = _errors(other)
   assert message.startswith('error: the main process failed: ')
-  assert sorted(os.listdir(tmp_path)) == ['.lock', 'run.json']
+  assert sorted(os.listdir(two.refused)) == ['.lock', 'run.json']
 
 
 def test_where_processes_do_not_agree_none_is_left_waiting(tmp_path):
@@ -293,7 +307,7 @@ def test_where_processes_do_not_agree_none_is_left_waiting(tmp_path):
   (tmp_path / 'collect' / 'metrics.jsonl').mkdir(parents=True)
   main, other = results = _run(tmp_path, '--phases=collect')
   assert main.returncode == 1, children.show(results)
-  (message,) = _errors(main)
+  (message,) = _errors(main.stderr)
   assert 'metrics.jsonl: is a folder, not a file' in message
   # jax ends it as soon as the main process is gone; -9 is `run_processes`.
   assert other.returncode not in (0, -9), children.show(results)

@@ -21,7 +21,7 @@ _CONFIG = {
   'algorithm': 'macaw',
   'family': {'num_train': 3, 'num_test': 2},
   'macaw': {
-    'hidden': (6, 6),
+    'hidden': (6,),
     'latent_size': 3,
     'head_hidden': 4,
     'stride': 1,
@@ -51,6 +51,10 @@ _CONFIG = {
     'every_updates': 4,
   },
 }
+
+
+class _NoScores:
+  curve = staticmethod(lambda state, data: {})
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -111,7 +115,9 @@ def _setup(workdir, dataset, changes={}, stop=None):
 @pytest.fixture(name='finished', scope='module')
 def _finished(dataset, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('finetuned')
-  phases.run(_setup(workdir, dataset), ('offline', 'finetune'))
+  setup = _setup(workdir, dataset)
+  phases.offline(setup, _NoScores())
+  phases.run(setup, ('finetune',))
   return workdir
 
 
@@ -207,10 +213,6 @@ _BOREL = {
   'finetune': {'iterations': 0},
   'evaluation': {'every_updates': 1000},
 }
-
-
-class _NoScores:
-  curve = staticmethod(lambda state, data: {})
 
 
 def test_beliefs_are_the_same_after_a_stop(dataset, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_run
 
+from examples import cloning
 from offmeta.algorithms import smac
 from offmeta.data import buffer as buffers, dataset as datasets
 from offmeta.data.buffer import Replay
@@ -26,6 +27,9 @@ from offmeta.training.config import ConfigError, Visits
 from offmeta.types import Problem
 
 _M, _ROWS = 4, 6
+_CLONING = cloning.Config(
+  latent_size=2, hidden=(6,), num_tasks=4, query_size=3, context_size=5
+)
 _ORACLE = 'online/oracle'
 _TASKS = {
   'value': jnp.array([1.0, -2.0, 0.5, 3.0]),
@@ -126,6 +130,7 @@ def test_gather(terminates, layout):
   ids=['one device', 'tasks', 'own, seeds', 'own, tasks'],
 )
 def test_updates(shared, layout):
+  """An algorithm of few operations, which compile twice for each layout."""
   family = probes.CountingFamily()
   seeds = helpers.seeds(jax.random.split(jax.random.key(0), 2), **layout)
   replay = Replay(_buffer(family, 0), _buffer(family, 1))
@@ -135,20 +140,15 @@ def test_updates(shared, layout):
     replay = replay._replace(
       query=replay.query._replace(
         data=data._replace(
-          reward=data.reward * jnp.array([1.0, 3.0])[:, None, None]
+          action=data.action * jnp.array([1.0, -0.5])[:, None, None, None]
         )
       )
     )
-  make_stage = lambda axis: (
-    smac.make(Problem(family.spec), helpers.SMAC, axis)
-    .loop('offline')
-    .stages[0]
-  )
+  make = lambda axis: cloning.make(Problem(family.spec), _CLONING, axis)
+  make_stage = lambda axis: make(axis).loop('offline').stages[0]
 
   def run(make_update, replay):
-    state = updates.init_states(
-      smac.make(Problem(family.spec), helpers.SMAC), seeds
-    )
+    state = updates.init_states(make(None), seeds)
     update = make_update(make_stage, seeds, 8, shared_replay=shared)
     for _ in range(2):
       state, metrics = update(state, replay)
