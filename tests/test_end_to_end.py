@@ -13,12 +13,14 @@ import subprocess
 import sys
 import time
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
 import tiny_run
 
 from offmeta.collection import phase as collect
+from offmeta.data import dataset as datasets
 from offmeta.phases import run as phases
 from offmeta.training import evaluator
 
@@ -79,6 +81,7 @@ class _Run(NamedTuple):
     steps: checkpoints of the stage that was stopped, before it went on.
     status: of the second time.
     printed: the second time, on stdout and stderr.
+    loads: names of the datasets that were loaded the second time.
   """
 
   workdir: pathlib.Path
@@ -88,6 +91,7 @@ class _Run(NamedTuple):
   steps: list[int]
   status: int
   printed: tuple[str, str]
+  loads: list[str]
 
 
 @pytest.fixture(name='commanded', scope='module')
@@ -131,7 +135,14 @@ def _commanded(tmp_path_factory):
     _, error = process.communicate(timeout=240)
   steps = tiny_run.checkpoint_steps(workdir, 'collect')
   out, err = io.StringIO(), io.StringIO()
+  load, loads = datasets.load, []
+
+  def counted(path, *args, **kw):
+    loads.append(pathlib.Path(path).name)
+    return load(path, *args, **kw)
+
   with (
+    mock.patch.object(datasets, 'load', counted),
     tiny_run.shared_programs(),
     tiny_run.command() as same_command,
     contextlib.redirect_stdout(out),
@@ -151,6 +162,7 @@ def _commanded(tmp_path_factory):
     steps,
     status,
     (out.getvalue(), err.getvalue()),
+    loads,
   )
 
 
@@ -165,6 +177,8 @@ def test_sigterm_then_the_same_command(commanded, finished_run):
   out, error = commanded.printed
   assert commanded.status == 0, error
   assert 'online' in out and 'index.html' in out
+  # Once each, and not before they are there.
+  assert sorted(commanded.loads) == ['dataset', 'dataset_test']
   assert not tiny_run.differing(
     tiny_run.results(finished_run), tiny_run.results(commanded.workdir)
   )

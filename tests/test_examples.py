@@ -131,7 +131,7 @@ def test_the_algorithm_runs_from_the_command_line(tmp_path, run_config):
     f'--config.collect.dataset={tmp_path / "data"}',
     f'--workdir={tmp_path / "run"}',
   )
-  assert 'offline_self_context' in printed
+  assert 'offline phase, self-collected context' in printed
   run = json.loads((tmp_path / 'run/run.json').read_text())
   assert run['algorithm'] == 'cloning'
   assert run['config']['cloning']['num_updates'] == 3

@@ -23,6 +23,7 @@ from offmeta.data import (
 )
 from offmeta.data.buffer import Replay
 from offmeta.phases import finetune as finetuning
+from offmeta.results import records
 from offmeta.training import (
   config as configs,
   evaluator as evaluators,
@@ -320,10 +321,10 @@ def _paths(setup: Setup, adaptation: rollout.Adaptation) -> dict:
     adaptation: on held-out tasks, leaves [S, M, R, ...].
 
   Returns:
-    'trajectories' [4, E, T + 1, 2], NaN after the end of an episode: seed 0,
-    first repetition, held-out tasks that are spread over their values or
-    angles; and 'trajectory_goals' [4, 2] where tasks have a goal. Else nothing,
-    as where the policy keeps no observations (`Policy.keep`).
+    'trajectories' [m, E, T + 1, 2], NaN after the end of an episode: seed 0,
+    first repetition, of the first m held-out tasks, at most `MOST_PATHS`; and
+    'trajectory_goals' [m, 2] where tasks have a goal. Else nothing, as where
+    the policy keeps no observations (`Policy.keep`).
   """
   family, tasks = setup.family, setup.test_tasks
   kept = adaptation.transitions.observation
@@ -332,12 +333,9 @@ def _paths(setup: Setup, adaptation: rollout.Adaptation) -> dict:
     return {}
   if not kept.shape[4:] == after.shape[4:] == family.spec.observation_shape:
     return {}
-  color = task_color(tasks)
-  order = np.arange(setup.config.family.num_test)
-  order = order if color is None else np.argsort(color, kind='stable')
-  shown = order[np.linspace(0, len(order) - 1, min(4, len(order))).astype(int)]
+  number = min(setup.config.family.num_test, records.MOST_PATHS)
   valid, steps = jax.tree.map(
-    lambda x: np.asarray(x[0, shown, 0]),
+    lambda x: np.asarray(x[0, :number, 0]),
     (adaptation.valid, adaptation.transitions),
   )
   here = np.asarray(family.position(steps.observation))
@@ -351,7 +349,7 @@ def _paths(setup: Setup, adaptation: rollout.Adaptation) -> dict:
     for time in np.where(valid > 0, steps.extras['time'], -1)
   ]
   paths = np.full(
-    (len(shown), max(map(len, starts)), horizon + 1, 2), np.nan, here.dtype
+    (number, max(map(len, starts)), horizon + 1, 2), np.nan, here.dtype
   )
   for task, begins in enumerate(starts):
     ends = [*begins[1:], int(valid[task].sum())]
@@ -361,7 +359,7 @@ def _paths(setup: Setup, adaptation: rollout.Adaptation) -> dict:
   goal = tasks.get('goal') if isinstance(tasks, Mapping) else None
   found = {'trajectories': paths}
   if goal is not None and goal.shape[1:] == (2,):
-    found['trajectory_goals'] = np.asarray(goal)[shown]
+    found['trajectory_goals'] = np.asarray(goal)[:number]
   return found
 
 

@@ -24,8 +24,8 @@ CAPTIONS = {
     'The first episodes act on the prior, later ones on the posterior of '
     'what was seen so far. Look for the rise from first to last episode: '
     'that is adaptation. On training tasks the gap between the dashed '
-    'line (context from the offline data) and the solid one is the '
-    'distribution shift. Bands are 95% t intervals over seeds.',
+    'line (offline context) and the solid one (self-collected context) is '
+    'the distribution shift. Bands are 95% t intervals over seeds.',
   ),
   'finetune': (
     'Online fine-tuning',
@@ -36,19 +36,23 @@ CAPTIONS = {
   ),
   'z_space': (
     'Where contexts land in z-space',
-    'Posterior means of training tasks, first seed, projected to two '
-    'principal components. Where the hollow points (self-collected) lie '
+    'Posterior means of training tasks, first seed, projected to their '
+    'principal components; the axes say how much of the variance each holds. '
+    'Where the hollow points (self-collected) lie '
     'away from the filled ones of their task, links are long: that is the '
     'distribution shift.',
   ),
   'trajectories': (
     'Paths in held-out tasks',
-    'First seed, seen from above. Early episodes are light and explore, '
-    'the last is dark and should run to the star, if the task has a goal.',
+    'First seed, first repetition, seen from above. Tasks are spread over '
+    'the quantiles of the return of the last episode, the worst on the left, '
+    'the best on the right. Above each path stand the number that '
+    'experiments.render --task takes, and that return. Early episodes are '
+    'light, the last is dark; the star is the goal.',
   ),
   'diagnoses': (
     'What the learner knows',
-    'Measured by the algorithm on its training tasks, for each stage that '
+    'Measured by the algorithm on its training tasks, for each loop that '
     'was tested. Lines are means over seeds, bands and bars 95% t intervals '
     'over seeds; maps are means over seeds.',
   ),
@@ -63,9 +67,8 @@ _ONLINE_CAPTIONS = {
     'Left of the switch the offline phase, right of it each online '
     'variant, each half on its own scale of updates. Look at the upper '
     'panel: does the line rise after the switch, and how near does it '
-    'come to the dashed oracle? The lower panels hand in logged '
-    'contexts, so they should be high before the switch already and stay '
-    'there.'
+    'come to the dashed oracle? The lower panels are with offline contexts: '
+    'they should be high before the switch already and stay there.'
   ),
   'z_space': (
     'Both panels share their axes. After the online phase links should be '

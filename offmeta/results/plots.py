@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from offmeta.results import charts, drawing, panels, records
+from offmeta.results import charts, drawing, panels, records, statistics
 
 
 def draw_all(
@@ -282,7 +282,7 @@ def episode_curves(record: records.Record) -> Any | None:
     random = record.array('collect', 'random_test_returns')
     if random is not None:
       axes[0].axhline(
-        np.nanmean(random),
+        statistics.seed_scores(random).mean(),  # as in the table
         color=drawing.RANDOM,
         ls=(0, (5, 3)),
         lw=1.3,
@@ -322,6 +322,9 @@ def _draw_episodes(
   axis.set_xticks(episode)
 
 
+# Share of the variance below which a second component is not drawn.
+_FLAT = 0.05
+
 # --- (3) z-space ------------------------------------------------------------
 
 
@@ -331,7 +334,9 @@ def z_space(
   """Posterior means of offline and self-collected contexts, two panels.
 
   One seed (latent axes mean nothing across seeds). One PCA, fitted on the
-  offline-context means of both panels, so the panels share their axes.
+  offline-context means of both panels, so the panels share their axes. Where
+  its second component holds next to nothing, the first is drawn against the
+  task parameter.
   """
   headline = record.run.headline_variant
   panels = []
@@ -369,10 +374,17 @@ def z_space(
     )[0]
     for axis, (title, offline, own) in zip(axes, panels):
       clouds = [(item - center) @ basis for item in (offline, own)]
+      if share[1] < _FLAT:
+        clouds = [_against(color, cloud) for cloud in clouds]
       points = _draw_clouds(axis, clouds, color, shown)
       axis.set_title(title)
-      axis.set_xlabel(f'z, first component ({share[0]:.0%} of variance)')
-    axes[0].set_ylabel(f'z, second component ({share[1]:.0%})')
+    first = f'z, first component ({share[0]:.0%} of variance)'
+    names = first, f'z, second component ({share[1]:.0%})'
+    if share[1] < _FLAT:
+      names = 'task parameter', f'{first[:-1]}, the second {share[1]:.0%})'
+    for axis in axes:
+      axis.set_xlabel(names[0])
+    axes[0].set_ylabel(names[1])
     bar = figure.colorbar(
       points, ax=list(axes), pad=0.02, fraction=0.04, aspect=30
     )
@@ -380,6 +392,13 @@ def z_space(
     bar.outline.set_visible(False)
     _z_legend(figure, axes)
   return figure
+
+
+def _against(color: np.ndarray, cloud: np.ndarray) -> np.ndarray:
+  """[N, P, 2] of (task parameter, first component)."""
+  cloud = cloud[: len(color)]
+  parameter = np.broadcast_to(color[:, None], cloud.shape[:2])
+  return np.stack([parameter, cloud[..., 0]], -1)
 
 
 def _task_color(record: records.Record, num_tasks: int) -> np.ndarray:
@@ -450,7 +469,7 @@ def _z_legend(figure: Any, axes: Sequence[Any]) -> None:
       ls='',
       marker='o',
       color=grey,
-      label='context from the offline data',
+      label='offline context',
     ),
     Line2D(
       [],
@@ -459,7 +478,7 @@ def _z_legend(figure: Any, axes: Sequence[Any]) -> None:
       marker='o',
       color=grey,
       markerfacecolor='none',
-      label='context it collected itself',
+      label='self-collected context',
     ),
     Line2D([], [], color=grey, lw=1, label='same task (between the means)'),
   ]
@@ -469,14 +488,20 @@ def _z_legend(figure: Any, axes: Sequence[Any]) -> None:
 # --- (4) trajectories -------------------------------------------------------
 
 
-def trajectories(record: records.Record, max_tasks: int = 6) -> Any | None:
-  """Paths on the plane: columns are held-out tasks, rows before and after."""
+def trajectories(record: records.Record, max_tasks: int = 4) -> Any | None:
+  """Paths on the plane: columns are held-out tasks, rows before and after.
+
+  Seed 0, first repetition. The tasks are spread over the quantiles of the
+  return of the last episode, after the online phase if there is one: the worst
+  on the left, the best on the right.
+  """
   headline = record.run.headline_variant
   rows = [
     (
       title,
       record.array(point, 'trajectories'),
       record.array(point, 'trajectory_goals'),
+      _scores_of_paths(record, point),
     )
     for title, point in (
       ('before (offline)' if headline else 'offline phase', 'offline'),
@@ -486,29 +511,56 @@ def trajectories(record: records.Record, max_tasks: int = 6) -> Any | None:
   rows = [row for row in rows if row[1] is not None]
   if not rows:
     return None
-  columns = min(max_tasks, *(len(row[1]) for row in rows))
+  shown = _quantiles(rows[-1][-1], min(len(row[1]) for row in rows), max_tasks)
   low, high = _limits(
-    [item for row in rows for item in row[1:] if item is not None]
+    [item[shown] for row in rows for item in row[1:3] if item is not None]
   )
   with drawing.rc():
     shape = float(np.clip((high - low)[1] / (high - low)[0], 0.4, 2.5))
     figure = drawing.figure(
-      2.1 * columns + 0.7, 2.1 * shape * len(rows) + 1.3, layout='compressed'
+      2.1 * len(shown) + 0.7,
+      2.3 * shape * len(rows) + 1.3,
+      layout='compressed',
     )
     grid = figure.subplots(
-      len(rows), columns, squeeze=False, sharex=True, sharey=True
+      len(rows), len(shown), squeeze=False, sharex=True, sharey=True
     )
-    for axes, (title, paths, goals) in zip(grid, rows):
+    for axes, (title, paths, goals, scores) in zip(grid, rows):
       axes[0].set_ylabel(f'{title}\ny')
-      for task, axis in enumerate(axes):
+      for task, axis in zip(shown, axes):
         _draw_paths(axis, paths[task], None if goals is None else goals[task])
         axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect='equal')
-    for task, axis in enumerate(grid[0]):
-      axis.set_title(f'task {task + 1}', loc='center', fontsize=10.5)
+        if scores is not None:
+          title = f'task {task}: {scores[task]:.1f}'
+          axis.set_title(title, loc='center', fontsize=10.5)
     for axis in grid[-1]:
       axis.set_xlabel('x')
-    drawing.legend_below(figure, grid[0], columns=columns + 1)
+    drawing.legend_below(figure, grid[0], columns=max_tasks + 1)
   return figure
+
+
+def _scores_of_paths(record: records.Record, point: str) -> np.ndarray | None:
+  """Return of the last episode [m], seed 0, first repetition.
+
+  None where paths are not those of the first tasks, as in runs of earlier
+  versions, which kept four.
+  """
+  returns = record.array(point, 'test_self_returns')
+  paths = record.array(point, 'trajectories')
+  if paths is None or returns is None:
+    return None
+  if len(paths) != min(returns.shape[1], records.MOST_PATHS):
+    return None
+  return statistics.final_returns(returns[0, : len(paths), 0])
+
+
+def _quantiles(scores: np.ndarray | None, number: int, most: int) -> np.ndarray:
+  """Numbers of tasks among the first `number`, from the worst to the best."""
+  order = np.arange(number)
+  if scores is not None:
+    order = np.argsort(scores, kind='stable')
+  places = np.linspace(0, number - 1, min(most, number))
+  return order[np.round(places).astype(int)]
 
 
 def _draw_paths(axis: Any, paths: np.ndarray, goal: np.ndarray | None) -> None:

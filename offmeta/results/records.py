@@ -58,6 +58,7 @@ ARRAYS = {
   'trajectories': 'm e t 2',
   'trajectory_goals': 'm 2',
 }
+MOST_PATHS = 64  # held-out tasks, the first, whose paths a run keeps
 # The beginning of the names of what an algorithm says of itself: [S, ...] with
 # at most two more axes.
 DIAGNOSE = 'diagnose/'

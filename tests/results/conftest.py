@@ -44,7 +44,7 @@ def _point(final, rng, shift, tasks):
   seeds, angle = len(final), np.linspace(0, np.pi, tasks)
   arc = np.stack([np.cos(angle), np.sin(angle), 0.2 * angle], -1)
   wobble = lambda: 0.12 * rng.normal(size=(seeds, tasks, 4, 3))
-  goals = np.stack([np.cos(angle[::3]), np.sin(angle[::3])], -1)[:5]
+  goals = np.stack([np.cos(angle[::2]), np.sin(angle[::2])], -1)[:8]
   time = np.linspace(0, 1, 21)[:, None]
   paths = np.stack(
     [

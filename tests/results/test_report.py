@@ -496,3 +496,49 @@ def test_unadapted_is_without_noise_where_that_was_scored(workdir, undrawn):
   rows = report.build(workdir)['rows']
   assert rows['offline_unadapted']['mean'] == -3.0
   assert rows['online_unadapted']['mean'] != -3.0
+
+
+def test_paths_are_of_tasks_from_the_worst_to_the_best():
+  scores = np.array([3.0, 1.0, 2.0, 5.0, 4.0])
+  np.testing.assert_array_equal(plots._quantiles(scores, 5, 3), [1, 0, 3])
+  np.testing.assert_array_equal(plots._quantiles(scores, 5, 9), [1, 2, 0, 4, 3])
+  np.testing.assert_array_equal(plots._quantiles(None, 5, 3), [0, 2, 4])
+
+
+def test_paths_are_named_by_task_and_return(make_workdir):
+  workdir = make_workdir(seeds=2, variants=('ours',))
+  record = records.load(workdir)
+  before, after = (
+    record.array(point, 'test_self_returns')[0, :, 0, -1]
+    for point in ('offline', 'online-ours')
+  )
+  top, *_ = plots.trajectories(record).axes
+  worst = int(np.argmin(after))
+  assert top.get_title() == f'task {worst}: {before[worst]:.1f}'
+  # A run of an earlier version kept four of eight, which say no number.
+  for point in ('offline', 'online-ours'):
+    path = workdir / 'evaluations' / f'{point}.npz'
+    kept = {
+      name: np.load(path)[name][:4]
+      for name in ('trajectories', 'trajectory_goals')
+    }
+    _edit(path, **kept)
+  top, *_ = plots.trajectories(records.load(workdir)).axes
+  assert not top.get_title()
+
+
+def test_latents_on_a_line_are_drawn_against_the_task(make_workdir):
+  workdir = make_workdir(seeds=2, variants=('ours',))
+  first, *_ = plots.z_space(records.load(workdir)).axes
+  assert first.get_xlabel().startswith('z, first component')
+  for point in ('offline', 'online-ours'):
+    path = workdir / 'evaluations' / f'{point}.npz'
+    line = {
+      f'posterior_{kind}_mean': np.load(path)[f'posterior_{kind}_mean']
+      * np.array([1.0, 0.01, 0.0])
+      for kind in ('offline', 'self')
+    }
+    _edit(path, **line)
+  first, *_ = plots.z_space(records.load(workdir)).axes
+  assert first.get_xlabel() == 'task parameter'
+  assert re.match('z, first component .1?[0-9]{2}% of', first.get_ylabel())
