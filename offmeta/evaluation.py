@@ -1,7 +1,7 @@
 """The meta-test protocol and the distribution-shift diagnostics.
 
-Spec smac 1.3. Batched over tasks [M] and repetitions [R]; one key per (task
-slot, repetition), so that a subset of tasks scores as it does in the whole.
+As in SMAC's release. Batched over tasks [M] and repetitions [R]; one key per
+(task slot, repetition), so that a subset of tasks scores as in the whole.
 """
 
 from typing import NamedTuple

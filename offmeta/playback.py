@@ -108,7 +108,7 @@ def _policy(
     seeds = collect_pearl.behaviour_seeds(setup)
     if config.collect.dataset:
       raise configs.ConfigError(
-        "loop 'collect': the dataset was brought along,"
+        "loop 'collect': the run was given its dataset,"
         f' {config.collect.dataset}; this run has no behaviour policy'
       )
     if config.collect.source == 'sac':

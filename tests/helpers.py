@@ -1,12 +1,12 @@
 """Small settings shared by the tests of algorithms."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from offmeta import parallel
 from offmeta.algorithms import pearl, smac
 from offmeta.testing import probes
+from offmeta.testing.arrays import numbers
 from offmeta.training.seeds import Seeds
 from offmeta.types import EnvSpec
 
@@ -129,13 +129,6 @@ def assert_same(actual, desired):
     np.testing.assert_array_equal(
       numbers(a), numbers(d), err_msg=jax.tree_util.keystr(path)
     )
-
-
-def numbers(leaf):
-  """Key or array -> numpy."""
-  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    leaf = jax.random.key_data(leaf)
-  return np.asarray(leaf)
 
 
 def in_numpy(tree):

@@ -104,7 +104,7 @@ _offline_sequences = jax.jit(
 
 
 def test_given_context_is_offline_data_of_the_task():
-  """Spec smac 1.3 (a): also the first episode has it, and all have the same."""
+  """Also the first episode has it, and all have the same."""
   spied = []
   policy = _mean_reward_policy()
 

@@ -188,7 +188,7 @@ def _adapting(family, num_steps, num_prior):
 
 
 def test_meta_test_protocol():
-  """Spec smac 1.3: two prior episodes, the third after 2 H transitions."""
+  """Two prior episodes, the third after 2 H transitions, as SMAC's release."""
   done = _adapting(_FOREVER, 15, 2)(_task(), _KEY)
   np.testing.assert_array_equal(done.returns, [30, 30, 30])
   np.testing.assert_array_equal(done.valid, np.ones(15))

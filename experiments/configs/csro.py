@@ -1,4 +1,4 @@
-"""CSRO experiments: get_config('cheetah_vel'), ...."""
+"""CSRO experiments: get_config('cheetah_vel'), ..."""
 
 from experiments.configs import base, focal
 

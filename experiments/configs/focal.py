@@ -1,7 +1,7 @@
 """FOCAL experiments: get_config('cheetah_vel'), ...
 
-`paper` sizes are the authors' later code. ABLATIONS have
-their first release (A3.3) for Cheetah-Velocity.
+`paper` sizes are the authors' later code. ABLATIONS have their first release
+for Cheetah-Velocity.
 """
 
 from experiments.configs import base, recipes
@@ -52,7 +52,7 @@ def settings(name: str, published: dict, **cpu) -> dict:
 
 
 _SIZES = ('num_updates', 'num_tasks', 'query_size', 'context_size')
-# Point robots, as published for the sparse one (A3.3).
+# Point robots, as published for the sparse one.
 POINT = {**NO_DIVERGENCE, 'discount': 0.9, 'reward_scale': 100.0}
 
 # What 2 cores do on a robot: many small updates, close to the data. Without

@@ -1,4 +1,4 @@
-"""UNICORN experiments: get_config('cheetah_vel'), ...."""
+"""UNICORN experiments: get_config('cheetah_vel'), ..."""
 
 from experiments.configs import base, focal
 

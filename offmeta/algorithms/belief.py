@@ -1,6 +1,6 @@
 """A recurrent belief over one task: along logs, and while acting (BOReL).
 
-Spec baselines A2.1, A2.4 and A2.6. Steps are `Transition`s in the order in
+Steps are `Transition`s in the order in
 which they took place, over several episodes; their extras hold 'time', the
 step within the episode.
 """

@@ -1,9 +1,9 @@
 """Offline control given a latent: what FOCAL, CSRO and UNICORN share.
 
 Soft actor-critic that stays near the logged actions, by a divergence that a
-dual critic estimates (BRAC, Wu, Tucker, Nachum 2019, arXiv
-1911.11361). The latent z [M, B, Z] is a constant in all losses,
-and each term reaches the group of parameters of its own name only.
+dual critic estimates (BRAC, Wu, Tucker, Nachum 2019, arXiv 1911.11361). The
+latent z [M, B, Z] is a constant in all losses, and each term reaches the group
+of parameters of its own name only.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,7 +41,7 @@ class Config:
   critic_hidden: limits.Widths = (256, 256)
   actor_hidden: limits.Widths = (256, 256)
   hidden_bias: limits.Number = 0.1  # initial hidden biases, of all networks
-  # Log-std is clipped to [-20, this]; 0 in A3.3, A4.
+  # Log-std is clipped to [-20, this]; 0 in FOCAL's first release and CSRO's.
   max_log_std: limits.Number = 2.0
   # Of log pi: 'shifted' adds 1e-6, as released.
   tanh_correction: Literal['exact', 'shifted'] = 'shifted'
@@ -133,7 +133,7 @@ def _estimate(
   z: Array,
   networks: Networks,
 ) -> Array:
-  """Dhat [M, B] (A3.3), with gradients into critic and own action."""
+  """Dhat [M, B], with gradients into critic and own action."""
   logged, own = [
     networks.divergence.apply(critic, query.observation, a, z)
     for a in (query.action, action)
@@ -159,7 +159,7 @@ def divergence_terms(
   networks: Networks,
   config: Config,
 ) -> Terms:
-  """What the dual critic descends: -Dhat, and its slope (A3.3).
+  """What the dual critic descends: -Dhat, and its slope.
 
   Args:
     params: groups 'divergence', 'actor'.
@@ -205,7 +205,7 @@ def critic_terms(
   networks: Networks,
   config: Config,
 ) -> Terms:
-  """TD error; its divergence is that of (s, a), not of s' (A3.3, A3.4).
+  """TD error; its divergence is that of (s, a), not of s'.
 
   Args:
     params: groups 'critic', 'actor', 'divergence'.

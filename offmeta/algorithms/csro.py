@@ -59,7 +59,7 @@ class Config(focal.Config):
 
 
 def representation(problem: Problem, config: Config) -> focal.Representation:
-  """First the model, then the encoder against the new model (A4)."""
+  """First the model, then the encoder against the new model."""
   encoder = focal.make_encoder(problem.spec, config)
   model = context.bounded_gaussian(
     (problem.spec.observation_size, problem.spec.action_size),

@@ -6,12 +6,12 @@ Distance Metric Learning and Behavior Regularization", ICLR 2021, arXiv
 (`brac`) sees its latent as a constant. CSRO and UNICORN are other
 `Representation`s on the same parts.
 
-Defaults are the authors' later code, but for
-`DIFFERENCES`. `FIRST_RELEASE` are the switches that lead to their first release
-(A3.3), for cheetah-vel. By family it has other `divergence_weight`,
-`max_divergence_weight` and `value_penalty` (`divergence_weight=0` and not
-learned: no divergence at all), `use_next_observation` for dynamics families;
-its widths are (256, 256, 256), the encoder's (200, 200, 200).
+Defaults are the authors' later code, but for `DIFFERENCES`. `FIRST_RELEASE` are
+the switches that lead to their first release, for cheetah-vel. By family it has
+other `divergence_weight`, `max_divergence_weight` and `value_penalty`
+(`divergence_weight=0` and not learned: no divergence at all),
+`use_next_observation` for dynamics families; its widths are (256, 256, 256),
+the encoder's (200, 200, 200).
 
 Left out: the later encoder has no tanh; the first release draws tasks without
 replacement, so it never has a pair of one task; each step of the dual critic
@@ -98,7 +98,7 @@ class Config(brac.Config):
   encoder_hidden: limits.Widths = (64, 64)
   use_next_observation: bool = True  # in the context
   use_terminal: bool = True  # in the context
-  # On the distance metric loss; 10 in A3.2, A4.
+  # On the distance metric loss; 10 in the first release and CSRO's.
   metric_weight: limits.Weight = 1.0
   context_lr: limits.Weight = 3e-4  # encoder, and other networks of its losses
   num_updates: limits.Count = 200_000  # gradient steps in all
@@ -135,7 +135,7 @@ def validate(config: Config):
 def make_encoder(
   spec: EnvSpec, config: Config, stochastic: bool = False
 ) -> Network:
-  """The encoder of single transitions (A3.2; stochastic: A5)."""
+  """The encoder of single transitions (stochastic: UNICORN's)."""
   return context.transition_encoder(
     spec.observation_size,
     spec.action_size,
@@ -151,7 +151,7 @@ def make_encoder(
 def metric_terms(
   z: Array, batch: MetaBatch, config: Config, axis_name: str | None
 ) -> Terms:
-  """The distance metric loss of latents [M, Z] (A3.2)."""
+  """The distance metric loss of latents [M, Z]."""
   same, other = metric.distance_metric(z, batch.task_id, axis_name)
   return {
     'encoder/same_task': config.metric_weight * same,

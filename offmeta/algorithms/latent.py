@@ -113,8 +113,8 @@ def context_acting(
     encoder: (context, mask) -> Gaussian [Z].
     actor: (observation, latent) -> TanhNormal.
     latent_size: Z.
-    resample_period: see `latent_policy`; an offline context always
-      keeps one latent per episode.
+    resample_period: see `latent_policy`; an offline context always keeps
+      one latent per episode.
 
   Returns:
     Keyword arguments of `Algorithm`: explore, evaluate,

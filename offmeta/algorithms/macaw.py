@@ -2,8 +2,8 @@
 
 Mitchell, Rafailov, Peng, Levine, Finn: "Offline Meta-Reinforcement Learning
 with Advantage Weighting", ICML 2021, arXiv 2008.06043. Written against the
-released code, whose settings are the defaults, all of them
-(`DIFFERENCES` is empty). Per task, one step of gradient descent on the value
+released code, whose settings are the defaults, all of them (`DIFFERENCES` is
+empty). Per task, one step of gradient descent on the value
 network, then one on the policy; the losses of what comes out are descended
 through these steps, second order included.
 
@@ -211,7 +211,7 @@ def _finetune_stages(
   config: Config,
   axis_name: str | None,
 ) -> tuple[Stage, Stage]:
-  """Plain steps on one task's own data (as in the paper of MACAW).
+  """Plain steps on one task's own data, as MACAW's release fine-tunes.
 
   The value's target is the plain return; the policy's advantages bootstrap
   with the current value, and the head is left alone.

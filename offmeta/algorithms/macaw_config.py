@@ -59,7 +59,7 @@ class Config:
   # Divide by all tasks, or by the meta-batch.
   outer_norm: Literal['n_train', 'meta_batch'] = 'n_train'
   stride: limits.Count = 7  # every `stride`-th logged step is used
-  # Inner batches, at meta-test too, from a part of each log (4.5): 'first',
+  # Inner batches, at meta-test too, from a part of each log: 'first',
   # 'middle' or 'last' `context_rows` in a row, without stride.
   context_part: Literal['all', 'first', 'middle', 'last'] = 'all'
   context_rows: limits.Count = 100_000

@@ -100,7 +100,7 @@ def policy_loss(
   config: Config,
   head: bool,
 ) -> PolicyLoss:
-  """Spec macaw 1.4; gradients flow into the policy's `weights` only.
+  """The inner policy loss; gradients flow into the policy's `weights` only.
 
   The head's target is the raw advantage; the standardised one makes weights.
   """

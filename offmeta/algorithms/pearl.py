@@ -172,7 +172,7 @@ def critic_losses(
   config: Config,
   axis_name: str | None,
 ) -> tuple[dict[str, Array], Array]:
-  """Terms that train critics, encoder and decoder (A1.3 steps 2 to 4).
+  """Terms that train critics, encoder and decoder.
 
   Args:
     params: groups 'context', 'critic'.
@@ -229,7 +229,7 @@ def actor_losses(
   networks: Networks,
   config: Config,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-  """Terms that train value and actor (A1.3 steps 5 to 7).
+  """Terms that train value and actor.
 
   Args:
     params: groups 'value', 'actor'.

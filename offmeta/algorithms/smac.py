@@ -203,7 +203,7 @@ def _draw_latents(
   query: Transition,
   config: Config,
 ) -> tuple[Array, Array]:
-  """z, and the one of the next action [M, B, Z]: one per task (2.2)."""
+  """z, and the one of the next action [M, B, Z]: one per task."""
 
   def repeat(z):
     return jnp.broadcast_to(

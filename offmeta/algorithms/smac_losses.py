@@ -19,7 +19,7 @@ def context_terms(
   config: Config,
   axis_name: str | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-  """Reward error [M, B] and KL [M] (2.3): terms, logs."""
+  """Reward error [M, B] and KL [M]: terms, logs."""
   reward_loss = jnp.mean(td.squared_error(decoded, query.reward))
   kl = latent_losses.kl_to_standard_normal(posterior.mean, posterior.variance)
   kl_loss = jnp.mean(kl)
@@ -37,7 +37,7 @@ def critic_term(
   query: Transition,
   config: Config,
 ) -> Array:
-  """TD error of all members q [K, M, B] (2.4); next_q [K, M, B] is fixed."""
+  """TD error of all members q [K, M, B]; next_q [K, M, B] is fixed."""
   next_value = jnp.min(next_q, axis=0)
   if limits.chosen(config, 'actor', 'sac') and config.sac.entropy_in_target:
     next_value = policy_losses.soft_value_target(
@@ -62,7 +62,7 @@ def awac_term(
   config: Config,
   axis_name: str | None,
 ) -> tuple[Array, dict[str, Array]]:
-  """Advantage-weighted likelihood, and -Q of own actions (2.5, 2.6).
+  """Advantage-weighted likelihood, and -Q of own actions.
 
   Args:
     distribution: of the actor at the query's states.

@@ -79,7 +79,7 @@ def _decoders(problem: Problem, config: Config) -> dict[str, Network]:
 
 
 def representation(problem: Problem, config: Config) -> focal.Representation:
-  """Encoder and what reads its latent learn together (A5)."""
+  """Encoder and what reads its latent learn together."""
   encoder = focal.make_encoder(problem.spec, config, stochastic=True)
   decoders = _decoders(problem, config)
 

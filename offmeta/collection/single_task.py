@@ -233,11 +233,11 @@ def train(
   )
 
 
-def curves(setup: Setup, stage: str = 'specialists') -> dict[str, np.ndarray]:
+def curves(setup: Setup, folder: str = 'specialists') -> dict[str, np.ndarray]:
   """What a training logged, by metric: [K, M] at its K logged updates.
 
   Raises:
     MetricsFileError: the file cannot be read.
   """
-  series = metrics.read_series(setup.workdir / stage / 'metrics.jsonl')
+  series = metrics.read_series(setup.workdir / folder / 'metrics.jsonl')
   return {name: values for name, (_, values) in series.items()}

@@ -167,7 +167,7 @@ def append(
 
 
 def clear(buffer: Buffer, task_id: Array) -> Buffer:
-  """Forgets one task's data (PEARL's context buffer, A1.4)."""
+  """Forgets one task's data (PEARL's context buffer)."""
   return buffer._replace(
     size=buffer.size.at[task_id].set(0),
     offline_size=buffer.offline_size.at[task_id].set(0),

@@ -164,8 +164,8 @@ def slice_rows(
 ) -> tuple[Array, Array]:
   """Rows [size] in a row from a random start, and their mask.
 
-  Spec macaw 2.5: the last possible start is never drawn. A log that is not
-  longer is taken whole; what is missing counts not.
+  As in MACAW's release, the last possible start is never drawn. A log that is
+  not longer is taken whole; what is missing does not count.
   """
   _require_appended(buffer, spec)
   count = spec.size

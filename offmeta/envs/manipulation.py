@@ -1,8 +1,8 @@
 """A hand at a table with drawers, a button and things to carry; MJX only.
 
-Stands in for SMAC's Sawyer domain (PyBullet, `SawyerAffordancesMetaV0`; spec
-environments B1.3): its observation, action, workspace, thresholds and task
-distribution on a scene of our own. Rewards are comparable in kind, not in
+Stands in for SMAC's Sawyer domain (PyBullet, `SawyerAffordancesMetaV0`): its
+observation, action, workspace, thresholds and task distribution on a scene of
+our own. Rewards are comparable in kind, not in
 number. One control step is 0.05 s; episodes of 75 steps never terminate.
 
 Observation [13], in metres, 0 where a thing is absent: hand xyz, opening of

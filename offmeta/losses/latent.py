@@ -9,7 +9,7 @@ from offmeta.types import Array
 def kl_to_standard_normal(mean: Array, variance: Array) -> Array:
   """KL(N(mean, variance) || N(0, I)), summed over the latent.
 
-  Closed form 0.5 (s2 + mu^2 - 1 - log s2) (PEARL A1.2).
+  Closed form 0.5 (s2 + mu^2 - 1 - log s2).
 
   Args:
     mean: [..., Z].

@@ -20,7 +20,7 @@ def distance_metric(
 ) -> tuple[Array, Array]:
   """How far latents of one task are apart, and how near those of two tasks.
 
-  Spec baselines A3.2 (FOCAL, arXiv 2010.01112, with n = 2). With D the mean
+  FOCAL (arXiv 2010.01112), with n = 2. With D the mean
   over dimensions of (z_i - z_j)^2, a pair of draws of one task costs
   sqrt(D + 1e-3), any other pair 1 / (D + 0.1). All unordered pairs count, over
   all devices; each of the two sums is divided by its number of pairs + 1e-3,

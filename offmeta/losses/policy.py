@@ -13,8 +13,8 @@ def softmax_advantage_weights(
 ) -> Array:
   """count * softmax(A / temperature) over *all* entries, no gradient.
 
-  Spec smac 2.5: one softmax over the whole flattened [tasks x batch], over
-  all devices when `axis_name` is given. The weights have mean 1.
+  As in SMAC's release, one softmax over the whole flattened [tasks x batch],
+  over all devices when `axis_name` is given. The weights have mean 1.
 
   Args:
     advantage: [...], any rank.
@@ -41,9 +41,9 @@ def exponential_advantage_weights(
 ) -> Array:
   """exp(standardised A / temperature), at most max_weight; no gradient.
 
-  Spec macaw 1.4: standardised over the batch of one task, with n - 1 in the
-  standard deviation. Where that is 0 or unknown (one entry), all weights are
-  1; the release divides by it.
+  As in MACAW's release, standardised over the batch of one task, with n - 1 in
+  the standard deviation. Where that is 0 or unknown (one entry), all weights
+  are 1; the release divides by it.
 
   Args:
     advantage: [..., B], raw; each row is a batch of its own.
@@ -115,7 +115,7 @@ def clipped_surrogate(
 def soft_policy(
   log_prob: Array, q_value: Array, temperature: Array | float = 1.0
 ) -> Array:
-  """alpha log pi(a|s) - Q(s, a) [...] (SAC; PEARL A1.3 step 7 has alpha 1).
+  """alpha log pi(a|s) - Q(s, a) [...] (SAC; PEARL has alpha 1).
 
   Raises:
     AssertionError: shapes differ.
@@ -127,7 +127,7 @@ def soft_policy(
 def output_penalty(
   mean: Array, log_std: Array, mean_weight: float, log_std_weight: float
 ) -> Array:
-  """Mean squares of an actor's outputs, weighted (PEARL A1.3 step 7).
+  """Mean squares of an actor's outputs, weighted, as in PEARL's release.
 
   Args:
     mean, log_std: [...], before the tanh.
@@ -141,7 +141,7 @@ def output_penalty(
 def soft_value_target(
   log_prob: Array, q_value: Array, temperature: Array | float = 1.0
 ) -> Array:
-  """Q(s, a) - alpha log pi(a|s) [...], no gradient (PEARL A1.3 step 6).
+  """Q(s, a) - alpha log pi(a|s) [...], no gradient (SAC and PEARL).
 
   Raises:
     AssertionError: shapes differ.

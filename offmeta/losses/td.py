@@ -16,7 +16,7 @@ def td_target(
 ) -> Array:
   """reward_scale * r + gamma * discount * V(s'), no gradient.
 
-  Specs: smac 2.4, PEARL A1.3 step 3.
+  As in the releases of SMAC and PEARL.
 
   Args:
     reward: [...], raw.

@@ -17,7 +17,7 @@ _LOG_VARIANCE_BOUNDS = (-10.0, 0.5)  # of `gaussian_model`, at the start
 def product_of_gaussians(mean: Array, variance: Array, mask: Array) -> Gaussian:
   """Product of N independent Gaussian factors, without a prior factor.
 
-  Specs: smac 2.1 "Posterior", PEARL A1.2.
+  As in the releases of PEARL and SMAC.
 
   Args:
     mean: [..., N, Z].

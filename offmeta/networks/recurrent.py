@@ -1,6 +1,6 @@
 """A recurrent belief over the task, and the decoder that trains it.
 
-Spec baselines A2.2, after VariBAD (arXiv 1910.08348) and BOReL's release. All
+After VariBAD (arXiv 1910.08348) and BOReL's release. All
 layers but the GRU's start like PyTorch's: U(+-1/sqrt(inputs)), biases too. The
 embedding of a reward needs that: with zero biases it would only tell its sign
 from its size.

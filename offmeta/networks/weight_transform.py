@@ -1,4 +1,4 @@
-"""Networks made for one step of gradient descent (MACAW, section 4.3).
+"""Networks made for one step of gradient descent (MACAW).
 
 A network has *parameters*, which are trained, and *weights*, the kernel and
 bias of each layer, which it computes with; `generate` makes weights of
@@ -68,7 +68,7 @@ def _times(x: Array, kernel: Array) -> Array:
 
 
 def wlinear(inputs: int, outputs: int, latent_size: int) -> Layer:
-  """The weight-transform layer (MACAW, section 4.3).
+  """The weight-transform layer (MACAW).
 
   Latent ~ N(0, 1/outputs^2); kernel (H, [Z, P]) and bias (b, [P]) ~
   U(+-1/sqrt(Z)), with P = inputs * outputs + outputs.

@@ -147,14 +147,15 @@ def _dataset(
     places = 1  # all that devices share tasks of is multiplied later
   planned = _planned(setup, spec, rows, num_tasks)
   held = planned.loaded if setup.runtime.replay == 'host' else planned.replay
-  count = sum(
+  query, *_ = counts = [
     buffer.data.reward.shape[1] for buffer in planned.replay if buffer
-  )
+  ]
+  size = memory.nbytes(held.query.data) // max(num_tasks * query, 1)
   return memory.Demand(
     what,
     places * memory.nbytes(held),
-    f'{memory.times(places, "place")} x {num_tasks:,} tasks x {count:,}'
-    ' transitions',
+    f'{memory.times(places, "place")} x {num_tasks:,} tasks x {sum(counts):,}'
+    f' transitions x {size:,} B',
   )
 
 

@@ -1,7 +1,8 @@
 """The phase `finetune`: meta-trained learners train on, each in one task.
 
-Spec macaw 6.3: one offline step on transitions of a random policy, then rounds
-of one noisy episode and updates on all that the learner has collected itself.
+As in MACAW's release: one offline step on transitions of a random policy, then
+rounds of one noisy episode and updates on all that the learner has collected
+itself.
 One learner per seed and held-out task, side by side.
 """
 

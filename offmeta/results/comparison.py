@@ -17,6 +17,7 @@ import numpy as np
 from offmeta.results import (
   charts,
   drawing,
+  findings,
   records,
   report,
   statistics,
@@ -408,8 +409,9 @@ def _shown(entry: Mapping[str, Any]) -> str:
 
 
 def _remarks(result: Mapping[str, Any]) -> list[str]:
-  """What variants are, what differs, what failed."""
-  lines = [
+  """What the profile means, what variants are, what differs, what failed."""
+  lines = [findings.SMOKE] if result['profile'] == 'smoke' else []
+  lines += [
     f'{row["name"]}: {row["description"]}'
     for row in result['rows']
     if row['description']

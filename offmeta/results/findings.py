@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from offmeta.results import tables
 
 SMOKE = (
-  'This is a smoke run: it shows that everything runs. It learns nothing, and'
+  "The profile 'smoke' only shows that everything runs. It learns nothing, and"
   ' its numbers mean nothing.'
 )
 
@@ -63,7 +63,7 @@ def sentence(summary: Mapping[str, Any]) -> str:
 
 
 def rows(summary: Mapping[str, Any]) -> list[Row]:
-  """Up to six scores that the finding is read against, the worst known first.
+  """Up to six scores that the finding is read against, in a run's order.
 
   Args:
     summary: contents of summary.json.
@@ -88,12 +88,16 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
 
 
 def text(summary: Mapping[str, Any]) -> str:
-  """Sentence and rows for a terminal."""
+  """Rows, sentence and what blew up, for a terminal."""
   entries = rows(summary)
   lines = tables.aligned(
-    ('return on held-out tasks, last adaptation episode', 'mean', '95%'),
+    (
+      'return on held-out tasks, last adaptation episode',
+      'mean',
+      '95% interval',
+    ),
     [(row.words, row.mean, row.interval) for row in entries],
     (False, True, False),
   )
-  said = sentence(summary)
-  return '\n'.join([*lines, *(['', said] if said else [])]) + '\n'
+  said = filter(None, (sentence(summary), tables.divergence_note(summary)))
+  return '\n\n'.join(['\n'.join(lines), *said]) + '\n'

@@ -38,17 +38,16 @@ CAPTIONS = {
     'Where contexts land in z-space',
     'Posterior means of training tasks, first seed, projected to their '
     'principal components; the axes say how much of the variance each holds. '
-    'Where the hollow points (self-collected) lie '
-    'away from the filled ones of their task, links are long: that is the '
-    'distribution shift.',
+    'Where the hollow points (self-collected) lie away from the filled ones '
+    'of their task, links are long: that is the distribution shift.',
   ),
   'trajectories': (
     'Paths in held-out tasks',
     'First seed, first repetition, seen from above. Tasks are spread over '
     'the quantiles of the return of the last episode, the worst on the left, '
-    'the best on the right. Above each path stand the number that '
+    'the best on the right. Above each panel stand the number that '
     'experiments.render --task takes, and that return. Early episodes are '
-    'light, the last is dark; the star is the goal.',
+    'light, the last is dark; a star is the goal, where a task has one.',
   ),
   'diagnoses': (
     'What the learner knows',
@@ -201,7 +200,7 @@ def render(
 
 
 def _finding(summary: Mapping[str, Any]) -> str:
-  """One sentence, and three rows."""
+  """One sentence, three rows, and what blew up."""
   said = html.escape(findings.sentence(summary))
   kind = 'warning' if summary.get('profile') == 'smoke' else 'finding'
   main = ('random', 'offline_self_context', 'online_self_context')
@@ -218,6 +217,7 @@ def _finding(summary: Mapping[str, Any]) -> str:
     + '<table class="main"><thead><tr><th>Return on held-out tasks, last'
     ' adaptation episode</th><th>mean</th><th>95% interval</th></tr></thead>'
     f'<tbody>{cells}</tbody></table>'
+    f'<p>{html.escape(tables.divergence_note(summary))}</p>'
   )
 
 
@@ -227,7 +227,6 @@ def _table(summary: Mapping[str, Any], online: str) -> str:
     '<h2>Every row</h2><details><summary>The whole table, as in'
     ' <code>summary.json</code></summary>'
     f'<div class="scroll">{tables.html_table(summary)}</div>'
-    f'<p>{html.escape(tables.divergence_note(summary))}</p>'
     f'<h3>How to read it</h3>{_METHOD}{online}{_UNIT}</details>'
   )
 

@@ -558,7 +558,7 @@ def _quantiles(scores: np.ndarray | None, number: int, most: int) -> np.ndarray:
   """Numbers of tasks among the first `number`, from the worst to the best."""
   order = np.arange(number)
   if scores is not None:
-    order = np.argsort(scores, kind='stable')
+    order = np.argsort(scores[:number], kind='stable')
   places = np.linspace(0, number - 1, min(most, number))
   return order[np.round(places).astype(int)]
 

@@ -342,7 +342,7 @@ def band(
 def _t_quantile(confidence: float, freedom: int | np.ndarray) -> np.ndarray:
   """Student's t that `confidence` of a central interval ends at.
 
-  As scipy.stats.t.ppf, whose import takes as long as that of jax.
+  As scipy.stats.t.ppf, whose import takes over half a second.
   """
   return special.stdtrit(freedom, 0.5 + confidence / 2)
 

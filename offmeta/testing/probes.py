@@ -22,7 +22,7 @@ from offmeta.types import (
   Windows,
 )
 
-# Training tasks of the problems that `contracts` make and batches are of.
+# Training tasks of the problems that contracts make and batches are of.
 NUM_TASKS = 3
 
 

@@ -110,7 +110,7 @@ class OnlineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-  """Online fine-tuning in each held-out task (as in the paper of MACAW)."""
+  """Online fine-tuning in each held-out task (as MACAW's release does)."""
 
   # Of an episode and the updates after it (500); 0: none.
   iterations: limits.CountOrZero = 0

@@ -107,16 +107,16 @@ class Evaluator:
 
     # As recorded; what contexts are trained on may be mixed.
     contexts_of = (lambda replay: replay.query) if known else Replay.contexts
-    handed_over = Rows(config.context_size, 'offline')
+    offline = Rows(config.context_size, 'offline')
     logged = Slice(config.context_size)
     if known:
-      handed_over = Sequences(1, known * family.spec.episode_length)
+      offline = Sequences(1, known * family.spec.episode_length)
     if episodes:
       logged = Sequences(1, config.context_size)
 
     def context_rows(buffer, ids, key):
       return evaluation.offline_rows(
-        buffer, ids, key, config.num_repeats, handed_over
+        buffer, ids, key, config.num_repeats, offline
       )
 
     def log_rows(buffer, ids, key):

@@ -146,7 +146,7 @@ def smac(params, target, batch, noise, config, online):
 
 
 def pearl_critic(params, target_value, batch, noise, config):
-  """Terms of A1.3 steps 2 to 4, z and the targets y."""
+  """Terms of critics, encoder and decoder, z and the targets y."""
   encoder, decoder = (params['context'][k] for k in ('encoder', 'decoder'))
   beliefs = task_posteriors(encoder, batch)
   noise = np.asarray(noise, np.float64)
@@ -171,7 +171,7 @@ def pearl_critic(params, target_value, batch, noise, config):
 
 
 def pearl_actor(params, critics, batch, z, noise, config):
-  """Terms of A1.3 steps 5 to 7, and the value targets."""
+  """Terms of value and actor, and the value targets."""
   noise = np.asarray(noise, np.float64)
   value_errors, losses, means, log_stds, targets = [], [], [], [], []
   for m, b, s, *_ in rows(batch):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from offmeta import testing
 from offmeta.algorithms import pearl, smac
-from offmeta.testing import contracts
 from offmeta.types import (
   Algorithm,
   BatchSpec,
@@ -40,7 +40,7 @@ _SMAC = dataclasses.replace(
   ids=['smac', 'pearl'],
 )
 def test_contract(module, config):
-  contracts.check_algorithm(module.make, config, helpers.SPEC)
+  testing.check_algorithm(module.make, config, helpers.SPEC)
 
 
 # A toy that meets the contract, and changes to it that do not.
@@ -115,7 +115,7 @@ def _toy(**changes):
 
 def test_toy_meets_the_contract():
   diagnose = lambda state, evidence: {'reward': evidence.rows.reward}
-  contracts.check_algorithm(_toy(diagnose=diagnose), None, helpers.SPEC)
+  testing.check_algorithm(_toy(diagnose=diagnose), None, helpers.SPEC)
 
 
 class _Host:
@@ -224,4 +224,4 @@ def _idle(update, state, batch):
 )
 def test_broken_algorithms_are_rejected(changes, message):
   with pytest.raises(AssertionError, match=message):
-    contracts.check_algorithm(_toy(**changes), None, helpers.SPEC)
+    testing.check_algorithm(_toy(**changes), None, helpers.SPEC)

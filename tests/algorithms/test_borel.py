@@ -12,13 +12,14 @@ import numpy_reference
 import pytest
 import recurrent_reference as reference
 
+from offmeta import testing
 from offmeta.algorithms import borel, latent, sac
 from offmeta.networks.distributions import (
   ShiftedTanhNormal,
   TanhNormal,
   task_noise,
 )
-from offmeta.testing import contracts, probes
+from offmeta.testing import probes
 from offmeta.types import (
   BatchSpec,
   MetaBatch,
@@ -88,7 +89,7 @@ def _state():
   )
 
 
-# Spec baselines A2.2, one time and one step at a time.
+# The paper's ELBO, one time and one step at a time.
 
 
 def _flags(steps, i):
@@ -580,7 +581,7 @@ def test_each_stage_trains_its_own_parts(state):
 
 
 def test_contract():
-  contracts.check_algorithm(borel.make, CONFIG, SPEC)
+  testing.check_algorithm(borel.make, CONFIG, SPEC)
 
 
 def test_one_episode_has_no_boundary():
@@ -641,7 +642,7 @@ def test_settings_that_make_no_sense(changes, message):
 
 
 def test_published_defaults():
-  """Spec baselines A2.2 to A2.4, cheetah-vel."""
+  """Those of the release, cheetah-vel."""
   c = borel.Config()
   assert (c.latent_size, c.gru_size, c.kl_weight) == (5, 128, 0.05)
   assert c.decoder_hidden == (32, 32) and c.decode_whole_step

@@ -10,9 +10,9 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 
+from offmeta import testing
 from offmeta.algorithms import brac, csro, focal, unicorn
 from offmeta.networks import context
-from offmeta.testing import contracts
 from offmeta.types import Problem
 
 SPEC = helpers.SPEC
@@ -199,7 +199,7 @@ def test_unicorn_classification_against_numpy(batch):
 
 
 def test_unicorn_decoders_start_as_published():
-  """All else alike; rlkit's small last layer hides the latent (A5)."""
+  """All else alike; rlkit's small last layer hides the latent."""
   small = dataclasses.replace(SS, decoder_hidden=(64,), decoder_start='rlkit')
   wide = dataclasses.replace(small, decoder_start='truncated_normal')
   assert SS.decoder_start == 'truncated_normal'
@@ -297,7 +297,7 @@ def test_every_learner_of_a_step_is_the_group_that_it_names():
 
 
 def test_csro_encoder_learns_against_the_new_model(batch):
-  """Adam's first moments are a tenth of the gradient (A4, order)."""
+  """In the release's order; Adam's first moments are a tenth of a gradient."""
   before = _state(csro, CSRO)
   after, _ = _update(csro, CSRO)(before, batch)
   _, (_, terms) = csro.representation(Problem(SPEC, 6), CSRO).steps
@@ -365,7 +365,7 @@ def test_four_devices_do_what_one_does(batch, module, config):
 
 @ALL
 def test_contract(module, config):
-  contracts.check_algorithm(module.make, config, SPEC, quick=True)
+  testing.check_algorithm(module.make, config, SPEC, quick=True)
 
 
 def test_unicorn_draws_points_while_acting(batch):
@@ -400,7 +400,7 @@ def test_unicorn_refuses():
 
 
 def test_behaviour_defaults():
-  """Specs baselines A4 and A5."""
+  """Those of the releases."""
   c = csro.Config()
   assert (c.latent_size, c.mi_weight, c.model_weight, c.metric_weight) == (
     20,

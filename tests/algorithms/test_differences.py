@@ -31,7 +31,7 @@ def _in(group, **settings):
   return {f'{group}.{name}': value for name, value in settings.items()}
 
 
-# Spec smac 3.1, and 2.1 for the starts of networks.
+# SMAC's release.
 _SMAC = {
   'latent_size': 5,
   'encoder_hidden': (200, 200, 200),
@@ -82,7 +82,7 @@ _SMAC = {
   ),
 }
 
-# Spec smac 3.3: SMAC's behaviour policy.
+# SMAC's behaviour policy.
 _PEARL = {
   'latent_size': 5,
   'encoder_hidden': (200, 200, 200),
@@ -117,7 +117,7 @@ _PEARL = {
     task_repeat=4,
   ),
 }
-# Spec baselines A1, cheetah-vel.
+# PEARL's first release, cheetah-vel.
 _PEARL_FIRST = {
   **_PEARL,
   'decoder_hidden': _OURS,  # there is none
@@ -180,7 +180,7 @@ _SAC = {
   'batch_size': 256,
 }
 
-# Spec baselines A2.2 to A2.4, cheetah-vel.
+# BOReL's release, cheetah-vel.
 _BOREL = {
   'latent_size': 5,
   'gru_size': 128,
@@ -222,7 +222,7 @@ _BOREL = {
   ),
 }
 
-# Spec baselines A3.4, the later code.
+# FOCAL's later code.
 _FOCAL = {
   'critic_hidden': (256, 256),
   'actor_hidden': (256, 256),
@@ -269,7 +269,7 @@ _WIDE = dict.fromkeys(
   ('critic_hidden', 'actor_hidden', 'value_hidden', 'divergence_hidden'),
   (256, 256, 256),
 )
-# Spec baselines A3.2 and A3.3, cheetah-vel.
+# FOCAL's first release, cheetah-vel.
 _FOCAL_FIRST = {
   **_FOCAL,
   **_WIDE,
@@ -297,7 +297,7 @@ _FOCAL_FIRST = {
   'context_size': 100,
 }
 
-# Spec baselines A4, cheetah-vel.
+# CSRO's release, cheetah-vel.
 _CSRO = {
   **_FOCAL_FIRST,
   'num_updates': 105 * 1000,
@@ -306,7 +306,7 @@ _CSRO = {
   'model_hidden': (200, 200, 200),
 }
 
-# Spec baselines A5, ant-dir.
+# UNICORN's release, ant-dir.
 _UNICORN = {
   **_FOCAL,
   'metric_weight': 0.15,
@@ -315,7 +315,7 @@ _UNICORN = {
   'decoder_start': 'truncated_normal',
 }
 
-# Spec macaw 8 ('standard.json'), 1 to 3 for what no file says.
+# MACAW's 'standard.json', and its code for what no file says.
 _MACAW = {
   'hidden': (100, 100, 100),
   'head_hidden': 32,
@@ -352,7 +352,7 @@ _MACAW = {
     'finetune', lr=1e-5, value_updates=100, policy_updates=200, batch_size=256
   ),
 }
-# Spec macaw 7.1, 'overrides/imitation.json'.
+# MACAW's 'overrides/imitation.json'.
 _META_BC = {
   name: _MACAW[name]
   for name in (
@@ -372,7 +372,7 @@ _META_BC = {
     'task_loop',
   )
 }
-# Spec macaw 7.1, 'multitask_standard.json'.
+# MACAW's 'multitask_standard.json'.
 _MULTITASK = {
   **{
     name: _MACAW[name]

@@ -9,8 +9,8 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 
+from offmeta import testing
 from offmeta.algorithms import brac, focal
-from offmeta.testing import contracts
 from offmeta.types import (
   BatchSpec,
   Problem,
@@ -141,7 +141,7 @@ def _act(config, params, s, z, noise):
 
 
 def _targets(config, params, target, weight, batch, z, noise):
-  """y of every row (A3.3, A3.4)."""
+  """y of every row."""
   targets = []
   for m, b, s, a, r, discount, s2 in reference.rows(batch):
     if config.value_network:
@@ -550,7 +550,7 @@ def test_four_devices_do_what_one_does(batch):
   ids=['later', 'first'],
 )
 def test_contract(config):
-  contracts.check_algorithm(focal.make, config, SPEC, quick=True)
+  testing.check_algorithm(focal.make, config, SPEC, quick=True)
 
 
 def test_contexts():
@@ -613,7 +613,7 @@ def test_unknown_switches_are_refused(change):
 
 
 def test_behaviour_defaults():
-  """Spec baselines A3.2 and A3.4."""
+  """Those of the later code."""
   c = focal.Config()
   assert (c.latent_size, c.encoder_hidden, c.metric_weight) == (
     5,

@@ -77,7 +77,7 @@ def test_gradient_routing(state, batch, task_loop):
     assert reached == _ROUTES[term], term
     assert untouched == set(_GROUPS) - _ROUTES[term], term
     if term == 'policy':
-      # The adapted head is never used: its step sizes do not matter (9.5).
+      # The adapted head is never used: its step sizes do not matter.
       assert helpers.largest(gradients['policy_steps']['head']) == 0
       trunk = gradients['policy_steps']['trunk']
       assert all(np.abs(x) > 1e-6 for x in jax.tree.leaves(trunk))

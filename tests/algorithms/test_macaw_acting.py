@@ -359,7 +359,7 @@ def test_bad_settings_raise(changes, message):
 
 
 def test_released_defaults():
-  """Spec macaw 8."""
+  """Those of the release."""
   c = macaw.Config()
   assert (c.hidden, c.head_hidden, c.latent_size) == ((100,) * 3, 32, 100)
   assert (c.policy_lr, c.value_lr, c.step_size_lr) == (1e-4, 1e-5, 1e-3)

@@ -298,7 +298,7 @@ def test_bad_settings_raise(changes, message):
 
 
 def test_released_defaults():
-  """Spec macaw 7.1."""
+  """Those of MACAW's release."""
   c = multitask.Config()
   assert (c.hidden, c.layer, c.action_std) == ((100,) * 3, 'bias_linear', 0.2)
   assert (c.policy_lr, c.value_lr, c.discount) == (1e-4, 1e-5, 0.99)

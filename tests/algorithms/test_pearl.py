@@ -131,7 +131,7 @@ def test_updates_against_numpy_adam(state, batch):
   """Two whole updates: the value learns from the *updated* critics.
 
   And from z of the encoder before its update; its target follows the new
-  value (A1.3 steps 4 to 6).
+  value.
   """
   update = jax.jit(
     pearl.make(Problem(SPEC), CONFIG).loop('online').stages[0].update
@@ -249,7 +249,7 @@ def test_gradient_routing(state, batch, q_into_encoder):
 
 
 def test_behaviour_defaults():
-  """Specs smac 3.3 (the defaults) and baselines A1."""
+  """SMAC's data generator (the defaults), and the first release."""
   c = pearl.Config()
   assert (c.latent_size, c.encoder_hidden) == (5, (200,) * 3)
   assert c.critic_hidden == c.value_hidden == c.actor_hidden == (300,) * 3

@@ -10,9 +10,9 @@ import numpy as np
 import numpy_reference
 import pytest
 
-from offmeta import envs, optim, parallel, rollout
+from offmeta import envs, optim, parallel, rollout, testing
 from offmeta.algorithms import ppo
-from offmeta.testing import contracts, probes
+from offmeta.testing import probes
 from offmeta.types import MetaBatch
 
 CONFIG = ppo.Config(
@@ -431,7 +431,7 @@ def _best_return(goal):
 
 
 def test_contract():
-  contracts.check_algorithm(ppo.make, CONFIG, _FAMILY.spec)
+  testing.check_algorithm(ppo.make, CONFIG, _FAMILY.spec)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 
+from offmeta import testing
 from offmeta.algorithms import latent, sac
 from offmeta.networks.distributions import task_noise
-from offmeta.testing import contracts, probes
+from offmeta.testing import probes
 from offmeta.types import Problem
 
 SPEC = helpers.SPEC
@@ -274,7 +275,7 @@ def test_policies(state):
 
 
 def test_contract():
-  contracts.check_algorithm(sac.make, CONFIG, SPEC)
+  testing.check_algorithm(sac.make, CONFIG, SPEC)
 
 
 def test_published_defaults():

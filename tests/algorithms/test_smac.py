@@ -333,7 +333,7 @@ def test_relabel_against_numpy(state, batch, label_with):
 
 
 def test_released_defaults():
-  """Spec smac 3.1."""
+  """Those of the release."""
   c = smac.Config()
   assert (c.latent_size, c.encoder_hidden, c.decoder_hidden) == (
     5,

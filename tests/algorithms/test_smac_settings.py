@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.configs import recipes
+from offmeta import testing
 from offmeta.algorithms import smac
-from offmeta.testing import contracts
 from offmeta.training import config as configs
 from offmeta.types import Problem
 
@@ -29,7 +29,7 @@ def _with(**changes):
   ids=str,
 )
 def test_contract(changes):
-  contracts.check_algorithm(smac.make, _with(**changes), SPEC, quick=True)
+  testing.check_algorithm(smac.make, _with(**changes), SPEC, quick=True)
 
 
 _STAGE, _SAC = CONFIG.online, smac.SacActorConfig

@@ -181,7 +181,7 @@ def _long_data(num_tasks, num_episodes):
 
 @pytest.mark.parametrize('each, positions', [(2, 1), (3, 1), (4, 2)])
 def test_mixed_rewards(each, positions):
-  """Spec baselines A2.3, as released: first halves of some sequences."""
+  """As BOReL's release: first halves of some sequences."""
   data = _long_data(5, 40 * each)
   log, spec = (
     data.transitions,

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import robots
 
-from offmeta import envs
+from offmeta import envs, testing
 from offmeta.envs import simulator
-from offmeta.testing import contracts
 
 LISTS = {
   'cheetah_vel': (
@@ -57,7 +56,7 @@ def _first_task(family, name='default'):
 @pytest.mark.parametrize('name', sorted(LISTS))
 def test_contract_on_spring(name):
   family = envs.make(name)
-  contracts.check_env_family(
+  testing.check_env_family(
     family,
     num_steps=15,
     task_lists=LISTS[name],

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import robots
 
-from offmeta import envs
+from offmeta import envs, testing
 from offmeta.envs import simulator
-from offmeta.testing import contracts
 
 NAMES = ('walker_params', 'hopper_params')
 LISTS = {
@@ -93,7 +92,7 @@ def test_contract(robot):
   family = robot.family
   # Measured between vmapped and single steps: 4e-4 in the walker's velocities.
   # As many tasks as in `batched`, whose programs these are then, too.
-  contracts.check_env_family(
+  testing.check_env_family(
     family,
     num_steps=8,
     num_tasks=BATCH,

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import pytest
 
+from offmeta import testing
 from offmeta.envs import point_robot
-from offmeta.testing import contracts
 
 
 class _OtherReward(point_robot.PointRobot):
@@ -92,4 +92,4 @@ class _InSpace(point_robot.PointRobot):
 )
 def test_broken_families_are_rejected(family, message):
   with pytest.raises(AssertionError, match=message):
-    contracts.check_env_family(family(), num_steps=3, task_lists=('default',))
+    testing.check_env_family(family(), num_steps=3, task_lists=('default',))

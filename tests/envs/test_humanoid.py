@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import robots
 
-from offmeta import envs
+from offmeta import envs, testing
 from offmeta.envs import simulator
-from offmeta.testing import contracts
 
 LYING = (np.sqrt(0.5), 0.0, -np.sqrt(0.5), 0.0)  # the feet are off the floor
 
@@ -40,7 +39,7 @@ def _centre_of_mass(model, physics):
 
 def test_contract_on_spring(spring):
   family = spring.family
-  contracts.check_env_family(
+  testing.check_env_family(
     family, num_steps=10, task_lists=('default', 'smac', 'pearl', 'csro', 'ood')
   )
   assert family.spec.episode_length == 200 and family.spec.terminates

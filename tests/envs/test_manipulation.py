@@ -10,9 +10,8 @@ import pytest
 import robots
 import table
 
-from offmeta import envs
+from offmeta import envs, testing
 from offmeta.envs import manipulation_tasks
-from offmeta.testing import contracts
 
 FIXTURES = ('button_drawer', 'handle_drawer', 'button')
 
@@ -35,7 +34,7 @@ def _reach(robot, state, task, place, grip=1.0, steps=20):
 
 def test_contract():
   family = envs.make('manipulation')
-  contracts.check_env_family(
+  testing.check_env_family(
     family, num_steps=10, task_lists=('default', 'smac', 'ood')
   )
   spec = family.spec

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import robots
 
-from offmeta import envs
+from offmeta import envs, testing
 from offmeta.envs import point_robot
-from offmeta.testing import contracts
 
 # numpy's after seed(1337): the first and last of 100 draws of uniform(-1, 1)
 # in pairs, and which of 100 ranks its shuffle puts at 0, 79, 80 and 99.
@@ -31,7 +30,7 @@ RANKS = (2, 75, 66, 23)
 )
 def test_contract(name, options, lists):
   family = envs.make(name, **options)
-  contracts.check_env_family(family, num_steps=20, task_lists=lists)
+  testing.check_env_family(family, num_steps=20, task_lists=lists)
   assert family.spec.name == name
   assert family.spec.episode_length == options.get('episode_length', 20)
 

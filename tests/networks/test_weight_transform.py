@@ -103,7 +103,7 @@ def test_bias_linear_start():
   ],
 )
 def test_parameter_counts(family, sizes, policy, value, generated):
-  """Spec macaw 3.4."""
+  """Those of the release."""
   observation, action = sizes
   networks = (
     weight_transform.policy_network(observation, action, (100,) * 3, 32),
@@ -111,7 +111,7 @@ def test_parameter_counts(family, sizes, policy, value, generated):
   )
   params = [jax.eval_shape(network.init, _KEY) for network in networks]
   assert tuple(map(_count, params)) == (policy, value), family
-  # One step size per tensor: three per layer (1.2).
+  # One step size per tensor: three per layer.
   assert [len(jax.tree.leaves(p)) for p in params] == [18, 12]
   if generated:
     assert (

@@ -220,3 +220,15 @@ def test_how_they_were_made(built):
 def test_an_empty_folder(tmp_path):
   with pytest.raises(ValueError, match='no run has been tested yet'):
     comparison.build(tmp_path)
+
+
+def test_a_comparison_of_smoke_runs_says_what_it_is_worth(tmp_path, data):
+  workdir = data.make_offline_workdir(tmp_path / 'focal')
+  assert "profile 'smoke'" not in comparison.text_table(
+    comparison.build(tmp_path)
+  )
+  run = json.loads((workdir / 'run.json').read_text())
+  (workdir / 'run.json').write_text(json.dumps({**run, 'profile': 'smoke'}))
+  result = comparison.build(tmp_path)
+  for table in (comparison.text_table, comparison.markdown_table):
+    assert "profile 'smoke' only shows that everything runs" in table(result)

@@ -24,6 +24,7 @@ def _summary(gain, profile='cpu', headline='mine', rows=None):
     'profile': profile,
     'headline_variant': headline,
     'oracle_variant': 'true' if headline else None,
+    'diverged': {},
   }
 
 
@@ -72,3 +73,10 @@ def test_rows_in_reading_order_with_words():
   assert found[2].interval == '' and "'mine'" in found[2].words
   lines = findings.text(_summary(_entry(3.0, 1.0, 5.0))).splitlines()
   assert lines[-1].startswith('On held-out tasks') and len(lines) == 8
+
+
+def test_a_terminal_says_what_blew_up():
+  summary = _summary(_entry(3.0, 1.0, 5.0))
+  assert 'blew up' not in findings.text(summary)
+  summary['diverged'] = {'online/mine': 3}
+  assert findings.text(summary).endswith('blew up: 3 in online/mine.\n')

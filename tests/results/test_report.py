@@ -503,6 +503,8 @@ def test_paths_are_of_tasks_from_the_worst_to_the_best():
   np.testing.assert_array_equal(plots._quantiles(scores, 5, 3), [1, 0, 3])
   np.testing.assert_array_equal(plots._quantiles(scores, 5, 9), [1, 2, 0, 4, 3])
   np.testing.assert_array_equal(plots._quantiles(None, 5, 3), [0, 2, 4])
+  # Of another run's paths there are fewer: none but these can be shown.
+  np.testing.assert_array_equal(plots._quantiles(scores, 2, 3), [1, 0])
 
 
 def test_paths_are_named_by_task_and_return(make_workdir):
@@ -542,3 +544,36 @@ def test_latents_on_a_line_are_drawn_against_the_task(make_workdir):
   first, *_ = plots.z_space(records.load(workdir)).axes
   assert first.get_xlabel() == 'task parameter'
   assert re.match('z, first component .1?[0-9]{2}% of', first.get_ylabel())
+
+
+def _page_of(workdir, profile):
+  """The page before and after the beginning of the folded table."""
+  run = json.loads((workdir / 'run.json').read_text())
+  (workdir / 'run.json').write_text(json.dumps({**run, 'profile': profile}))
+  record = records.load(workdir)
+  summary = {**results.summarize(record), 'diverged': {'online/ours': 3}}
+  text = page.render(record, summary, {'training': b'', 'episodes': b''})
+  return text.split('<h2>Every row</h2><details>')
+
+
+def test_the_page_begins_with_its_finding(make_workdir):
+  before, after = _page_of(make_workdir(seeds=2, variants=('ours',)), 'cpu')
+  places = [
+    before.index(part)
+    for part in (
+      'On held-out tasks the online phase',
+      '<table class="main">',
+      'blew up: 3 in online/ours',
+      page.CAPTIONS['training'][0],
+      page.CAPTIONS['episodes'][0],
+    )
+  ]
+  assert places == sorted(places)
+  assert before.split('</table>')[0].count('<tr>') == 4  # a head, three rows
+  assert 'gap_closed' in after and '<code>random</code>' not in before
+
+
+def test_the_page_of_a_smoke_run_has_no_finding(make_workdir):
+  before, _ = _page_of(make_workdir(seeds=2, variants=('ours',)), 'smoke')
+  assert '<p class="warning">The profile' in before
+  assert 'the return' not in before.split('<table')[0]
