@@ -306,7 +306,7 @@ def test_behaviour_by_script_or_from_elsewhere(tmp_path, monkeypatch):
   np.testing.assert_allclose(
     done.transitions.extras['physics'][19::20], [goal, goal], atol=1e-5
   )
-  with pytest.raises(ConfigError, match='brought along'):
+  with pytest.raises(ConfigError, match='given its dataset'):
     restore.meta_test(setup(dataset='data'), 'collect', 0, 1, record)
 
 
